@@ -1,0 +1,1 @@
+"""Ray Data: corpora to documents, chunks, embeddings, neighbours, pairs and scores."""

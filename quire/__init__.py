@@ -1,0 +1,1 @@
+"""Quire's library: plain Python, torch and pyarrow; knows nothing of Ray."""

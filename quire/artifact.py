@@ -1,0 +1,289 @@
+"""Artefacts: a folder of data with a manifest, published once, skipped, refused or resumed after that.
+
+    <root>/<kind>/<name>/   part-00000.parquet | model.safetensors ...   manifest.json
+
+A step calls `begin`. If the manifest is there with the same fingerprint the work is done; with another one it is
+refused; with none, an interrupted run left a draft, and its finished shards are kept. `publish` writes the manifest
+last: it is the done marker.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from quire import storage as storages
+from quire.errors import UserError
+from quire.storage import Storage
+
+KINDS = ("documents", "chunks", "embeddings", "neighbors", "pairs", "tokens", "models", "predictions", "sweeps", "reports")
+MANIFEST = "manifest.json"
+_DRAFT = "_draft.json"
+_SHARDS = "_shards"
+WORK = "_work"  # scratch of an unfinished run (checkpoints); removed when the artefact is published
+_VERSIONED = ("ray", "torch", "transformers", "sentence-transformers", "pyarrow", "numpy", "faiss-cpu", "faiss-gpu")
+
+
+def fingerprint(recipe: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
+    """SHA-256 over the canonical JSON of what determines the result: the recipe and the inputs' fingerprints."""
+    text = json.dumps({"recipe": recipe, "inputs": inputs}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artefact: where it is, and its manifest."""
+
+    storage: Storage
+    kind: str
+    name: str
+    manifest: Mapping[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """Relative to the root."""
+        return f"{self.kind}/{self.name}"
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest["fingerprint"]
+
+    @property
+    def parts(self) -> list[str]:
+        """Parquet parts in order, relative to the root."""
+        return [f"{self.folder}/{file}" for file in self.manifest["files"] if file.startswith("part-")]
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """All parts as one table, in order."""
+        return pa.concat_tables(self.storage.read_table(part, columns) for part in self.parts)
+
+    def memory_map(self, columns: list[str]) -> pa.Table:
+        """All parts as one table that lies on the local disk, not in memory, so that it may be larger than memory."""
+        key = hashlib.sha256(f"{self.fingerprint} {sorted(columns)}".encode()).hexdigest()[:32]
+        target = storages.cache_folder() / f"{key}.arrow"
+        if not target.exists():
+            temporary = target.with_name(f".tmp-{key}-{time.time_ns()}")
+            writer = None
+            for part in self.parts:
+                table = self.storage.read_table(part, columns)
+                writer = writer or pa.ipc.new_file(temporary, table.schema)
+                writer.write_table(table)
+            writer.close()
+            temporary.rename(target)
+        with pa.memory_map(str(target)) as source:
+            return pa.ipc.open_file(source).read_all()
+
+    def local(self) -> Path:
+        """The artefact's folder on this machine, downloaded first if it is remote."""
+        return storages.cached(self.storage, self.folder, f"{self.kind}-{self.name}-{self.fingerprint[:16]}")
+
+    def read_json(self, file: str) -> Any:
+        return self.storage.read_json(f"{self.folder}/{file}")
+
+
+def open_artifact(root: str | Storage, kind: str, name: str) -> Artifact:
+    """The published artefact `kind/name`. Raises UserError when it is missing or unfinished."""
+    storage = root if isinstance(root, Storage) else Storage(root)
+    _check_name(kind, name)
+    if not storage.exists(f"{kind}/{name}/{MANIFEST}"):
+        unfinished = storage.exists(f"{kind}/{name}/{_DRAFT}")
+        why = "is unfinished: run its step again" if unfinished else "does not exist: run the step that makes it first"
+        raise UserError(f"{kind} {name!r} ({storage.uri(f'{kind}/{name}')}) {why}")
+    return Artifact(storage, kind, name, storage.read_json(f"{kind}/{name}/{MANIFEST}"))
+
+
+@dataclass
+class Shard:
+    """What one shard of a step made, and what it dropped and why."""
+
+    table: pa.Table | None = None
+    rows_in: int = 0
+    rejects: pa.Table | None = None  # must have a string column `reason`
+    bytes_in: int = 0
+    cpu: float = 0.0
+    gpu: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        return {} if self.rejects is None else dict(sorted(Counter(self.rejects["reason"].to_pylist()).items()))
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An artefact in the making. Cheap to send to workers, which write their shards through it."""
+
+    storage: Storage
+    kind: str
+    name: str
+    fingerprint: str
+    published: Artifact | None = None
+
+    @property
+    def folder(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+    def finished_shards(self) -> dict[int, dict[str, Any]]:
+        """Records of the shards that this or an interrupted run has completed, by index."""
+        names = self.storage.files(f"{self.folder}/{_SHARDS}")
+        return {int(name.split(".")[0]): self.storage.read_json(f"{self.folder}/{_SHARDS}/{name}") for name in names}
+
+    def write_shard(self, index: int, shard: Shard) -> dict[str, Any]:
+        """Write one shard: data first, its record last. Doing it again writes the same bytes over the same names."""
+        written = 0
+        if shard.table is not None:
+            written += self.storage.write_table(f"{self.folder}/part-{index:05d}.parquet", shard.table)
+        if shard.rejects is not None and shard.rejects.num_rows:
+            self.storage.write_table(f"{self.folder}/rejects-{index:05d}.parquet", shard.rejects)
+        record = {
+            "rows_in": shard.rows_in,
+            "rows_out": 0 if shard.table is None else shard.table.num_rows,
+            "dropped": shard.dropped,
+            "bytes_in": shard.bytes_in,
+            "bytes_out": written,
+            "cpu": round(shard.cpu, 3),
+            "gpu": round(shard.gpu, 3),
+            "facts": shard.facts,
+        }
+        self.storage.write_json(f"{self.folder}/{_SHARDS}/{index:05d}.json", record)
+        return record
+
+    def publish(
+        self, *, num_shards: int | None = None, summary: str = "", facts: Mapping[str, Any] | None = None,
+        cost: Mapping[str, float] | None = None,
+    ) -> Artifact:
+        """Write the manifest, after checking that every shard is there, and clear the scratch.
+
+        Raises UserError when a shard is missing: a step that lost work never looks finished.
+        """
+        records = self.finished_shards()
+        missing = sorted(set(range(num_shards or 0)) - set(records))
+        if missing:
+            raise UserError(f"{self.folder}: {len(missing)} of {num_shards} shards are missing, first {missing[0]}")
+        draft = self.storage.read_json(f"{self.folder}/{_DRAFT}")
+        scratch = (_SHARDS, WORK, _DRAFT)
+        files = [name for name in self.storage.files(self.folder) if name.split("/")[0] not in scratch]
+        ended = time.time()
+        manifest = {
+            **draft,
+            "kind": self.kind,
+            "name": self.name,
+            "files": {name: self._describe(name) for name in files},
+            **_totals(records.values()),
+            "facts": dict(facts or {}),
+            "summary": summary,
+            "git_commit": _git_commit(),
+            "versions": _versions(),
+            "ended": ended,
+        }
+        manifest["cost"] |= {"wall": round(ended - draft["started"], 3), **(cost or {})}
+        self.storage.write_json(f"{self.folder}/{MANIFEST}", manifest)
+        for name in scratch:
+            self.storage.delete(f"{self.folder}/{name}")
+        return open_artifact(self.storage, self.kind, self.name)
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        data = self.storage.read_bytes(f"{self.folder}/{name}")
+        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def begin(
+    root: str | Storage, kind: str, name: str, *, recipe: Mapping[str, Any], inputs: Mapping[str, Artifact | str]
+) -> Draft:
+    """Start, resume or skip the artefact `kind/name`.
+
+    `inputs` maps a role to a published artefact or, for things outside the root, to a content hash. The result's
+    `published` is set when the work is already done. Raises UserError when another recipe stands under that name.
+    """
+    storage = root if isinstance(root, Storage) else Storage(root)
+    _check_name(kind, name)
+    recipe = json.loads(json.dumps(recipe))
+    described = {
+        role: {"kind": i.kind, "name": i.name, "fingerprint": i.fingerprint} if isinstance(i, Artifact) else i
+        for role, i in sorted(inputs.items())
+    }
+    print_of_inputs = {role: i.fingerprint if isinstance(i, Artifact) else i for role, i in inputs.items()}
+    mark = fingerprint(recipe, print_of_inputs)
+    folder = f"{kind}/{name}"
+    state = next((file for file in (MANIFEST, _DRAFT) if storage.exists(f"{folder}/{file}")), None)
+    if state is None:
+        draft = {"recipe": recipe, "inputs": described, "fingerprint": mark, "started": time.time()}
+        storage.write_json(f"{folder}/{_DRAFT}", draft)
+        return Draft(storage, kind, name, mark)
+    found = storage.read_json(f"{folder}/{state}")
+    if found["fingerprint"] != mark:
+        raise UserError(_refusal(storage.uri(folder), state, found, {"recipe": recipe, "inputs": described}))
+    published = Artifact(storage, kind, name, found) if state == MANIFEST else None
+    return Draft(storage, kind, name, mark, published)
+
+
+def _refusal(where: str, state: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    old, new = _flat(found["recipe"] | {"input": found["inputs"]}), _flat(wanted["recipe"] | {"input": wanted["inputs"]})
+    differing = [
+        f"  {key}: {old.get(key, '(unset)')!r} there, {new.get(key, '(unset)')!r} asked for"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    what = "was made" if state == MANIFEST else "was begun"
+    return (
+        f"{where} {what} by another recipe:\n" + "\n".join(differing)
+        + "\nChoose another name=, or delete that folder to make it again."
+    )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": inner}
+    return flat
+
+
+def _totals(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    records = list(records)
+    dropped: Counter[str] = Counter()
+    for record in records:
+        dropped.update(record["dropped"])
+    total = {key: sum(record[key] for record in records) for key in ("rows_in", "rows_out", "bytes_in", "bytes_out")}
+    cost = {
+        "cpu": round(sum(record["cpu"] for record in records), 3),
+        "gpu": round(sum(record["gpu"] for record in records), 3),
+        "bytes_in": total.pop("bytes_in"),
+        "bytes_out": total.pop("bytes_out"),
+    }
+    return {**total, "dropped": dict(sorted(dropped.items())), "cost": cost}
+
+
+def _check_name(kind: str, name: str) -> None:
+    if kind not in KINDS:
+        raise UserError(f"kind {kind!r}: one of {', '.join(KINDS)}")
+    if not name or name.startswith((".", "_")) or not all(c.isalnum() or c in "-_." for c in name):
+        raise UserError(f"name = {name!r}: letters, digits, '-', '_' and '.', starting with a letter or digit")
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, or None outside a checkout (a shipped working directory has no .git)."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

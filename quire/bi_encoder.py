@@ -1,0 +1,114 @@
+"""The bi-encoder: a shared encoder with pooling and projection, and a symmetric head over two embeddings.
+
+Saved as a sentence-transformers folder (`SentenceTransformer(path)` loads the encoder) with the head beside it.
+Shape letters: N texts or pairs, B rows of a batch, T tokens, D embedding width, S style features.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import nn
+
+from quire import device, encoder, style
+
+_HEAD_WEIGHTS, _HEAD_CONFIG = "pair_head.safetensors", "pair_head.json"
+MAX_INVERSE_TEMPERATURE = 100.0  # as CLIP bounds it (Radford et al. 2021, section 2.5): temperature >= 0.01
+
+
+def build_encoder(folder: str, *, pooling: str, max_seq_length: int) -> SentenceTransformer:
+    """A pretrained encoder with its transformer kept, the given pooling, and a projection that starts as identity.
+
+    The untrained bi-encoder therefore ranks pairs exactly as the pretrained model with that pooling does.
+    """
+    transformer = Transformer(folder, max_seq_length=max_seq_length, model_kwargs={"use_safetensors": True})
+    width = transformer.get_embedding_dimension()
+    projection = Dense(
+        width, width, activation_function=nn.Identity(), init_weight=torch.eye(width), init_bias=torch.zeros(width)
+    )
+    modules = [transformer, Pooling(width, pooling_mode=pooling), projection, Normalize()]
+    return SentenceTransformer(modules=modules, device="cpu")
+
+
+class PairHead(nn.Module):
+    """Logit of "same book" from two embeddings and their style features, the same for (a, b) and (b, a).
+
+    Input: |u-v|, u*v, |s-t|, s*t with the style features s, t standardised by the training set's mean and deviation.
+    A scaled cosine is added, so that the head starts from the encoder's own ranking.
+    """
+
+    def __init__(self, width: int, hidden_size: int = 128, num_style: int = len(style.NAMES)):
+        super().__init__()
+        self.width, self.hidden_size, self.num_style = width, hidden_size, num_style
+        self.register_buffer("style_mean", torch.zeros(num_style))
+        self.register_buffer("style_std", torch.ones(num_style))
+        self.hidden = nn.Linear(2 * width + 2 * num_style, hidden_size)
+        self.out = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.cosine_scale = nn.Parameter(torch.tensor(5.0))
+        self.cosine_bias = nn.Parameter(torch.tensor(-2.0))
+
+    def fit_style(self, features: np.ndarray) -> None:
+        """Set mean and deviation from (N, S) style features of the training split."""
+        self.style_mean.copy_(torch.from_numpy(features.mean(0)))
+        self.style_std.copy_(torch.from_numpy(features.std(0).clip(min=1e-6)))
+
+    def forward(self, u: torch.Tensor, v: torch.Tensor, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """(..., D), (..., D), (..., S), (..., S) to logits (...)."""
+        s, t = (((x - self.style_mean) / self.style_std).clamp(-5, 5) for x in (s, t))
+        unit = self.width**0.5  # components of a normalised vector are of size 1/sqrt(D)
+        inputs = torch.cat([unit * (u - v).abs(), self.width * u * v, (s - t).abs(), s * t], dim=-1)
+        cosine = (u * v).sum(-1)
+        return self.cosine_scale * cosine + self.cosine_bias + self.out(nn.functional.gelu(self.hidden(inputs)))[..., 0]
+
+
+class BiEncoder:
+    """Encoder and head together, as trained and as served."""
+
+    def __init__(self, model: SentenceTransformer, head: PairHead):
+        self.model, self.head = model, head
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "BiEncoder":
+        """From a folder that `save` wrote. Raises when a weight is missing or left over (strict)."""
+        folder = Path(folder)
+        head = PairHead(**json.loads((folder / _HEAD_CONFIG).read_text("utf-8")))
+        head.load_state_dict(load_file(folder / _HEAD_WEIGHTS), strict=True)
+        return cls(encoder.load_encoder(str(folder)), head.to(device.device()).eval())
+
+    def save(self, folder: str | Path) -> None:
+        """Write the sentence-transformers folder and the head."""
+        folder = Path(folder)
+        self.model.save(str(folder), create_model_card=False, safe_serialization=True)
+        state = {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()}
+        save_file(state, folder / _HEAD_WEIGHTS)
+        sizes = {"width": self.head.width, "hidden_size": self.head.hidden_size, "num_style": self.head.num_style}
+        (folder / _HEAD_CONFIG).write_text(json.dumps(sizes, sort_keys=True), "utf-8")
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Normalised embeddings (N, D) float32."""
+        return encoder.encode(self.model, texts)
+
+    @torch.inference_mode()
+    def pair_logits(
+        self, embeddings_a: np.ndarray, embeddings_b: np.ndarray, style_a: np.ndarray, style_b: np.ndarray
+    ) -> np.ndarray:
+        """Logits (N,) float64 of pairs given by embeddings (N, D) and style features (N, S); symmetric."""
+        where = self.head.out.weight.device
+        arrays = (torch.from_numpy(np.ascontiguousarray(x)).to(where) for x in (embeddings_a, embeddings_b, style_a, style_b))
+        return self.head(*arrays).double().cpu().numpy()
+
+    def score(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:
+        """Logits (N,) of text pairs; each distinct text is encoded once."""
+        texts = list(dict.fromkeys([*texts_a, *texts_b]))
+        row = {text: index for index, text in enumerate(texts)}
+        embeddings, features = self.encode(texts), style.style_features(texts)
+        a, b = [row[text] for text in texts_a], [row[text] for text in texts_b]
+        return self.pair_logits(embeddings[a], embeddings[b], features[a], features[b])

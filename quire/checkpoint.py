@@ -1,0 +1,96 @@
+"""Checkpoints of the training loop: safetensors and JSON in the artefact's scratch folder, newest complete one wins."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from quire.artifact import WORK, Draft
+
+_KEEP = 2  # the newest, and one more in case the newest was cut off
+
+
+def save(draft: Draft, module: nn.Module, optimizer: torch.optim.Optimizer, state: Any, rank: int) -> None:
+    """Rank 0 writes weights, optimiser moments and state; the state file last, as the done marker."""
+    if rank == 0:
+        folder = f"{draft.folder}/{WORK}/checkpoint-{state.step:08d}"
+        tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
+        draft.storage.write_bytes(f"{folder}/state.safetensors", save_tensors(_detached(tensors)))
+        draft.storage.write_json(f"{folder}/state.json", asdict(state))
+        for old in _complete(draft)[:-_KEEP]:
+            draft.storage.delete(f"{draft.folder}/{WORK}/{old}")
+    _barrier()
+
+
+def load_latest(
+    draft: Draft, module: nn.Module, optimizer: torch.optim.Optimizer, state_class: Callable[..., Any]
+) -> Any | None:
+    """Restore module and optimiser from the newest complete checkpoint; its state, or None when there is none.
+
+    The parameter groups' settings are not restored: they follow from the config, which the draft's fingerprint fixes.
+    """
+    names = _complete(draft)
+    if not names:
+        return None
+    folder = f"{draft.folder}/{WORK}/{names[-1]}"
+    tensors = load_tensors(draft.storage.read_bytes(f"{folder}/state.safetensors"))
+    model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    module.load_state_dict(model, strict=True)
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            moments.setdefault(int(index), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    return state_class(**draft.storage.read_json(f"{folder}/state.json"))
+
+
+def save_best(draft: Draft, module: nn.Module, step: int, rank: int) -> None:
+    """Rank 0 keeps the weights of the best evaluation so far."""
+    if rank == 0:
+        tensors = _detached(dict(module.state_dict()))
+        draft.storage.write_bytes(f"{draft.folder}/{WORK}/best.safetensors", save_tensors(tensors, {"step": str(step)}))
+    _barrier()
+
+
+def load_best(draft: Draft, module: nn.Module) -> None:
+    """Put the best evaluation's weights into the module."""
+    tensors = load_tensors(draft.storage.read_bytes(f"{draft.folder}/{WORK}/best.safetensors"))
+    module.load_state_dict(tensors, strict=True)
+
+
+def save_batch(draft: Draft, batch: dict[str, torch.Tensor], step: int, rank: int) -> str:
+    """Keep the batch at which the loss went bad; where it lies, for the message."""
+    name = f"{draft.folder}/{WORK}/nonfinite-step-{step:08d}-rank-{rank}.safetensors"
+    draft.storage.write_bytes(name, save_tensors(_detached(batch)))
+    return draft.storage.uri(name)
+
+
+def _complete(draft: Draft) -> list[str]:
+    """Names of the checkpoints whose state file is there, oldest first."""
+    files = draft.storage.files(f"{draft.folder}/{WORK}")
+    return sorted(f.split("/")[0] for f in files if f.startswith("checkpoint-") and f.endswith("/state.json"))
+
+
+def _detached(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # A clone each: safetensors refuses tensors that share memory (tied weights).
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _barrier() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+def history_json(history: list[dict[str, Any]]) -> str:
+    """The loss history as published beside the model."""
+    return json.dumps(history, indent=1)

@@ -1,0 +1,167 @@
+"""Experiments: a TOML file plus dotted overrides becomes one frozen, validated config.
+
+    python -m room.verb EXPERIMENT.toml [key=value ...] [--print]
+
+An override's value is read as TOML where it parses as TOML (numbers, booleans, lists, quoted strings), else as the
+bare string. File and overrides are merged first and validated once, as a whole.
+"""
+
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from quire.errors import UserError
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, no unknown keys, no silent conversion of strings to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Runtime(Config):
+    """Where and with what a step runs. Never part of the fingerprint: it must not change a result."""
+
+    root: str = "artifacts"
+    num_workers: int | None = None
+
+
+C = TypeVar("C", bound=Config)
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """What the fingerprint covers: the config without `runtime` and without the artefact's own `name`."""
+    return config.model_dump(mode="json", exclude={"runtime", "name"})
+
+
+def load(config_class: type[C], path: str | None, overrides: Sequence[str] = ()) -> C:
+    """Read a TOML experiment (or nothing, for `path=None`), apply `key=value` overrides, validate.
+
+    Raises UserError that lists every problem with its dotted key, the value and what is allowed.
+    """
+    values = read_toml(path) if path is not None else {}
+    return build(config_class, merge(values, parse_overrides(overrides)), source=path or "overrides")
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """A TOML file as a dictionary. Raises UserError when it is missing or not TOML."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"experiment file {path!r} does not exist (looked in {Path.cwd()})")
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """`["chunk.size=20", "name=books"]` as nested dictionaries. Later ones win."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, raw = override.partition("=")
+        if not equals or not key or any(not part for part in key.split(".")):
+            raise UserError(f"override {override!r}: expected dotted.key=value")
+        nested: Any = _toml_value(raw)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = merge(values, nested)
+    return values
+
+
+def _toml_value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it; tables merge, everything else is replaced."""
+    merged = dict(base)
+    for key, value in change.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def build(config_class: type[C], values: Mapping[str, Any], source: str) -> C:
+    """Validate `values` as a whole. Strict as JSON is strict: `"14"` is not 14, but 1 is a float and a list a tuple."""
+    try:
+        return config_class.model_validate_json(_json(values))
+    except ValidationError as error:
+        lines = [_explain(config_class, detail) for detail in error.errors()]
+        raise UserError(f"{source}: {len(lines)} problem(s) in the config\n" + "\n".join(lines)) from error
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    import json
+
+    return json.dumps(values, default=str)
+
+
+def _explain(config_class: type[Config], detail: Mapping[str, Any]) -> str:
+    location = [str(part) for part in detail["loc"]]
+    key = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        return f"  {key}: unknown key; allowed here: {', '.join(_allowed(config_class, location[:-1]))}"
+    if detail["type"] == "missing":
+        return f"  {key}: missing, and it has no default"
+    return f"  {key} = {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _allowed(config_class: type[Config], location: Sequence[str]) -> list[str]:
+    """The keys of the (nested) config at `location`, for the message about an unknown one."""
+    current: Any = config_class
+    for part in location:
+        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
+        candidates = _models(field.annotation) if field is not None else _models(current, part)
+        if not candidates:
+            return ["(nothing)"]
+        current = candidates[0]
+    return sorted(current.model_fields)
+
+
+def _models(annotation: Any, tag: str | None = None) -> list[type[Config]]:
+    """Config classes inside an annotation such as `Source | None`; a union's tag picks among them."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, Config) else []
+    found = [model for inner in getattr(annotation, "__args__", ()) for model in _models(inner)]
+    if tag is None:
+        return found
+    return [m for m in found if getattr(m.model_fields.get("kind"), "default", None) == tag] or found
+
+
+def to_toml(config: Config) -> str:
+    """The resolved config as TOML, ready to be saved as an experiment. Unset (None) keys are left out."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def main(config_class: type[C], run: Callable[[C], Any], arguments: Sequence[str] | None = None) -> None:
+    """The whole command line of an entry point; exits 2 with a plain message on a mistake of the user."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    show = "--print" in arguments
+    words = [word for word in arguments if word != "--print"]
+    try:
+        flags = [word for word in words if word.startswith("-")]
+        if flags:
+            raise UserError(f"unknown flag {flags[0]!r}; the only one is --print, settings are key=value")
+        files = [word for word in words if "=" not in word]
+        if len(files) > 1:
+            raise UserError(f"one experiment file, not {len(files)}: {', '.join(files)}")
+        if not files and not words and not show:
+            raise UserError("usage: EXPERIMENT.toml [key=value ...] [--print]")
+        config = load(config_class, files[0] if files else None, [word for word in words if "=" in word])
+        if show:
+            print(to_toml(config), end="")
+            return
+        run(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -1,0 +1,108 @@
+"""A flow is a TOML list of steps; this runs them in order and skips what is already published.
+
+    python -m quire.flow flows/books.toml [root=s3://bucket/prefix] [STEP.key=value ...] [--print]
+
+`STEP.key=value` overrides a key of one step by its name; `root=` and `num_workers=` reach every step.
+"""
+
+import importlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from quire.artifact import Artifact
+from quire.config import Config, build, merge, parse_overrides, read_toml, to_toml
+from quire.errors import UserError
+
+ROOMS = ("pipelines", "trainers", "tune", "serve")
+
+
+class Step(Config):
+    """One step: a module with `CONFIG` and `run`, an experiment file, and what to change in it."""
+
+    name: str
+    run: str
+    experiment: str | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
+
+
+class Flow(Config):
+    """The steps in order, and the two settings that they share."""
+
+    root: str = "artifacts"
+    num_workers: int | None = None
+    steps: list[Step]
+
+
+def load_flow(path: str, overrides: Sequence[str] = ()) -> Flow:
+    """Read a flow and lay the overrides over its steps. Raises UserError for an unknown step."""
+    values, changes = read_toml(path), parse_overrides(overrides)
+    shared = {key: changes.pop(key) for key in ("root", "num_workers") if key in changes}
+    flow = build(Flow, merge(values, shared), source=path)
+    names = [step.name for step in flow.steps]
+    if len(set(names)) != len(names):
+        raise UserError(f"{path}: two steps share a name: {', '.join(names)}")
+    for name, change in changes.items():
+        if name not in names or not isinstance(change, dict):
+            raise UserError(f"override {name!r}: expected root=, num_workers= or STEP.key= with STEP in {', '.join(names)}")
+    steps = [step.model_copy(update={"set": merge(step.set, changes.get(step.name, {}))}) for step in flow.steps]
+    return flow.model_copy(update={"steps": steps})
+
+
+def configs(flow: Flow) -> list[tuple[Step, Any, Config]]:
+    """Each step with its module and its validated config, so that every mistake shows before anything runs."""
+    prepared = []
+    for step in flow.steps:
+        if step.run.split(".")[0] not in ROOMS:
+            raise UserError(f"steps.{step.name}.run = {step.run!r}: a module of {', '.join(ROOMS)}")
+        module = importlib.import_module(step.run)
+        values = read_toml(step.experiment) if step.experiment else {}
+        runtime = {"root": flow.root} | ({"num_workers": flow.num_workers} if flow.num_workers else {})
+        values = merge(merge(values, {"runtime": runtime}), step.set)
+        prepared.append((step, module, build(module.CONFIG, values, source=f"step {step.name}")))
+    return prepared
+
+
+def run(flow: Flow) -> dict[str, Artifact]:
+    """Run every step; the artefacts by step name."""
+    made: dict[str, Artifact] = {}
+    prepared = configs(flow)
+    begun = time.time()
+    for number, (step, module, config) in enumerate(prepared, start=1):
+        print(f"[{number}/{len(prepared)}] {step.name}: {step.run}", flush=True)
+        started = time.time()
+        made[step.name] = artifact = module.run(config)
+        fresh = artifact.manifest["ended"] >= started
+        how = f"done in {time.time() - started:.1f} s" if fresh else "already published, skipped"
+        print(f"      {how}: {artifact.storage.uri(artifact.folder)}", flush=True)
+        for line in artifact.manifest["summary"].splitlines():
+            print(f"      {line}", flush=True)
+    print(f"flow finished in {time.time() - begun:.1f} s", flush=True)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; exits 2 with a plain message on a mistake of the user."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    show = "--print" in words
+    words = [word for word in words if word != "--print"]
+    files = [word for word in words if "=" not in word]
+    try:
+        if len(files) != 1 or files[0].startswith("-"):
+            raise UserError("usage: python -m quire.flow FLOW.toml [root=...] [STEP.key=value ...] [--print]")
+        flow = load_flow(files[0], [word for word in words if "=" in word])
+        if show:
+            for step, _, config in configs(flow):
+                print(f"# {step.name}: python -m {step.run}\n{to_toml(config)}")
+            return
+        run(flow)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

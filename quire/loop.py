@@ -1,0 +1,206 @@
+"""The training loop that every trainer shares: one step after another, exactly resumable, on one worker or many.
+
+A trainer gives a `Task`: a module whose forward takes a batch and returns the loss, a stateless source of batches
+(step, micro-batch, rank) -> batch, and an evaluation. The loop gives the rest. It needs torch.distributed only when
+a process group is there (Ray Train sets one up), and never Ray.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from quire import checkpoint, device
+from quire.artifact import Draft
+from quire.config import Config
+from quire.errors import UserError
+
+Batch = dict[str, torch.Tensor]
+
+
+class LoopConfig(Config):
+    """What the loop computes. All of it is part of the recipe."""
+
+    max_steps: int = Field(gt=0, description="optimiser steps; the schedule ends here")
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = Field(default=0, ge=0)
+    accumulation: int = Field(default=1, gt=0, description="micro-batches per optimiser step")
+    clip_norm: float = Field(default=1.0, gt=0)
+    eval_every: int = Field(default=100, gt=0)
+    checkpoint_every: int = Field(default=100, gt=0)
+    patience: int | None = Field(default=None, gt=0, description="evaluations without improvement before stopping")
+    min_delta: float = Field(default=0.0, ge=0)
+    metric: str = "loss"
+    higher_is_better: bool = False
+    seed: int = 0
+
+
+class Task(Protocol):
+    """What a trainer supplies."""
+
+    module: nn.Module  # forward(batch) -> {"loss": scalar, **other scalars}
+
+    def batch(self, step: int, micro: int, rank: int, world: int) -> Batch:
+        """This rank's slice of the global micro-batch; a function of its arguments alone."""
+
+    def num_tokens(self, batch: Batch) -> int:
+        """Tokens in the batch, padding left out."""
+
+    def flops(self, batch: Batch) -> float:
+        """FLOPs of forward and backward for the batch, for the model's FLOP utilisation."""
+
+    def evaluate(self, rank: int, world: int) -> dict[str, float]:
+        """Metrics on a frozen set; every rank calls it and every rank gets the same numbers."""
+
+
+class NonFinite(RuntimeError):
+    """Loss or gradient became NaN or infinite; the batch is saved for inspection."""
+
+
+@dataclass
+class State:
+    """All that a resumed run must know besides tensors."""
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    bad_evaluations: int = 0
+    stopped: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)  # no clock times: equal runs give equal histories
+    tokens: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of workers; (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def learning_rate_factor(config: LoopConfig, step: int) -> float:
+    """Share of the peak learning rate at optimiser step `step` (0-based): linear warm-up, then the schedule."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    if config.schedule == "constant":
+        return 1.0
+    return 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def optimizer_for(module: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); biases, norms and scalars are not decayed."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    wrong = [name for name, p in named if p.dtype != torch.float32]
+    if wrong:  # bf16 weights lose updates smaller than 1/256 of themselves, silently
+        raise UserError(f"parameter {wrong[0]} is not float32: master weights must be, autocast does the rest")
+    groups = [
+        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = device.device().type == "cuda"
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+
+
+def train(task: Task, config: LoopConfig, draft: Draft, log: Any = print) -> State:
+    """Train until the step budget or early stopping; leave the best weights in `task.module`.
+
+    Resumes from the draft's newest checkpoint. `log` is called on rank 0 with a dict per step or evaluation.
+    Raises NonFinite after saving the offending batch.
+    """
+    rank, world = rank_and_world()
+    module = task.module.to(device.device()).train()
+    optimizer = optimizer_for(module, config)
+    state = checkpoint.load_latest(draft, module, optimizer, State) or State()
+    wrapped = DistributedDataParallel(module, broadcast_buffers=False) if world > 1 else module
+    if state.step == 0 and not state.history:
+        _evaluate(task, config, state, draft, rank, world, log)
+    while state.step < config.max_steps and not state.stopped:
+        _step(task, wrapped, optimizer, config, state, draft, rank, world, log)
+        last = state.step == config.max_steps
+        if state.step % config.eval_every == 0 or last:
+            _evaluate(task, config, state, draft, rank, world, log)
+        if state.step % config.checkpoint_every == 0 or last or state.stopped:
+            checkpoint.save(draft, module, optimizer, state, rank)
+    checkpoint.load_best(draft, module)
+    return state
+
+
+def _step(task, wrapped, optimizer, config, state, draft, rank, world, log) -> None:
+    started = time.perf_counter()
+    # One generator state per (seed, step, rank): dropout is the same after a resume, and differs between ranks.
+    torch.manual_seed((config.seed * 1_000_003 + state.step) * 4096 + rank)
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * learning_rate_factor(config, state.step)
+    sums: dict[str, torch.Tensor] = {}
+    tokens, flops = 0, 0.0
+    for micro in range(config.accumulation):
+        batch = task.batch(state.step, micro, rank, world)
+        tokens, flops = tokens + task.num_tokens(batch), flops + task.flops(batch)
+        on_device = {key: tensor.to(device.device(), non_blocking=True) for key, tensor in batch.items()}
+        last_micro = micro == config.accumulation - 1
+        with _no_sync(wrapped, last_micro), device.autocast():
+            out = wrapped(on_device)
+        with _no_sync(wrapped, last_micro):
+            (out["loss"] / config.accumulation).backward()
+        for key, value in out.items():
+            sums[key] = sums.get(key, 0.0) + value.detach().double() / config.accumulation
+    norm = nn.utils.clip_grad_norm_(wrapped.parameters(), config.clip_norm)
+    metrics = _mean_over_ranks({**sums, "grad_norm": norm.detach().double()}, world)
+    if not all(math.isfinite(metrics[key]) for key in ("loss", "grad_norm")):
+        where = checkpoint.save_batch(draft, batch, state.step, rank)
+        raise NonFinite(f"step {state.step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; batch in {where}")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    seconds = time.perf_counter() - started
+    state.tokens, state.seconds, state.flops = state.tokens + tokens * world, state.seconds + seconds, state.flops + flops
+    record = {"step": state.step, "lr": optimizer.param_groups[0]["lr"], **metrics}
+    state.history.append(record)
+    if rank == 0:
+        speed = {"tokens_per_second": tokens * world / seconds, "mfu": flops / seconds / device.peak_flops(device.precision())}
+        log({**record, **speed})
+
+
+def _no_sync(wrapped: nn.Module, last_micro: bool) -> Any:
+    """Only the last micro-batch exchanges gradients."""
+    from contextlib import nullcontext
+
+    return nullcontext() if last_micro or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync()
+
+
+def _mean_over_ranks(values: dict[str, torch.Tensor], world: int) -> dict[str, float]:
+    stacked = torch.stack([torch.as_tensor(value, dtype=torch.float64).cpu() for value in values.values()])
+    if world > 1:
+        stacked = stacked.to(device.device())
+        dist.all_reduce(stacked)
+        stacked = stacked.cpu() / world
+    return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def _evaluate(task, config, state, draft, rank, world, log) -> None:
+    task.module.eval()
+    metrics = task.evaluate(rank, world)
+    task.module.train()
+    if config.metric not in metrics:
+        raise UserError(f"loop.metric = {config.metric!r}: the evaluation gives {', '.join(sorted(metrics))}")
+    value = metrics[config.metric]
+    gain = math.inf if state.best is None else (value - state.best) * (1 if config.higher_is_better else -1)
+    if gain > config.min_delta:
+        state.best, state.best_step, state.bad_evaluations = value, state.step, 0
+        checkpoint.save_best(draft, task.module, state.step, rank)
+    else:
+        state.bad_evaluations += 1
+        state.stopped = config.patience is not None and state.bad_evaluations >= config.patience
+    record = {"step": state.step, **{f"eval_{key}": number for key, number in metrics.items()}}
+    state.history.append(record)
+    if rank == 0:
+        log({**record, "best": state.best, "best_step": state.best_step})

@@ -1,0 +1,72 @@
+"""Book-balanced batches as a stateless function of (seed, step): any number of workers sees the same global batch.
+
+Every draw uses a counter-based generator (Philox, Salmon et al. 2011) keyed by the seed with the step as its counter,
+so seeking is O(1) and a checkpoint needs to store nothing but the step.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def generator(seed: int, step: int, stream: int = 0) -> np.random.Generator:
+    """The random numbers of one step. Different seeds, steps or streams never share numbers."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, stream, step]))
+
+
+class BookBatches:
+    """Batches of `works_per_batch` works x `chunks_per_work` chunks.
+
+    The batch grows around random works: after each comes, with probability `hard_share`, one of its neighbours (works
+    of the same author or of near centroids), so that the in-batch negatives are hard ones. Two chunks of a work are
+    never so close that they overlap or touch, when the work is long enough.
+    """
+
+    def __init__(
+        self,
+        rows_by_work: Mapping[str, np.ndarray],  # work -> (n, 3) int64: row, start, end in its document; in order
+        neighbors: Mapping[str, Sequence[str]],
+        *,
+        works_per_batch: int,
+        chunks_per_work: int,
+        hard_share: float,
+        seed: int,
+    ):
+        self.works = sorted(work for work, rows in rows_by_work.items() if len(rows) >= 2)
+        self.rows = [rows_by_work[work] for work in self.works]
+        index = {work: i for i, work in enumerate(self.works)}
+        self.neighbors = [[index[n] for n in neighbors.get(work, ()) if n in index] for work in self.works]
+        self.works_per_batch = min(works_per_batch, len(self.works))
+        self.chunks_per_work, self.hard_share, self.seed = chunks_per_work, hard_share, seed
+
+    def plan(self, step: int, micro: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers and work numbers, (works x chunks,) int64 each, of one global batch."""
+        draw = generator(self.seed, step, micro)
+        chosen: list[int] = []
+        order = iter(draw.permutation(len(self.works)))
+        while len(chosen) < self.works_per_batch:
+            free = [n for n in self.neighbors[chosen[-1]] if n not in chosen] if chosen else []
+            if free and draw.random() < self.hard_share:
+                chosen.append(free[draw.integers(len(free))])
+                continue
+            work = next(order)
+            if work not in chosen:
+                chosen.append(int(work))
+        rows = [self._chunks(draw, work) for work in chosen]
+        works = np.repeat(np.asarray(chosen, dtype=np.int64), [len(r) for r in rows])
+        return np.concatenate(rows), works
+
+    def _chunks(self, draw: np.random.Generator, work: int) -> np.ndarray:
+        """`chunks_per_work` rows of a work, apart from each other as far as its length allows."""
+        rows = self.rows[work]
+        order = draw.permutation(len(rows))
+        kept: list[int] = []
+        for candidate in order:
+            start, end = rows[candidate, 1:]
+            if all(end < rows[k, 1] or rows[k, 2] < start for k in kept):
+                kept.append(int(candidate))
+            if len(kept) == self.chunks_per_work:
+                return rows[kept, 0]
+        rest = [int(candidate) for candidate in order if candidate not in kept]  # a short work: let chunks touch
+        kept = (kept + rest + kept * self.chunks_per_work)[: self.chunks_per_work]  # a very short one: repeat
+        return rows[kept, 0]

@@ -1,0 +1,183 @@
+"""One class for all bytes: a local folder or `s3://bucket/prefix`, over pyarrow.fs.
+
+Credentials, region and endpoint of S3 are read by pyarrow itself (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL ...),
+or stand in the root: `s3://bucket/prefix?endpoint_override=localhost:9000&scheme=http&region=us-east-1`.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from quire.errors import UserError
+
+
+class Storage:
+    """Files under one root, addressed by relative paths with `/`. Writes are atomic: a reader sees all or nothing.
+
+    Cheap to pickle: it carries the root alone, each process opens its own connection.
+    """
+
+    def __init__(self, root: str):
+        if "://" in root and not root.startswith("s3://"):
+            raise UserError(f"root {root!r}: expected a local folder or s3://bucket/prefix")
+        self.is_local = not root.startswith("s3://")
+        # Absolute, since Ray's workers run in other working directories than the driver.
+        self.root = str(Path(root).absolute()) if self.is_local else root.rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"Storage({self.root!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "is_local": self.is_local}
+
+    @cached_property
+    def _opened(self) -> tuple[fs.FileSystem, str]:
+        if self.is_local:
+            return fs.LocalFileSystem(), self.root
+        try:
+            return fs.FileSystem.from_uri(self.root)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"root {self.root!r} cannot be opened: {error}") from error
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """The pyarrow file system behind the root."""
+        return self._opened[0]
+
+    def path(self, relative: str = "") -> str:
+        """`relative` as the file system spells it (a local path, or `bucket/prefix/...`). Never leaves the root."""
+        if relative.startswith("/") or ".." in relative.split("/"):
+            raise UserError(f"path {relative!r} leaves the root {self.root!r}")
+        return f"{self._opened[1].rstrip('/')}/{relative}" if relative else self._opened[1]
+
+    def uri(self, relative: str = "") -> str:
+        """`relative` as people write it: a local path or an s3:// address (without the root's query part)."""
+        return self.path(relative) if self.is_local else f"s3://{self.path(relative)}"
+
+    def exists(self, relative: str) -> bool:
+        """Whether a file (or, on a local disk, a folder) stands at `relative`."""
+        return self.filesystem.get_file_info(self.path(relative)).type != fs.FileType.NotFound
+
+    def size(self, relative: str) -> int:
+        """Bytes of the file at `relative`."""
+        return self.filesystem.get_file_info(self.path(relative)).size
+
+    def files(self, relative: str = "") -> list[str]:
+        """All files below `relative`, relative to it, sorted; empty when there is no such folder."""
+        base = self.path(relative)
+        selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
+        found = (info.path for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File)
+        names = (path[len(base) :].lstrip("/") for path in found)
+        return sorted(name for name in names if not name.split("/")[-1].startswith(_TEMPORARY))
+
+    def read_bytes(self, relative: str) -> bytes:
+        """The whole file. Raises UserError when it is not there."""
+        try:
+            with self.filesystem.open_input_file(self.path(relative)) as file:
+                return file.read()
+        except FileNotFoundError as error:
+            raise UserError(f"{self.uri(relative)} does not exist") from error
+
+    def write_bytes(self, relative: str, data: bytes | memoryview | pa.Buffer) -> None:
+        """Write the whole file at once: a rename on a local disk, a single PUT on S3."""
+        target = self.path(relative)
+        if not self.is_local:
+            with self.filesystem.open_output_stream(target) as file:
+                file.write(data)
+            return
+        folder = os.path.dirname(target)
+        os.makedirs(folder, exist_ok=True)
+        temporary = f"{folder}/{_TEMPORARY}{os.getpid()}-{os.path.basename(target)}"
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+
+    def read_json(self, relative: str) -> Any:
+        """A JSON file's value."""
+        return json.loads(self.read_bytes(relative))
+
+    def write_json(self, relative: str, value: Any) -> None:
+        """Write `value` as JSON, keys sorted so that equal values give equal bytes."""
+        text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        self.write_bytes(relative, text.encode("utf-8"))
+
+    def read_table(self, relative: str, columns: list[str] | None = None) -> pa.Table:
+        """One Parquet file, or some of its columns."""
+        with self.filesystem.open_input_file(self.path(relative)) as file:
+            return pq.read_table(file, columns=columns)
+
+    def write_table(self, relative: str, table: pa.Table) -> int:
+        """Write Parquet (zstd, no pandas metadata: equal tables give equal bytes). Returns the bytes written."""
+        sink = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
+        self.write_bytes(relative, sink.getbuffer())
+        return sink.getbuffer().nbytes
+
+    def delete(self, relative: str) -> None:
+        """Remove a file or a folder with all below it; nothing happens when it is not there."""
+        info = self.filesystem.get_file_info(self.path(relative))
+        if info.type == fs.FileType.File:
+            self.filesystem.delete_file(info.path)
+        elif info.type == fs.FileType.Directory:
+            self.filesystem.delete_dir(info.path)
+
+    def upload(self, folder: str | Path, relative: str) -> None:
+        """Copy every file below a local folder to `relative`, each atomically."""
+        folder = Path(folder)
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            self.write_bytes(f"{relative}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+
+    def download(self, relative: str, folder: str | Path) -> None:
+        """Copy every file below `relative` into a local folder."""
+        for name in self.files(relative):
+            target = Path(folder) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(self.read_bytes(f"{relative}/{name}"))
+
+    @contextlib.contextmanager
+    def local_folder(self, relative: str) -> Iterator[Path]:
+        """A local folder whose files land below `relative` when the block ends well; gone, if it raises."""
+        with tempfile.TemporaryDirectory(prefix="quire-") as folder:
+            yield Path(folder)
+            self.upload(folder, relative)
+
+
+_TEMPORARY = ".tmp-"  # an interrupted write leaves such a file; `files` does not show it
+
+
+def cached(storage: Storage, relative: str, key: str) -> Path:
+    """A local copy of a folder: itself on a local disk, else downloaded once into a private cache under `key`."""
+    if storage.is_local:
+        return Path(storage.path(relative))
+    target = cache_folder() / key
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
+        storage.download(relative, temporary)
+        try:
+            temporary.rename(target)
+        except OSError:  # another process was quicker, and its copy is the same
+            shutil.rmtree(temporary)
+    return target
+
+
+def cache_folder() -> Path:
+    """Where local copies of remote artefacts lie: per user, private, safe to delete at any time."""
+    folder = Path(tempfile.gettempdir()) / f"quire-cache-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise UserError(f"cache folder {folder} belongs to another user; remove it or set TMPDIR")
+    return folder

@@ -1,0 +1,1 @@
+"""Ray Train: models trained by the shared loop, and the calibrated matcher made of them."""
