@@ -7,6 +7,7 @@ a process group is there (Ray Train sets one up), and never Ray.
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -29,6 +30,7 @@ class LoopConfig(Config):
 
     max_steps: int = Field(gt=0, description="optimiser steps; the schedule ends here")
     learning_rate: float = Field(gt=0)
+    head_multiplier: float = Field(default=1.0, gt=0, description="learning rate of `head.` parameters, which start anew")
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -102,12 +104,29 @@ def optimizer_for(module: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
     wrong = [name for name, p in named if p.dtype != torch.float32]
     if wrong:  # bf16 weights lose updates smaller than 1/256 of themselves, silently
         raise UserError(f"parameter {wrong[0]} is not float32: master weights must be, autocast does the rest")
-    groups = [
-        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        groups.setdefault((".head." in f".{name}", parameter.ndim >= 2), []).append(parameter)
+    settings = [
+        {
+            "params": parameters,
+            "multiplier": config.head_multiplier if is_head else 1.0,
+            "weight_decay": config.weight_decay if is_matrix else 0.0,
+        }
+        for (is_head, is_matrix), parameters in sorted(groups.items())
     ]
     fused = device.device().type == "cuda"
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+    return torch.optim.AdamW(settings, lr=config.learning_rate, betas=config.betas, fused=fused)
+
+
+def over_ranks(values: "dict[int, float]", count: int) -> list[float]:
+    """Each rank's part of `count` numbers, by position, put together on every rank."""
+    whole = torch.zeros(count, dtype=torch.float64, device=device.device())
+    for position, value in values.items():
+        whole[position] = value
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(whole)
+    return whole.tolist()
 
 
 def train(task: Task, config: LoopConfig, draft: Draft, log: Any = print) -> State:
@@ -139,7 +158,7 @@ def _step(task, wrapped, optimizer, config, state, draft, rank, world, log) -> N
     # One generator state per (seed, step, rank): dropout is the same after a resume, and differs between ranks.
     torch.manual_seed((config.seed * 1_000_003 + state.step) * 4096 + rank)
     for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * learning_rate_factor(config, state.step)
+        group["lr"] = config.learning_rate * group["multiplier"] * learning_rate_factor(config, state.step)
     sums: dict[str, torch.Tensor] = {}
     tokens, flops = 0, 0.0
     for micro in range(config.accumulation):
@@ -163,7 +182,8 @@ def _step(task, wrapped, optimizer, config, state, draft, rank, world, log) -> N
     state.step += 1
     seconds = time.perf_counter() - started
     state.tokens, state.seconds, state.flops = state.tokens + tokens * world, state.seconds + seconds, state.flops + flops
-    record = {"step": state.step, "lr": optimizer.param_groups[0]["lr"], **metrics}
+    rate = config.learning_rate * learning_rate_factor(config, state.step - 1)
+    record = {"step": state.step, "learning_rate": rate, **metrics}
     state.history.append(record)
     if rank == 0:
         speed = {"tokens_per_second": tokens * world / seconds, "mfu": flops / seconds / device.peak_flops(device.precision())}
@@ -172,8 +192,6 @@ def _step(task, wrapped, optimizer, config, state, draft, rank, world, log) -> N
 
 def _no_sync(wrapped: nn.Module, last_micro: bool) -> Any:
     """Only the last micro-batch exchanges gradients."""
-    from contextlib import nullcontext
-
     return nullcontext() if last_micro or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync()
 
 

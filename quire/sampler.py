@@ -70,3 +70,34 @@ class BookBatches:
         rest = [int(candidate) for candidate in order if candidate not in kept]  # a short work: let chunks touch
         kept = (kept + rest + kept * self.chunks_per_work)[: self.chunks_per_work]  # a very short one: repeat
         return rows[kept, 0]
+
+
+class PairBatches:
+    """Batches of labelled pairs, half positives and half negatives, each class passed through in seeded epochs."""
+
+    def __init__(self, labels: np.ndarray, *, batch_size: int, seed: int):
+        self.classes = [np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)]
+        self.batch_size, self.seed = batch_size, seed
+
+    def plan(self, step: int, micro: int, accumulation: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pair rows (B,) int64 and whether each is read as (b, a), (B,) bool, of one global micro-batch."""
+        number = step * accumulation + micro
+        half = self.batch_size // 2
+        rows = [self._take(stream, number, size) for stream, size in ((0, half), (1, self.batch_size - half))]
+        swapped = generator(self.seed, number, 2).random(self.batch_size) < 0.5
+        return np.concatenate(rows), swapped
+
+    def _take(self, stream: int, number: int, size: int) -> np.ndarray:
+        members = self.classes[stream]
+        taken = []
+        for slot in range(number * size, (number + 1) * size):
+            epoch, place = divmod(slot, len(members))
+            taken.append(members[self._order(stream, epoch)[place]])
+        return np.asarray(taken, dtype=np.int64)
+
+    def _order(self, stream: int, epoch: int) -> np.ndarray:
+        cached = getattr(self, "_cached", {})
+        if cached.get(stream, (None,))[0] != epoch:
+            order = generator(self.seed, epoch, 3 + stream).permutation(len(self.classes[stream]))
+            self._cached = {**cached, stream: (epoch, order)}
+        return self._cached[stream][1]

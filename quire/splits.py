@@ -29,7 +29,7 @@ def split_groups(
     """
     if not len(authors) == len(works) == len(anonymous):
         raise UserError(
-            f"{len(authors)} authors, {len(works)} works, {len(anonymous)} anonymous: give one of each a document"
+            f"{len(authors)} authors, {len(works)} works, {len(anonymous)} anonymous: give one each a document"
         )
     if by == "work":
         return [f"work:{work}" for work in works]
@@ -61,8 +61,9 @@ def assign_splits(
     """The split of each document, the same for all documents of a group, in any order of the documents.
 
     `sizes` in any one unit (characters, chunks); `shares` of the whole a split, adding up to 1.
-    hash: a group's hash as a number in [0, 1) against the cumulative shares. A document's split never changes
-    when the corpus grows; a small corpus misses the shares widely, or leaves a split empty.
+    hash: a group's hash as a number in [0, 1) against the cumulative shares. A document keeps its split when
+    the corpus grows (unless its group joins another); a small corpus may miss the shares widely, or leave a
+    split empty.
     balanced: groups in the order of their hashes, each to the split that lacks most of its share by size; the
     last groups go to splits that are still empty. For small corpora: a group may move when the corpus grows.
     Raises UserError for shares that make no sense and for a split that would stay empty.
@@ -86,7 +87,8 @@ def assign_splits(
             if method == "hash" and len(position) >= len(wanted):
                 remedy = "use method = 'balanced' (or another seed)"
             raise UserError(
-                f"split {split!r} with a share of {wanted[split]:g} gets none of the {len(position)} groups: {remedy}"
+                f"split {split!r} with a share of {wanted[split]:g} gets none of the {len(position)} groups: "
+                f"{remedy}"
             )
     return [split_of[group] for group in groups]
 

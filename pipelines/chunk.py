@@ -1,0 +1,189 @@
+"""Documents to chunks: sentence windows with exact offsets, near-duplicate works joined, authors split.
+
+    python -m pipelines.chunk pipelines/experiments/books/chunk.toml [key=value ...]
+
+Three passes: MinHash signatures of the documents, which make works and splits; the chunks, shard by shard; and the
+removal of chunks whose text occurs in more than `max_repeats` works.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from pipelines.shards import run_shards, speed
+from quire import artifact, chunks, config, dedup, schema, splits
+from quire.artifact import WORK, Artifact, Draft, Shard
+from quire.errors import UserError
+
+
+class Shares(config.Config):
+    """Share of each split; they add up to 1."""
+
+    train: float = Field(default=0.6, ge=0)
+    validation: float = Field(default=0.1, ge=0)
+    calibration: float = Field(default=0.15, ge=0)
+    test: float = Field(default=0.15, ge=0)
+
+
+class Split(config.Config):
+    """How groups go to splits: by hash alone (stable when the corpus grows), or balanced (for small corpora)."""
+
+    by: Literal["author", "work"] = "author"
+    method: Literal["hash", "balanced"] = "hash"
+    seed: int = 0
+    shares: Shares = Shares()
+
+
+class ChunkConfig(config.Config):
+    """What `pipelines.chunk` computes."""
+
+    name: str
+    documents: str
+    size: int = Field(default=14, gt=0, description="sentences")
+    overlap: int = Field(default=4, ge=0, description="sentences")
+    min_chars: int = Field(default=200, ge=0)
+    max_chunks: int = Field(default=800, gt=0, description="per document")
+    english: bool = True
+    max_repeats: int = Field(default=3, gt=0, description="works that may share a chunk's text")
+    near_duplicate: float = Field(default=0.5, gt=0, le=1, description="estimated Jaccard similarity of one work")
+    split: Split = Split()
+    runtime: config.Runtime = config.Runtime()
+
+
+CONFIG = ChunkConfig
+
+
+def run(settings: ChunkConfig) -> Artifact:
+    """Make the `chunks` artefact."""
+    documents = artifact.open_artifact(settings.runtime.root, "documents", settings.documents)
+    draft = artifact.begin(
+        settings.runtime.root, "chunks", settings.name, recipe=config.recipe(settings), inputs={"documents": documents}
+    )
+    if draft.published:
+        return draft.published
+    works = _works(documents, draft, settings)
+    items = list(documents.parts)
+    run_shards(draft, items, _chunker, (documents, settings, works), num_workers=settings.runtime.num_workers)
+    _drop_repeated(draft, len(items), settings.max_repeats)
+    return _publish(draft, documents, len(items), works)
+
+
+def _works(documents: Artifact, draft: Draft, settings: ChunkConfig) -> dict[str, tuple[str, str]]:
+    """document_id -> (work_id, split); computed once and kept in the draft for a resumed run."""
+    kept = f"{draft.folder}/{WORK}/works.json"
+    if draft.storage.exists(kept):
+        return {key: (work, split) for key, (work, split) in draft.storage.read_json(kept).items()}
+    table = documents.read(["document_id", "author", "anonymous"])
+    ids, authors = table["document_id"].to_pylist(), table["author"].to_pylist()
+    signatures, sizes = [], []
+    for part in documents.parts:
+        for text in documents.storage.read_table(part, ["text"])["text"].to_pylist():
+            signatures.append(dedup.minhash(text))
+            sizes.append(len(text))
+    work_of = dedup.similar_documents(ids, np.stack(signatures), settings.near_duplicate)
+    work_ids = [work_of[i] for i in ids]
+    groups = splits.split_groups(authors, work_ids, table["anonymous"].to_pylist(), by=settings.split.by)
+    shares = settings.split.shares.model_dump()
+    assigned = splits.assign_splits(groups, sizes, shares, seed=settings.split.seed, method=settings.split.method)
+    works = dict(zip(ids, zip(work_ids, assigned, strict=True), strict=True))
+    draft.storage.write_json(kept, works)
+    return works
+
+
+def _chunker(documents: Artifact, settings: ChunkConfig, works: dict[str, tuple[str, str]]) -> Any:
+    def process(part: str) -> Shard:
+        rows, dropped, size = [], [], 0
+        for document in documents.storage.read_table(part).to_pylist():
+            size += len(document["text"].encode())
+            made, rejected = _chunk_document(document, settings, works[document["document_id"]])
+            rows += made
+            dropped += rejected
+        columns = {name: [row[name] for row in rows] for name in schema.CHUNKS.names}
+        table = pa.table(columns, schema=schema.CHUNKS)
+        return Shard(table=table, rows_in=len(rows) + len(dropped), rejects=schema.rejects(dropped), bytes_in=size)
+
+    return process
+
+
+def _chunk_document(document: dict, settings: ChunkConfig, work: tuple[str, str]) -> tuple[list[dict], list[dict]]:
+    text, document_id = document["text"], document["document_id"]
+    result = chunks.chunk_text(
+        text, size=settings.size, overlap=settings.overlap, min_chars=settings.min_chars,
+        max_chunks=settings.max_chunks, english=settings.english,
+    )
+    rows = [
+        {
+            "chunk_id": f"{document_id}:{chunk.index}", "document_id": document_id, "work_id": work[0],
+            "author": document["author"], "anonymous": document["anonymous"], "split": work[1], "index": chunk.index,
+            "start": chunk.start, "end": chunk.end, "num_sentences": chunk.num_sentences,
+            "text": text[chunk.start : chunk.end],
+        }
+        for chunk in result.chunks
+    ]
+    dropped = [{"id": document_id, "reason": r.reason, "start": r.start, "end": r.end} for r in result.rejects]
+    return rows, dropped
+
+
+def _drop_repeated(draft: Draft, num_shards: int, max_repeats: int) -> None:
+    """Rewrite the shards without the chunks that too many works share. Safe to repeat: it finds nothing new."""
+    names = [f"{draft.folder}/part-{index:05d}.parquet" for index in range(num_shards)]
+    marks, works = [], []
+    for name in names:
+        table = draft.storage.read_table(name, ["text", "work_id"])
+        marks.append(dedup.chunk_fingerprints(table["text"].to_pylist()))
+        works += table["work_id"].to_pylist()
+    repeated = dedup.repeated(np.concatenate(marks), works, max_repeats)
+    start = 0
+    for index, name in enumerate(names):
+        mask = repeated[start : start + len(marks[index])]
+        start += len(marks[index])
+        if mask.any():
+            _rewrite(draft, index, name, mask)
+
+
+def _rewrite(draft: Draft, index: int, name: str, mask: np.ndarray) -> None:
+    table = draft.storage.read_table(name)
+    gone = table.filter(pa.array(mask))
+    rows = [
+        {"id": r["chunk_id"], "reason": "repeated", "start": r["start"], "end": r["end"]}
+        for r in gone.select(["chunk_id", "start", "end"]).to_pylist()
+    ]
+    rejects_name = f"{draft.folder}/rejects-{index:05d}.parquet"
+    new = schema.rejects(rows)
+    old = draft.storage.read_table(rejects_name) if draft.storage.exists(rejects_name) else None
+    record = draft.finished_shards()[index]
+    shard = Shard(
+        table=table.filter(pa.array(~mask)), rows_in=record["rows_in"], bytes_in=record["bytes_in"], cpu=record["cpu"],
+        rejects=new if old is None else pa.concat_tables([old, new]),
+    )
+    draft.write_shard(index, shard)
+
+
+def _publish(draft: Draft, documents: Artifact, num_shards: int, works: dict[str, tuple[str, str]]) -> Artifact:
+    names = [f"{draft.folder}/part-{index:05d}.parquet" for index in range(num_shards)]
+    columns = ["split", "work_id", "author", "document_id"]
+    table = pa.concat_tables(draft.storage.read_table(name, columns) for name in names)
+    if not table.num_rows:
+        raise UserError(f"no chunk survived in {draft.folder}: look at its rejects; lower min_chars or set english=false")
+    counts = {}
+    for split in splits.SPLITS:
+        part = table.filter(pc.equal(table["split"], split))
+        counts[split] = {
+            "authors": len(part["author"].unique()), "works": len(part["work_id"].unique()),
+            "documents": len(part["document_id"].unique()), "chunks": part.num_rows,
+        }
+    joined = len(works) - len({work for work, _ in works.values()})
+    size = documents.manifest["cost"]["bytes_out"]
+    lines = [
+        f"{split:<12}" + "  ".join(f"{count:>6,} {what}" for what, count in counts[split].items()) for split in counts
+    ]
+    text_bytes = sum(record["bytes_in"] for record in draft.finished_shards().values()) or size
+    lines.append(f"{joined} near-duplicate document(s) joined; {speed(draft, text_bytes / 1e6, 'MB')}")
+    return draft.publish(num_shards=num_shards, summary="\n".join(lines), facts={"splits": counts, "joined": joined})
+
+
+if __name__ == "__main__":
+    config.main(CONFIG, run)

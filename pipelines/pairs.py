@@ -1,0 +1,83 @@
+"""Chunks and neighbours to pairs: ids into the chunk table, every negative with its type, frozen for every model.
+
+    python -m pipelines.pairs pipelines/experiments/books/pairs.toml [key=value ...]
+"""
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from pipelines.shards import run_shards
+from quire import artifact, config, pairs, schema, splits
+from quire.artifact import Artifact, Shard
+from quire.errors import UserError
+
+
+class PairsConfig(config.Config):
+    """What `pipelines.pairs` computes."""
+
+    name: str
+    chunks: str
+    neighbors: str
+    num_positives: int = Field(default=20, gt=0, description="per work")
+    num_negatives: int = Field(default=40, gt=0, description="per work")
+    random_share: float = Field(default=0.10, ge=0, le=0.9, description="of the negatives; the hard types share the rest")
+    seed: int = 0
+    runtime: config.Runtime = config.Runtime()
+
+
+CONFIG = PairsConfig
+
+
+def run(settings: PairsConfig) -> Artifact:
+    """Make the `pairs` artefact; one shard a split."""
+    root = settings.runtime.root
+    chunks = artifact.open_artifact(root, "chunks", settings.chunks)
+    near = artifact.open_artifact(root, "neighbors", settings.neighbors)
+    draft = artifact.begin(
+        root, "pairs", settings.name, recipe=config.recipe(settings), inputs={"chunks": chunks, "neighbors": near}
+    )
+    if draft.published:
+        return draft.published
+    run_shards(draft, splits.SPLITS, _sampler, (chunks, near, settings), num_workers=settings.runtime.num_workers)
+    records = draft.finished_shards()
+    facts = {split: records[index]["facts"] for index, split in enumerate(splits.SPLITS)}
+    for split, counts in facts.items():
+        if counts["counts"] and not (counts["counts"].get("positive") and len(counts["counts"]) > 1):
+            raise UserError(f"split {split!r} has only {counts['counts']}: too few works; add books or change split shares")
+    lines = [
+        f"{split:<12}" + "  ".join(f"{count:>6,} {kind}" for kind, count in fact["counts"].items()) for split, fact in facts.items()
+    ]
+    return draft.publish(num_shards=len(splits.SPLITS), summary="\n".join(lines), facts=facts)
+
+
+def _sampler(chunks: Artifact, near: Artifact, settings: PairsConfig) -> Any:
+    def process(split: str) -> Shard:
+        columns = ["chunk_id", "document_id", "work_id", "author", "anonymous", "split", "start", "end"]
+        table = chunks.read(columns)
+        table = table.filter(pc.equal(table["split"], split)).drop_columns(["split"])
+        found = near.read()
+        found = found.filter(pc.equal(found["split"], split))
+        works, candidates = (_mapping(found, level) for level in ("work", "chunk"))
+        made, rejects = pairs.sample_pairs(
+            table, works, candidates, num_positives_per_work=settings.num_positives,
+            num_negatives_per_work=settings.num_negatives, random_share=settings.random_share, seed=settings.seed,
+        )
+        made = made.append_column("split", pa.array([split] * made.num_rows, pa.string()))
+        kinds = Counter(kind or "positive" for kind in made["negative_type"].to_pylist())
+        facts = {"counts": dict(sorted(kinds.items())), "short_of": rejects}
+        return Shard(table=made.select(schema.PAIRS.names).cast(schema.PAIRS), rows_in=table.num_rows, facts=facts)
+
+    return process
+
+
+def _mapping(found: pa.Table, level: str) -> dict[str, list[str]]:
+    rows = found.filter(pc.equal(found["level"], level))
+    return dict(zip(rows["id"].to_pylist(), rows["neighbor_ids"].to_pylist(), strict=True))
+
+
+if __name__ == "__main__":
+    config.main(CONFIG, run)

@@ -1,0 +1,77 @@
+"""The columns of every table, in one place."""
+
+import pyarrow as pa
+
+DOCUMENTS = pa.schema(
+    [
+        ("document_id", pa.string()),
+        ("author", pa.string()),  # slug; the group that splits respect
+        ("author_name", pa.string()),
+        ("anonymous", pa.bool_()),  # an anonymous author is never the same author as another
+        ("title", pa.string()),
+        ("text", pa.string()),
+        ("source", pa.string()),
+        ("encoding", pa.string()),
+        ("kept", pa.float32()),  # share of the source's characters that cleaning kept
+    ]
+)
+CHUNKS = pa.schema(
+    [
+        ("chunk_id", pa.string()),  # document_id:index
+        ("document_id", pa.string()),
+        ("work_id", pa.string()),  # near-duplicate documents are one work
+        ("author", pa.string()),
+        ("anonymous", pa.bool_()),
+        ("split", pa.string()),
+        ("index", pa.int32()),
+        ("start", pa.int64()),  # characters of the cleaned document, half-open
+        ("end", pa.int64()),
+        ("num_sentences", pa.int32()),
+        ("text", pa.string()),  # document text[start:end], exactly
+    ]
+)
+REJECTS = pa.schema(
+    [("id", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("start", pa.int64()), ("end", pa.int64())]
+)
+NEIGHBORS = pa.schema(
+    [
+        ("level", pa.string()),  # work | chunk
+        ("split", pa.string()),
+        ("id", pa.string()),
+        ("neighbor_ids", pa.list_(pa.string())),  # best first
+        ("scores", pa.list_(pa.float32())),  # cosine
+    ]
+)
+PAIRS = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("split", pa.string()),
+        ("chunk_a", pa.string()),
+        ("chunk_b", pa.string()),
+        ("label", pa.int8()),
+        ("negative_type", pa.string()),  # null for positives
+        ("distance", pa.int64()),  # characters between the two chunks of a positive
+        ("work_a", pa.string()),
+        ("work_b", pa.string()),
+        ("author_a", pa.string()),
+        ("author_b", pa.string()),
+    ]
+)
+
+
+def embeddings(width: int) -> pa.Schema:
+    """Schema of embeddings of `width` numbers: plain fixed-size lists, readable by any Parquet reader."""
+    return pa.schema([("chunk_id", pa.string()), ("embedding", pa.list_(pa.float32(), width)), ("num_tokens", pa.int32())])
+
+
+def rejects(rows: list[dict]) -> pa.Table | None:
+    """Dropped rows with their reasons, or None when nothing was dropped."""
+    if not rows:
+        return None
+    columns = {name: [row.get(name) for row in rows] for name in REJECTS.names}
+    return pa.table(columns, schema=REJECTS)
+
+
+def summarise(dropped: dict[str, int]) -> str:
+    """`12 short, 3 over_cap` or `nothing dropped`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items())) or "nothing dropped"

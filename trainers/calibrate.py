@@ -1,0 +1,123 @@
+"""Fit the matcher's probabilities and thresholds on the calibration split, and publish what is served.
+
+    python -m trainers.calibrate trainers/experiments/books/calibrate.toml [key=value ...]
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from quire import artifact, calibration, config, hub, matcher
+from quire.artifact import Artifact
+from quire.calibration import Scale
+
+BASELINES = ("untrained", "char_4gram")
+
+
+class CalibrateConfig(config.Config):
+    """What `trainers.calibrate` computes."""
+
+    name: str
+    predictions: str
+    chunks: str
+    bi_encoder: str
+    cross_encoder: str
+    objective: Literal["accuracy", "balanced_accuracy", "f1", "precision", "recall"] = "accuracy"
+    target: float | None = Field(default=None, gt=0, le=1, description="for objective precision or recall")
+    prefilter_recall: float = Field(default=0.95, gt=0, le=1, description="positives that must reach the cross-encoder")
+    max_chunks_per_text: int = Field(default=8, gt=0)
+    max_cross_pairs: int = Field(default=4, gt=0)
+    runtime: config.Runtime = config.Runtime()
+
+
+CONFIG = CalibrateConfig
+
+
+def run(settings: CalibrateConfig) -> Artifact:
+    """Make the `models` artefact with `matcher.json`. Raises UserError when the objective's target cannot be met."""
+    root = settings.runtime.root
+    inputs = {
+        "predictions": artifact.open_artifact(root, "predictions", settings.predictions),
+        "chunks": artifact.open_artifact(root, "chunks", settings.chunks),
+        "bi_encoder": artifact.open_artifact(root, "models", settings.bi_encoder),
+        "cross_encoder": artifact.open_artifact(root, "models", settings.cross_encoder),
+    }
+    draft = artifact.begin(root, "models", settings.name, recipe=config.recipe(settings), inputs=inputs)
+    if draft.published:
+        return draft.published
+    table = inputs["predictions"].read()
+    table = table.filter(pc.equal(table["split"], "calibration"))
+    labels = table["label"].to_numpy()
+    spec, report = _fit(table, labels, inputs, settings)
+    draft.storage.write_json(f"{draft.folder}/matcher.json", spec)
+    draft.storage.write_json(f"{draft.folder}/calibration.json", report)
+    lines = [
+        f"{name:<14} NLL {r['before']['nll']:.3f} -> {r['after']['nll']:.3f}   Brier {r['before']['brier']:.3f} -> "
+        f"{r['after']['brier']:.3f}   ECE {r['before']['ece']:.3f} -> {r['after']['ece']:.3f}"
+        for name, r in report["systems"].items()
+    ]
+    lines.append(
+        f"prefilter {spec['prefilter']:.3f} ({report['passed']:.0%} of pairs reach the cross-encoder), "
+        f"threshold {spec['threshold']:.3f} for {settings.objective}, on {len(labels)} pairs"
+    )
+    return draft.publish(summary="\n".join(lines), facts=report)
+
+
+def _fit(
+    table: pa.Table, labels: np.ndarray, inputs: dict[str, Artifact], settings: CalibrateConfig
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    systems = {name: table[name].to_numpy() for name in ("bi_encoder", "cross_encoder", *BASELINES)}
+    scales = {name: calibration.fit_scale(logits, labels) for name, logits in systems.items() if name != "cross_encoder"}
+    bi = scales["bi_encoder"].probability(systems["bi_encoder"])
+    prefilter = calibration.choose_prefilter(labels, bi, settings.prefilter_recall)
+    passed = bi >= prefilter
+    # The cross-encoder answers only for pairs that pass, so its scale is fitted on those: one scale for both stages.
+    cross_scale = calibration.fit_scale(systems["cross_encoder"][passed], labels[passed])
+    scales["cross_encoder"] = calibration.fit_scale(systems["cross_encoder"], labels)
+    two_stage = np.where(passed, cross_scale.probability(systems["cross_encoder"]), bi)
+    threshold = calibration.choose_threshold(labels, two_stage, settings.objective, settings.target)
+    recipe = inputs["chunks"].manifest["recipe"]
+    spec = matcher.make_spec(
+        bi_encoder=inputs["bi_encoder"].folder,
+        cross_encoder=inputs["cross_encoder"].folder,
+        bi_encoder_sha256=hub.weights_sha256(inputs["bi_encoder"].local()),
+        cross_encoder_sha256=hub.weights_sha256(inputs["cross_encoder"].local()),
+        bi_scale=scales["bi_encoder"],
+        cross_scale=cross_scale,
+        prefilter=prefilter,
+        threshold=threshold.value,
+        objective=settings.objective,
+        size=recipe["size"],
+        overlap=recipe["overlap"],
+        min_chars=recipe["min_chars"],
+        max_chunks_per_text=settings.max_chunks_per_text,
+        max_cross_pairs=settings.max_cross_pairs,
+        num_calibration_pairs=len(labels),
+    )
+    report = {
+        "systems": {name: _quality(systems[name], labels, scales[name]) for name in systems},
+        "two_stage": calibration.quality(labels, two_stage),
+        "threshold": {"value": threshold.value, "objective": settings.objective, "achieved": threshold.achieved},
+        "thresholds": {
+            name: calibration.choose_threshold(labels, scale.probability(systems[name]), "accuracy").value
+            for name, scale in scales.items()
+        },
+        "passed": float(passed.mean()),
+    }
+    return matcher.spec_dict(spec), report
+
+
+def _quality(logits: np.ndarray, labels: np.ndarray, scale: Scale) -> dict[str, Any]:
+    """NLL, Brier and ECE before (the plain sigmoid of the logit, or of the cosine) and after."""
+    return {
+        "scale": {"slope": scale.slope, "bias": scale.bias},
+        "before": calibration.quality(labels, Scale(1.0, 0.0).probability(logits)),
+        "after": calibration.quality(labels, scale.probability(logits)),
+    }
+
+
+if __name__ == "__main__":
+    config.main(CONFIG, run)

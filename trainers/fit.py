@@ -1,0 +1,94 @@
+"""One trainer run on Ray Train: workers with a process group, restarted from our own checkpoints when one dies."""
+
+import importlib
+import sys
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from pydantic import Field
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from quire import config
+from quire.artifact import WORK, Draft
+from quire.errors import UserError
+
+
+class TrainRuntime(config.Runtime):
+    """Where and with what a trainer runs. With GPUs, one worker per GPU; without, one worker with all CPUs."""
+
+    num_workers: int | None = Field(default=None, gt=0)
+    use_gpu: bool | None = Field(default=None, description="default: if the cluster has one")
+    max_failures: int = Field(default=3, ge=0, description="restarts from the newest checkpoint")
+    wandb: str = Field(default="offline", pattern="^(offline|online|disabled)$")
+    wandb_project: str = "quire"
+    wandb_folder: str = "artifacts"
+
+
+def fit(module: str, settings: Any, draft: Draft) -> None:
+    """Run `module.work(settings, draft, log)` on every worker. Raises when it failed more often than allowed."""
+    if not ray.is_initialized():
+        ray.init(log_to_driver=True, logging_level="WARNING")
+    runtime: TrainRuntime = settings.runtime
+    total = ray.cluster_resources()
+    use_gpu = total.get("GPU", 0) >= 1 if runtime.use_gpu is None else runtime.use_gpu
+    workers = runtime.num_workers or (int(total["GPU"]) if use_gpu else 1)
+    cpus = max(1, int(total.get("CPU", 1)) // workers)
+    for what, need in (("GPU", workers * use_gpu), ("CPU", workers)):
+        if need > total.get(what, 0):
+            raise UserError(f"runtime.num_workers = {workers}: needs {need} {what}, the cluster has {total.get(what, 0):g}")
+    resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"module": module, "settings": settings.model_dump_json(), "draft": draft, "threads": cpus},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            # A fresh name each time: Ray would silently continue an old run of the same name. Ours resumes by the draft.
+            name=f"run-{uuid.uuid4().hex[:12]}",
+            storage_path=draft.storage.path(f"{draft.folder}/{WORK}/ray"),
+            storage_filesystem=draft.storage.filesystem,
+            failure_config=FailureConfig(max_failures=runtime.max_failures),
+        ),
+    )
+    trainer.fit()
+
+
+def _worker(loop: dict[str, Any]) -> None:
+    torch.set_num_threads(loop["threads"])
+    module = importlib.import_module(loop["module"])
+    settings = module.CONFIG.model_validate_json(loop["settings"])
+    rank = ray.train.get_context().get_world_rank()
+    log, finish = tracking(settings, loop["draft"], rank)
+    module.work(settings, loop["draft"], log)
+    finish()
+
+
+def tracking(settings: Any, draft: Draft, rank: int) -> tuple[Callable[[dict[str, Any]], None], Callable[[], None]]:
+    """Where a run's numbers go on rank 0: a line to the terminal now and then, and every one to Weights & Biases."""
+    if rank != 0:
+        return (lambda record: None), (lambda: None)
+    runtime: TrainRuntime = settings.runtime
+    run = None
+    if runtime.wandb != "disabled":
+        import wandb  # slow to import, and only one worker needs it
+
+        run = wandb.init(
+            project=runtime.wandb_project, name=draft.name, id=f"{draft.name}-{draft.fingerprint[:12]}", resume="allow",
+            mode=runtime.wandb, dir=runtime.wandb_folder, config=settings.model_dump(mode="json"),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def log(record: dict[str, Any]) -> None:
+        step = record["step"]
+        if any(key.startswith("eval_") for key in record) or step % max(1, settings.loop.max_steps // 20) == 0:
+            shown = "  ".join(f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, int | float))
+            print(f"      {draft.name}: {shown}", file=sys.stderr, flush=True)
+        if run is not None:
+            run.log({key: value for key, value in record.items() if key != "step"}, step=step)
+
+    return log, (run.finish if run is not None else lambda: None)
