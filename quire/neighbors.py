@@ -1,8 +1,9 @@
 """Exact nearest neighbours outside one's own group, the same to the bit however the work is cut into blocks.
 
-FAISS finds candidates; which of them win is decided by inner products in double precision, because the last bits
-of a matrix product in single precision depend on how many queries share it. A query's answer stands once no vector
-that FAISS left out can still reach it, given the error bound of single precision; else FAISS is asked for more.
+FAISS finds candidates; which of them win is decided by inner products in double precision, because the last
+bits of a matrix product in single precision depend on how many queries share it. A query's answer stands once
+no vector that FAISS left out can still reach it, given the error bound of single precision; else FAISS is
+asked for more.
 """
 
 from typing import Any
@@ -12,8 +13,8 @@ import numpy as np
 
 from quire.errors import UserError
 
-# FAISS's GPU indexes return at most 2,048 neighbours a query and take no selector. On a processor such a k costs
-# twice as much as k = 50 (50,000 x 384: .56 s against .28 s for 512 queries).
+# FAISS's GPU indexes return at most 2,048 neighbours a query and take no selector. On a processor such a k
+# costs twice as much as k = 50 (50,000 x 384: .56 s against .28 s for 512 queries).
 MAX_FETCH = 2048
 
 # Candidates beyond k, so that near-ties at the k-th place seldom need a second search.
@@ -29,17 +30,17 @@ def centroids(embeddings: np.ndarray, group_index: np.ndarray) -> np.ndarray:
     """
     embeddings, group_index = np.asarray(embeddings), np.asarray(group_index)
     _check_matrix("embeddings", embeddings, group_index)
-    counts = np.bincount(group_index)
-    if not counts.all():
-        raise UserError(f"group_index: group {int(np.argmin(counts))} of {len(counts)} has no embeddings")
-    order = np.argsort(group_index, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    if not len(counts):
+    if not len(group_index):
         return np.zeros((0, embeddings.shape[1]), np.float32)
-    if (group_index[1:] >= group_index[:-1]).all():
-        sums = np.add.reduceat(embeddings, starts, axis=0, dtype=np.float64)
-    else:
-        sums = np.add.reduceat(embeddings[order], starts, axis=0, dtype=np.float64)
+    counts = np.bincount(group_index) if group_index.min() >= 0 else np.zeros(1)
+    if not counts.all():
+        raise UserError(
+            f"group_index: group {int(np.argmin(counts))} has no rows; number the groups 0, 1, 2 ..."
+        )
+    if (group_index[1:] < group_index[:-1]).any():
+        embeddings = embeddings[np.argsort(group_index, kind="stable")]
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    sums = np.add.reduceat(embeddings, starts, axis=0, dtype=np.float64)
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     return (sums / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
@@ -54,12 +55,13 @@ def search(
     gpu: bool | None = None,
     block_size: int = 1024,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k corpus rows of other groups with the highest inner products: ids (q, k) int64, scores (q, k) float32.
+    """The k corpus rows of other groups with the highest inner products: ids (q, k) int64, scores (q, k)
+    float32.
 
-    Ordered by (score descending, id ascending); padded with id -1 and score -inf only where fewer than k rows of
-    other groups exist. `queries` (q, d) and `corpus` (n, d) float32, groups integers. `block_size` queries are
-    searched at a time and bound the memory beyond one copy of the corpus. `gpu`: None uses one where FAISS finds
-    one; True without one is a UserError.
+    Ordered by (score descending, id ascending); padded with id -1 and score -inf only where fewer than k rows
+    of other groups exist. `queries` (q, d) and `corpus` (n, d) float32, groups integers. `block_size` queries
+    are searched at a time and bound the memory beyond one copy of the corpus. `gpu`: None uses one where
+    FAISS finds one; True without one is a UserError.
     """
     queries = np.ascontiguousarray(queries, np.float32)
     corpus = np.ascontiguousarray(corpus, np.float32)
@@ -67,7 +69,9 @@ def search(
     _check_matrix("queries", queries, query_groups)
     _check_matrix("corpus", corpus, corpus_groups)
     if queries.shape[1] != corpus.shape[1]:
-        raise UserError(f"queries have {queries.shape[1]} values, the corpus {corpus.shape[1]}: use one model")
+        raise UserError(
+            f"queries have {queries.shape[1]} values, the corpus {corpus.shape[1]}: use one model"
+        )
     if k < 1 or block_size < 1:
         raise UserError(f"k = {k}, block_size = {block_size}: give 1 or more")
     ids = np.full((len(queries), k), -1, np.int64)
@@ -76,13 +80,15 @@ def search(
         return ids, scores
     index = _GroupedIndex(corpus, corpus_groups, _use_gpu(gpu))
     order = np.argsort(query_groups, kind="stable")
-    for rows in np.split(order, range(block_size, len(order), block_size)):
-        fetch = k + SLACK
-        while len(rows):
-            top_ids, top_scores, certain = _rank(index, queries[rows], query_groups[rows], k, fetch)
-            ids[rows[certain]], scores[rows[certain]] = top_ids[certain], top_scores[certain]
-            rows = rows[~certain]
-            fetch *= 4
+    pending = [(rows, k + SLACK) for rows in np.split(order, range(block_size, len(order), block_size))]
+    while pending:
+        rows, fetch = pending.pop()
+        top_ids, top_scores, certain = _rank(index, queries[rows], query_groups[rows], k, fetch)
+        ids[rows[certain]], scores[rows[certain]] = top_ids[certain], top_scores[certain]
+        rest, fetch = rows[~certain], 4 * fetch
+        if len(rest):
+            num_parts = min(len(rest), 1 + len(rest) * fetch // (block_size * MAX_FETCH))
+            pending.extend((part, fetch) for part in np.array_split(rest, num_parts))
     return ids, scores
 
 
@@ -105,8 +111,8 @@ class _GroupedIndex:
         """At least the `fetch` best rows of other groups: (positions (q, m), scores (q, m), bound (q,)).
 
         Positions are -1 where there is none; no row left out scores above `bound` (-inf: none was left out).
-        Where a group is small, it is searched along and dropped from the answer, for all queries in one matrix
-        product; else the rows before and behind the group are searched.
+        Where a group is small, it is searched along and dropped from the answer, for all queries in one
+        matrix product; else the rows before and behind the group are searched.
         """
         first = np.searchsorted(self.groups, groups, side="left")
         last = np.searchsorted(self.groups, groups, side="right")
@@ -122,13 +128,18 @@ class _GroupedIndex:
         for start in np.unique(first[~small]):
             rows = np.flatnonzero(~small & (first == start))
             end = last[rows[0]]
-            sides = [self._search_range(queries[rows], width, *side) for side in ((0, start), (end, len(self.groups)))]
+            sides = [
+                self._search_range(queries[rows], width, *side)
+                for side in ((0, start), (end, len(self.groups)))
+            ]
             found = (np.hstack([side[i] for side in sides]) for i in (0, 1))
             positions[rows], scores[rows] = _best(*found, width)
         bound = np.where(num_others > width, scores[:, -1] if width else -np.inf, -np.inf)
         return positions, scores, bound
 
-    def _search_range(self, queries: np.ndarray, k: int, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search_range(
+        self, queries: np.ndarray, k: int, start: int, end: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         if start == end:
             return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
         selector = faiss.IDSelectorRange(int(start), int(end))
@@ -139,9 +150,9 @@ class _GroupedIndex:
 def drop_range(
     scores: np.ndarray, positions: np.ndarray, first: np.ndarray, last: np.ndarray, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """FAISS's answer (q, m) without positions in [first, last) of each query: positions and scores (q, width)."""
-    inside = (positions >= first[:, None]) & (positions < last[:, None])
-    return _best(np.where(inside, -np.inf, scores), np.where(inside, -1, positions), width)
+    """FAISS's answer (q, m) without positions in [first, last) of each query: positions and scores (q,
+    width).""" inside = (positions >= first[:, None]) & (positions < last[:, None]) return
+    _best(np.where(inside, -np.inf, scores), np.where(inside, -1, positions), width)
 
 
 def _best(scores: np.ndarray, positions: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -158,22 +169,25 @@ def _rank(
     positions, _, bound = index.candidates(queries, groups, fetch)
     ids = np.full((len(queries), k), -1, np.int64)
     scores = np.full((len(queries), k), -np.inf, np.float32)
+    row, column = np.nonzero(positions >= 0)
+    position = positions[row, column]
+    exact = np.full(positions.shape, -np.inf, np.float32)
+    names = np.full(positions.shape, -1, np.int64)
+    names[row, column] = index.row_id[position]
     width, dim = positions.shape[1], queries.shape[1]
-    step = max(1, _RANK_VALUES // max(1, width * dim))
-    for start in range(0, len(queries) if width else 0, step):
-        rows = slice(start, start + step)
-        # Sums in double precision of products of two floats are good to 1e-16: rounded, equal vectors tie.
-        vectors = index.vectors[positions[rows]].astype(np.float64)
-        exact = np.vecdot(vectors, queries[rows, None].astype(np.float64)).astype(np.float32)
-        exact[positions[rows] < 0] = -np.inf
-        names = np.where(positions[rows] < 0, np.iinfo(np.int64).max, index.row_id[positions[rows]])
-        order = np.lexsort((names, -exact))[:, :k]
-        scores[rows, :width] = np.take_along_axis(exact, order, axis=1)
-        ids[rows, :width] = np.where(
-            np.take_along_axis(positions[rows], order, axis=1) < 0, -1, np.take_along_axis(names, order, axis=1)
-        )
-    # |error| of a product of length d in single precision (Higham 2002, section 3.1), and of rounding the score.
-    error = (dim + 1) * 2.0**-24 * np.linalg.norm(queries.astype(np.float64), axis=1) * index.longest * 1.01
+    step = max(1, _RANK_VALUES // dim)
+    for start in range(0, len(row), step):
+        part = slice(start, start + step)
+        # A sum in double precision of products of single ones is good to 1e-16: rounded, equal vectors tie.
+        ours, theirs = queries[row[part]].astype(np.float64), index.vectors[position[part]].astype(np.float64)
+        exact[row[part], column[part]] = np.vecdot(ours, theirs)
+    order = np.lexsort((names, -exact))[:, :k]
+    ids[:, :width] = np.take_along_axis(names, order, axis=1)
+    scores[:, :width] = np.take_along_axis(exact, order, axis=1)
+    # The error of a product of length d in single precision, in any order of summation (Higham 2002, section
+    # 3.1), that of rounding the score, and what a processor that flushes tiny numbers to zero may lose.
+    lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
+    error = 1.01 * (dim + 2) * (2.0**-24 * lengths * index.longest + 2.0**-126)
     certain = (bound == -np.inf) | (scores[:, -1] > bound + error)
     return ids, scores, certain
 
@@ -181,7 +195,9 @@ def _rank(
 def _use_gpu(gpu: bool | None) -> bool:
     num_gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
     if gpu and not num_gpus:
-        raise UserError("gpu = true: FAISS finds no GPU; install faiss-gpu in place of faiss-cpu, or leave it out")
+        raise UserError(
+            "gpu = true: FAISS finds no GPU; install faiss-gpu in place of faiss-cpu, or leave it out"
+        )
     return bool(num_gpus) if gpu is None else gpu
 
 

@@ -18,9 +18,9 @@ from torch import nn
 from quire import artifact, bi_encoder, config, encoder, hub, loop, losses, packing, sampler, style
 from quire.artifact import Artifact, Draft
 from quire.bi_encoder import BiEncoder, PairHead
+from quire.errors import UserError
 from quire.training_sets import PairSet, flops_per_token, mean_auc, related_works, rows_by_work, set_dropout
-from trainers.cross_encoder import publish, save
-from trainers.fit import TrainRuntime, fit
+from trainers.fit import TrainRuntime, fit, publish, save
 
 
 class BiEncoderConfig(config.Config):
@@ -135,7 +135,7 @@ class BiEncoderTask:
     def batch(self, step: int, micro: int, rank: int, world: int) -> loop.Batch:
         rows, works = self.batches.plan(step, micro)
         if len(rows) % world:
-            raise config.UserError(f"works_per_batch x chunks_per_work = {len(rows)} is not a multiple of {world} workers")
+            raise UserError(f"works_per_batch x chunks_per_work = {len(rows)} is not a multiple of {world} workers")
         mine = slice(rank * len(rows) // world, (rank + 1) * len(rows) // world)
         texts = [self.chunk_texts[int(row)].as_py() for row in rows[mine]]
         tokens = encoder.tokenize(self.bi.model, texts)

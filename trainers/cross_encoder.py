@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from pydantic import Field
 from torch import nn
@@ -16,7 +15,7 @@ from quire import artifact, config, hub, loop, sampler
 from quire.artifact import Artifact, Draft
 from quire.cross_encoder import CrossEncoder, build_model, features, tokenize_pairs
 from quire.training_sets import PairSet, flops_per_token, mean_auc, set_dropout
-from trainers.fit import TrainRuntime, fit
+from trainers.fit import TrainRuntime, fit, publish, save
 
 
 class CrossEncoderConfig(config.Config):
@@ -48,20 +47,8 @@ def run(settings: CrossEncoderConfig) -> Artifact:
     draft = artifact.begin(root, "models", settings.name, recipe=config.recipe(settings), inputs=inputs)
     if draft.published:
         return draft.published
-    fit(__name__ if __name__ != "__main__" else "trainers.cross_encoder", settings, draft)
+    fit("trainers.cross_encoder", settings, draft)
     return publish(draft)
-
-
-def publish(draft: Draft) -> Artifact:
-    """The manifest of a trained model, with what its training took."""
-    facts = draft.storage.read_json(f"{draft.folder}/history.json")
-    summary = (
-        f"best {facts['metric']} {facts['best']:.4f} on validation at step {facts['best_step']} of {facts['steps']}, "
-        f"untrained {facts['untrained']:.4f}"
-    )
-    timing = draft.storage.read_json(f"{draft.folder}/{artifact.WORK}/timing.json")
-    summary += f"; {timing['tokens'] / timing['seconds']:,.0f} tokens/s, MFU {timing['mfu']:.1%}"
-    return draft.publish(summary=summary, facts=timing, cost={"cpu": timing["cpu"]})
 
 
 class Module(nn.Module):
@@ -123,29 +110,6 @@ def work(settings: CrossEncoderConfig, draft: Draft, log: Callable[[dict[str, An
     task = CrossEncoderTask(settings)
     state = loop.train(task, settings.loop, draft, log)
     save(draft, state, settings.loop, task.cross.save)
-
-
-def save(draft: Draft, state: loop.State, settings: loop.LoopConfig, write: Callable[[Any], None]) -> None:
-    """Rank 0 writes the model folder, the loss history and what the training took."""
-    if loop.rank_and_world()[0] != 0:
-        return
-    with draft.storage.local_folder(draft.folder) as folder:
-        write(folder)
-    first = next(r for r in state.history if f"eval_{settings.metric}" in r)
-    draft.storage.write_json(
-        f"{draft.folder}/history.json",
-        {
-            "metric": settings.metric, "best": state.best, "best_step": state.best_step, "steps": state.step,
-            "untrained": first[f"eval_{settings.metric}"], "history": state.history,
-        },
-    )
-    seconds = max(state.seconds, 1e-9)
-    peak = loop.device.peak_flops(loop.device.precision())
-    timing = {
-        "tokens": state.tokens, "seconds": seconds, "mfu": state.flops / seconds / peak,
-        "cpu": seconds * torch.get_num_threads() * loop.rank_and_world()[1],
-    }
-    draft.storage.write_json(f"{draft.folder}/{artifact.WORK}/timing.json", timing)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from pydantic import Field
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from quire import config
-from quire.artifact import WORK, Draft
+from quire import config, device
+from quire.artifact import WORK, Artifact, Draft
 from quire.errors import UserError
+from quire.loop import LoopConfig, State, rank_and_world
 
 
 class TrainRuntime(config.Runtime):
@@ -92,3 +93,38 @@ def tracking(settings: Any, draft: Draft, rank: int) -> tuple[Callable[[dict[str
             run.log({key: value for key, value in record.items() if key != "step"}, step=step)
 
     return log, (run.finish if run is not None else lambda: None)
+
+
+def save(draft: Draft, state: State, settings: LoopConfig, write: Callable[[Any], None]) -> None:
+    """Rank 0 writes the model folder, the loss history and what the training took."""
+    if rank_and_world()[0] != 0:
+        return
+    with draft.storage.local_folder(draft.folder) as folder:
+        write(folder)
+    first = next(r for r in state.history if f"eval_{settings.metric}" in r)
+    draft.storage.write_json(
+        f"{draft.folder}/history.json",
+        {
+            "metric": settings.metric, "best": state.best, "best_step": state.best_step, "steps": state.step,
+            "untrained": first[f"eval_{settings.metric}"], "history": state.history,
+        },
+    )
+    seconds = max(state.seconds, 1e-9)
+    peak = device.peak_flops(device.precision())
+    timing = {
+        "tokens": state.tokens, "seconds": seconds, "mfu": state.flops / seconds / peak,
+        "cpu": seconds * torch.get_num_threads() * rank_and_world()[1],
+    }
+    draft.storage.write_json(f"{draft.folder}/{WORK}/timing.json", timing)
+
+
+def publish(draft: Draft) -> Artifact:
+    """The manifest of a trained model, with what its training took."""
+    facts = draft.storage.read_json(f"{draft.folder}/history.json")
+    summary = (
+        f"best {facts['metric']} {facts['best']:.4f} on validation at step {facts['best_step']} of {facts['steps']}, "
+        f"untrained {facts['untrained']:.4f}"
+    )
+    timing = draft.storage.read_json(f"{draft.folder}/{WORK}/timing.json")
+    summary += f"; {timing['tokens'] / timing['seconds']:,.0f} tokens/s, MFU {timing['mfu']:.1%}"
+    return draft.publish(summary=summary, facts=timing, cost={"cpu": timing["cpu"]})

@@ -1,0 +1,34 @@
+# make demo [BOOKS=folder]   the book matcher end to end, from corpus to a running service
+# make test                  every test that needs no GPU
+# make env                   the environment alone (.venv), with pinned versions
+
+PYTHON ?= python3.11
+VENV   ?= .venv
+RUN     = $(VENV)/bin/python
+ROOT   ?= artifacts
+
+.PHONY: demo test env lint clean
+
+env: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade "pip>=24"
+	$(RUN) -m pip install --quiet --progress-bar on --constraint constraints.txt torch==2.13.0
+	$(RUN) -m pip install --quiet --progress-bar on --constraint constraints.txt ".[cpu,offline,dev]"
+	touch $@
+
+demo: env
+	$(RUN) -m quire.flow flows/demo.toml root=$(ROOT) $(if $(BOOKS),documents.source.kind=folder documents.source.folder="$(BOOKS)")
+
+# One tier after the other: a Ray of one test must not meet the Ray of another on two cores.
+test: env
+	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -m ray
+	$(RUN) -m pytest -q -m system
+
+lint: env
+	$(VENV)/bin/ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

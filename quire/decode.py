@@ -1,0 +1,115 @@
+"""Bytes to text: one way to read a file, or a stated reason why it cannot be read.
+
+UTF-8 is tried first and wins even over a header that says otherwise, because invalid UTF-8 is nearly impossible to
+mistake for it. Only then comes Windows-1252, which every "ISO-8859-1" file of Project Gutenberg turns out to be where
+the two differ (WHATWG Encoding Standard, section 4.2, makes the same choice).
+"""
+
+import codecs
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Literal
+
+from quire.errors import UserError
+
+# Control characters (C0 but tab, LF, VT, FF, CR, Ctrl-Z, and DEL) as a share of all bytes. Random bytes hold 10 %.
+_MAX_CONTROL_SHARE = 0.01
+_CONTROL_BYTES = bytes(set(range(0x20)) - set(b"\t\n\x0b\x0c\r\x1a")) + b"\x7f"
+# French in cp1252 holds about 5 % of bytes above 127; Greek or Shift-JIS, read as if it were cp1252, 60 % and more.
+_MAX_HIGH_SHARE = 0.3
+_HEADER_BYTES = 20_000
+
+_DECLARED = re.compile(rb"^[ \t]*Character set encoding:[ \t]*([^\r\n]+?)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+_LATIN_NAME = re.compile(r"latin.?1\b|8859.?1\b|1252", re.IGNORECASE)
+_UNICODE_NAME = re.compile(r"utf|unicode|ascii|646", re.IGNORECASE)
+_HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
+_UTF8_SEQUENCES = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+_LINE_BREAKS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+_STRAY = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+
+Reason = Literal["empty", "binary", "undecodable"]
+
+
+class Unreadable(UserError):
+    """The bytes hold no text that can be used. `reason` is a word to count by, `detail` a sentence to read."""
+
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(reason, detail)  # both, so that the exception survives the way between processes
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Text with LF line ends, without byte order marks, in NFC; and the codec that read it."""
+
+    text: str
+    encoding: Literal["utf-8", "utf-16", "cp1252", "latin-1"]
+
+
+def decode(data: bytes) -> Decoded:
+    """The text of a file. Raises Unreadable with reason empty, binary or undecodable.
+
+    Line and page breaks become LF; the few stray control characters that remain become blanks.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text, encoding = _attempt(data, "utf-16"), "utf-16"
+        if text is None:
+            raise Unreadable("undecodable", "it opens with a UTF-16 byte order mark but is no valid UTF-16")
+    else:
+        _refuse_binary(data)
+        text, encoding = _attempt(data, "utf-8"), "utf-8"
+        if text is None:
+            text, encoding = _decode_single_byte(data)
+    text = _normalise(text)
+    if not text or text.isspace():
+        raise Unreadable("empty", f"no text among its {len(data)} bytes")
+    return Decoded(text, encoding)
+
+
+def _refuse_binary(data: bytes) -> None:
+    if b"\0" in data:
+        raise Unreadable("binary", f"NUL byte at offset {data.index(0)}; text files hold none (UTF-16 needs its mark)")
+    num_controls = len(data) - len(data.translate(None, _CONTROL_BYTES))
+    if num_controls > max(1, _MAX_CONTROL_SHARE * len(data)):
+        raise Unreadable("binary", f"{num_controls} control characters in {len(data)} bytes")
+
+
+def _decode_single_byte(data: bytes) -> tuple[str, Literal["cp1252", "latin-1"]]:
+    """Text that is no UTF-8 and says, or lets see, that it is Western European in one byte per character."""
+    match = _DECLARED.search(data, 0, _HEADER_BYTES)
+    declared = match.group(1).decode("ascii", "replace") if match else ""
+    if _LATIN_NAME.search(declared):
+        text = _attempt(data, "cp1252")
+        # Five bytes are undefined in cp1252 (81 8D 8F 90 9D); latin-1 maps each byte to something.
+        return (text, "cp1252") if text is not None else (data.decode("latin-1"), "latin-1")
+    if declared and not _UNICODE_NAME.search(declared):
+        raise Unreadable("undecodable", f"it declares the character set {declared!r}; convert it to UTF-8")
+    high = b"".join(_HIGH_BYTES.findall(data))
+    num_utf8 = sum(map(len, _UTF8_SEQUENCES.findall(data)))
+    if 2 * num_utf8 > len(high):
+        raise Unreadable("undecodable", f"damaged UTF-8: {num_utf8} of {len(high)} bytes above 127 are valid; re-fetch it")
+    if len(high) > _MAX_HIGH_SHARE * len(data):
+        raise Unreadable("undecodable", f"neither UTF-8 nor Western European: {len(high)} of {len(data)} bytes above 127")
+    text = _attempt(data, "cp1252")
+    if text is None:
+        raise Unreadable("undecodable", "neither UTF-8 nor Windows-1252, and no character set declared; convert it to UTF-8")
+    return text, "cp1252"
+
+
+def _attempt(data: bytes, codec: str) -> str | None:
+    """The text, or None where the bytes are not valid in that codec: an answer here, not an accident."""
+    try:
+        return data.decode(codec)
+    except UnicodeDecodeError:
+        return None
+
+
+def _normalise(text: str) -> str:
+    text = _LINE_BREAKS.sub("\n", text).replace("\ufeff", "")
+    text = _STRAY.sub(" ", text)
+    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)

@@ -1,0 +1,39 @@
+"""Fixtures that several tests use."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+os.environ["RAY_AUTH_MODE"] = "disabled"  # tests start private clusters and tear them down
+os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
+
+import tiny  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny real sentence-transformers model."""
+    return tiny.tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="session")
+def books_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve authors with three small books each."""
+    return tiny.write_books(tmp_path_factory.mktemp("books"))
+
+
+@pytest.fixture(scope="module")
+def local_ray(tmp_path_factory: pytest.TempPathFactory):
+    """A private two-CPU Ray, shut down after the module."""
+    import ray
+
+    root = str(Path(__file__).parents[1])
+    ray.init(
+        address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False,
+        _temp_dir=str(tmp_path_factory.mktemp("r", numbered=True)), runtime_env={"env_vars": {"PYTHONPATH": root}},
+    )
+    yield
+    ray.shutdown()

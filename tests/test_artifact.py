@@ -1,0 +1,140 @@
+"""Artefacts are published once, skipped, refused or resumed after that; on a disk and on S3."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pyarrow as pa
+import pytest
+from moto.server import ThreadedMotoServer
+
+from quire import artifact
+from quire.artifact import Shard, begin, open_artifact
+from quire.errors import UserError
+from quire.storage import Storage, cached
+
+
+@pytest.fixture(scope="module")
+def s3_root() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    port = server.get_host_and_port()[1]
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket="corpora")
+    yield f"s3://corpora/quire?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    patch.undo()
+    server.stop()
+
+
+@pytest.fixture(params=["disk", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "disk" else f"{request.getfixturevalue('s3_root')}".replace(
+        "/quire?", f"/{tmp_path.name}?"
+    )
+
+
+def shard(*values: int) -> Shard:
+    return Shard(table=pa.table({"value": list(values)}), rows_in=len(values))
+
+
+def start(root: str, size: int = 1, source: str = "abc") -> artifact.Draft:
+    return begin(root, "chunks", "books", recipe={"size": size}, inputs={"source": source})
+
+
+def test_published_is_found_again_and_skipped(root: str) -> None:
+    draft = start(root)
+    draft.write_shard(0, shard(1, 2))
+    draft.write_shard(1, shard(3))
+    draft.publish(num_shards=2)
+    assert start(root).published is not None
+    assert open_artifact(root, "chunks", "books").read()["value"].to_pylist() == [1, 2, 3]
+
+
+def test_another_recipe_is_refused_with_the_differing_keys(root: str) -> None:
+    start(root).publish()
+    with pytest.raises(UserError, match="size: 1 there, 2 asked for"):
+        start(root, size=2)
+    with pytest.raises(UserError, match="input.source: 'abc' there, 'xyz' asked for"):
+        start(root, source="xyz")
+
+
+def test_an_interrupted_run_is_resumed_and_not_taken_for_finished(root: str) -> None:
+    start(root).write_shard(1, shard(3))
+    with pytest.raises(UserError, match="unfinished"):
+        open_artifact(root, "chunks", "books")
+    again = start(root)
+    assert set(again.finished_shards()) == {1}
+    with pytest.raises(UserError, match="1 of 2 shards are missing, first 0"):
+        again.publish(num_shards=2)
+    again.write_shard(0, shard(1, 2))
+    assert again.publish(num_shards=2).read()["value"].to_pylist() == [1, 2, 3]
+
+
+def test_an_interrupted_run_of_another_recipe_is_refused(root: str) -> None:
+    start(root)
+    with pytest.raises(UserError, match="was begun by another recipe"):
+        start(root, size=2)
+
+
+def test_dropped_rows_are_counted_by_reason_and_kept(root: str) -> None:
+    draft = start(root)
+    rejects = pa.table({"id": ["a", "b", "c"], "reason": ["short", "short", "not_english"]})
+    draft.write_shard(0, Shard(table=pa.table({"value": [1]}), rows_in=4, rejects=rejects))
+    made = draft.publish(num_shards=1)
+    assert made.manifest["dropped"] == {"not_english": 1, "short": 2}
+    assert (made.manifest["rows_in"], made.manifest["rows_out"]) == (4, 1)
+    assert made.storage.read_table(f"{made.folder}/rejects-00000.parquet")["id"].to_pylist() == ["a", "b", "c"]
+
+
+def test_the_same_shard_twice_gives_the_same_bytes(root: str) -> None:
+    draft = start(root)
+    draft.write_shard(0, shard(1, 2))
+    first = draft.storage.read_bytes(f"{draft.folder}/part-00000.parquet")
+    draft.write_shard(0, shard(1, 2))
+    assert draft.storage.read_bytes(f"{draft.folder}/part-00000.parquet") == first
+
+
+def test_the_scratch_is_gone_after_publishing(root: str) -> None:
+    draft = start(root)
+    draft.storage.write_bytes(f"{draft.folder}/{artifact.WORK}/checkpoint/state.json", b"{}")
+    draft.write_shard(0, shard(1))
+    made = draft.publish(num_shards=1)
+    assert made.storage.files(made.folder) == ["manifest.json", "part-00000.parquet"]
+
+
+def test_a_remote_folder_is_copied_once_and_a_local_one_not_at_all(root: str) -> None:
+    storage = Storage(root)
+    storage.write_bytes("models/m/sub/weights", b"123")
+    copy = cached(storage, "models/m", f"key-{Path(root).name[:40].replace('/', '-')}")
+    assert (copy / "sub" / "weights").read_bytes() == b"123"
+    assert storage.is_local == (copy == Path(storage.path("models/m")))
+
+
+def test_a_mapped_table_equals_the_read_one(root: str) -> None:
+    draft = start(root)
+    draft.write_shard(0, shard(1, 2))
+    draft.write_shard(1, shard(3))
+    made = draft.publish(num_shards=2)
+    assert made.memory_map(["value"]).equals(made.read(["value"]))
+
+
+@pytest.mark.parametrize("relative", ["../x", "/etc/passwd", "a/../../x"])
+def test_a_path_never_leaves_the_root(tmp_path: Path, relative: str) -> None:
+    with pytest.raises(UserError, match="leaves the root"):
+        Storage(str(tmp_path)).write_bytes(relative, b"")
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "../x", "_work"])
+def test_a_name_that_is_no_plain_word_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="name"):
+        begin(str(tmp_path), "chunks", name, recipe={}, inputs={})
+
+
+def test_a_half_written_file_is_not_listed(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write_bytes("a/good", b"1")
+    (tmp_path / "a" / ".tmp-123-bad").write_bytes(b"2")
+    assert storage.files("a") == ["good"]

