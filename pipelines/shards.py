@@ -4,12 +4,14 @@ Resume is by shard: what an interrupted run has recorded is not done again. Ray 
 it knows no fingerprint and loses rows when a document's chunks straddle two write blocks.
 """
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from tqdm import tqdm
 
 from quire.artifact import Draft, Shard
@@ -21,13 +23,13 @@ Process = Callable[[Any], Shard]
 class Worker:
     """Holds what a step loads once (a model, a table) and writes one shard after another."""
 
-    def __init__(self, make: Callable[..., Process], arguments: tuple[Any, ...], draft: Draft, items: Any):
-        self.process, self.draft, self.items = make(*arguments), draft, ray.get(items[0])
+    def __init__(self, make: Callable[..., Process], arguments: tuple[Any, ...], draft: Draft):
+        self.process, self.draft = make(*arguments), draft
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for index in batch["index"].tolist():
+        for index, item in zip(batch["index"].tolist(), batch["item"], strict=True):
             wall, cpu = time.perf_counter(), time.process_time()
-            shard = self.process(self.items[index])
+            shard = self.process(cloudpickle.loads(item))
             shard.cpu += time.process_time() - cpu
             shard.gpu += (time.perf_counter() - wall) if ray.get_gpu_ids() else 0.0
             self.draft.write_shard(index, shard)
@@ -40,6 +42,7 @@ def connect() -> None:
         ray.init(log_to_driver=True, logging_level="WARNING")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts shards, which is what resumes
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def run_shards(
@@ -63,13 +66,13 @@ def run_shards(
         return
     connect()
     workers = min(len(pending), num_workers or _places(num_gpus))
-    shared = [ray.put(list(items))]  # in a list, so that Ray passes the reference and not the value
-    dataset = ray.data.from_items([{"index": index} for index in pending], override_num_blocks=len(pending))
+    rows = [{"index": index, "item": cloudpickle.dumps(items[index])} for index in pending]  # bytes: any item will do
+    dataset = ray.data.from_items(rows, override_num_blocks=len(pending))
     dataset = dataset.map_batches(
         Worker,
         batch_size=1,
         batch_format="numpy",
-        fn_constructor_args=(make, arguments, draft, shared),
+        fn_constructor_args=(make, arguments, draft),
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
         num_gpus=num_gpus or None,

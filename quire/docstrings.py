@@ -17,26 +17,24 @@ from pathlib import Path
 from quire.errors import UserError
 
 # Folders that hold no text of the package itself: its tests, and other people's packages that it carries.
-_SKIPPED = frozenset(
-    "test tests _test _tests vendor _vendor vendored _vendored extern externals thirdparty third_party "
-    "_thirdparty _third_party thirdparty_files _distutils node_modules".split()
-)
+_TESTS = frozenset({"test", "tests", "_test", "_tests"})
+_VENDORED = re.compile(r"_?(vendor|vendored|extern|externals|third_?party|thirdparty_files|_distutils)")
 _TEST_FILE = re.compile(r"^(test_.*|.*_test|conftest)\.py$")
 
 # reStructuredText directives whose content is prose. The content of any other one is code, a table or a list.
-_PROSE_DIRECTIVES = frozenset(
-    "note warning important tip caution hint attention danger admonition seealso deprecated versionadded "
-    "versionchanged versionremoved rubric topic".split()
+_PROSE_DIRECTIVES = re.compile(
+    r"note|warning|important|tip|caution|hint|attention|danger|admonition|seealso|topic"
+    r"|deprecated|version(?:added|changed|removed)"
 )
 _DIRECTIVE = re.compile(r"\.\. *([\w:-]+?) *::(.*)$")
 _COMMENT = re.compile(r"\.\. ?(?!\[)")  # also link targets; footnotes (".. [1] text") are kept as text
 _FENCE = re.compile(r"(```|~~~)")
 _RULE = re.compile(r"([=\-~^*#+\"'`_.:])\1{2,}$")
 _TABLE = re.compile(r"[+|].*[+|]$|={2,}( +={2,})+$|-{2,}( +-{2,})+$")
-_BULLET = re.compile(r"([-*+•]|\(?[0-9a-z]{1,2}[.)]|\.\. \[\w+\])\s+")
-_FIELD = re.compile(r":(?:param|parameter|arg|raises?|returns?|yields?|keyword|kwarg|var|ivar|cvar)\b[^:]*:\s*")
-_TYPE_LINE = re.compile(r":\w+[^:]*:|[`*\w][\w`*., |\[\]\-]* : ")  # ":rtype: int", "axis : int or None"
-_ENTRY = re.compile(r"`*\*{0,2}[A-Za-z_][\w.]*`*(\s*\(.*?\))?\s*:(\s+|$)")  # "axis (int): ", "axis: "
+_BULLET = re.compile(r"([-*+•]|\(?(?:[0-9]{1,2}|[a-z])[.)]|\.\. \[\w+\])\s+")
+_FIELD = re.compile(r":(?:param(?:eter)?|k?w?arg|keyword|raises?|returns?|yields?|[ci]?var)\b[^:]*:\s*")
+_TYPE_LINE = re.compile(r":\w[^:`]*:(?!`)|[`*\w][\w`*., |\[\]\-]* : ")  # ":rtype: int", "axis : int or None"
+_ENTRY = re.compile(r"`*\*{0,2}[A-Za-z_][\w.]*`*(\s*\(.*?\))?:(\s+|$)")  # "axis (int): ", "axis: "
 
 _ROLE = re.compile(r":[a-zA-Z][\w:+.-]*:`")
 _LINK = re.compile(r"`([^`<]*?)\s*<[^`>]*>`_{0,2}|\[([^\]]+)\]\([^)\s]*\)")
@@ -50,7 +48,7 @@ _LOWER_WORD = re.compile(r"\b[a-z]+\b")
 
 @dataclass(frozen=True)
 class Package:
-    """An installed distribution: its name, its version and its sources as (dotted module name, file), sorted."""
+    """An installed distribution: name, version and its sources as sorted (dotted module name, file)."""
 
     name: str
     version: str
@@ -95,28 +93,30 @@ def list_packages(names: tuple[str, ...] | None = None) -> list[Package]:
 def read_books(
     package: Package, *, min_chars: int = 12_000, max_books: int = 8, max_chars: int = 120_000
 ) -> list[Book]:
-    """The `max_books` largest books of a package, sorted by title; sizes are in characters of prose.
+    """At most `max_books` books of a package, sorted by title; sizes are in characters of prose.
 
-    A book is a module directly under the package (scipy.stats), with all that lies beneath, if it has at least
-    `min_chars`; it ends at the paragraph that would exceed `max_chars`. Of books of the same size, public
-    modules go first. A paragraph that differs from an earlier one in the package only by names and numbers,
-    as an inherited or templated documentation string does, is dropped.
+    A book is a module directly under the package (scipy.stats), with all that lies beneath, if it has at
+    least `min_chars`; it ends before the paragraph that would exceed `max_chars`. The modules with the most
+    documentation are taken first, private ones after all public ones. A paragraph that differs from an
+    earlier one of the package by names and numbers only, as an inherited or templated one does, is dropped.
     Raises UserError for bounds that contradict each other.
     """
     if not 0 < min_chars <= max_chars:
         raise UserError(f"min_chars={min_chars} must be above 0 and at most max_chars={max_chars}")
     if max_books < 1:
         raise UserError(f"max_books={max_books} must be at least 1")
+    titles = _by_title(package.files)
+    sizes = {title: sum(_documented_size(path) for _, path in files) for title, files in titles.items()}
     seen: set[str] = set()
-    books = [
-        book
-        for title, files in sorted(_by_title(package.files).items())
-        if len((book := _read_book(package.name, title, files, seen, max_chars)).text) >= min_chars
-    ]
-    books.sort(key=lambda book: (-len(book.text), "._" in book.title, book.title))
-    # Capped books end within a paragraph of max_chars: those ties are broken by public before private.
-    books.sort(key=lambda book: (-min(len(book.text), int(0.95 * max_chars)), "._" in book.title))
-    return sorted(books[:max_books], key=lambda book: book.title)
+    books: list[Book] = []
+    for title in sorted(titles, key=lambda title: (_is_private(title), -sizes[title], title)):
+        if sizes[title] < min_chars or len(books) == max_books:  # most modules need no parsing
+            continue
+        book, keys = _read_book(package.name, title, titles[title], seen, max_chars)
+        if len(book.text) >= min_chars:
+            books.append(book)
+            seen |= keys
+    return sorted(books, key=lambda book: book.title)
 
 
 def docstrings(source: bytes) -> Iterator[str]:
@@ -147,7 +147,7 @@ def prose(docstring: str) -> Iterator[str]:
         words = text.split()
         num_plain = sum(_PLAIN_WORD.match(word) is not None for word in words)
         if num_plain >= 6 and num_plain >= 0.75 * len(words) and text[0].isalpha():
-            yield text[0].upper() + text[1:]
+            yield text
 
 
 def _normalized(name: str) -> str:
@@ -160,12 +160,13 @@ def _sources(distribution: importlib.metadata.Distribution) -> Iterator[tuple[st
         if not name.endswith(".py") or ".." in folders or _TEST_FILE.match(name):
             continue
         parts = folders if name == "__init__.py" else [*folders, name.removesuffix(".py")]
-        if parts and _SKIPPED.isdisjoint(parts) and all(part.isidentifier() for part in parts):
+        foreign = any(part in _TESTS or _VENDORED.fullmatch(part) for part in parts)
+        if parts and not foreign and all(part.isidentifier() for part in parts):
             yield ".".join(parts), Path(distribution.locate_file(file))
 
 
 def _by_title(files: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, Path]]]:
-    """Files by book. A package that lies deeper (google.api_core) is split one level below where it begins."""
+    """Files by book; a package that lies deeper (google.api_core) is split where it first branches."""
     roots: dict[str, list[tuple[list[str], Path]]] = defaultdict(list)
     for module, path in files:
         parts = module.split(".")
@@ -180,10 +181,21 @@ def _by_title(files: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, Pa
     return books
 
 
+def _documented_size(path: Path) -> int:
+    """Bytes in triple quotes: about the size of the documentation strings, without parsing."""
+    source = path.read_bytes()
+    return sum(len(text) for quote in (b'"""', b"'''") for text in source.split(quote)[1::2])
+
+
+def _is_private(title: str) -> bool:
+    return title.startswith("_") or "._" in title
+
+
 def _read_book(
     author: str, title: str, files: list[tuple[str, Path]], seen: set[str], max_chars: int
-) -> Book:
-    paragraphs: list[str] = []
+) -> tuple[Book, set[str]]:
+    """The book, and the keys of its paragraphs, which have none of `seen`."""
+    paragraphs: dict[str, str] = {}
     skipped: list[str] = []
     num_chars = -2  # the first paragraph has no blank line before it
     for module, path in files:
@@ -194,14 +206,13 @@ def _read_book(
             continue
         for paragraph in (paragraph for text in texts for paragraph in prose(text)):
             key = " ".join(_LOWER_WORD.findall(paragraph))
-            if key in seen:
+            if key in seen or key in paragraphs:
                 continue
             num_chars += len(paragraph) + 2
             if num_chars > max_chars:
-                return Book(author, title, "\n\n".join(paragraphs), tuple(skipped))
-            seen.add(key)
-            paragraphs.append(paragraph)
-    return Book(author, title, "\n\n".join(paragraphs), tuple(skipped))
+                return Book(author, title, "\n\n".join(paragraphs.values()), tuple(skipped)), set(paragraphs)
+            paragraphs[key] = paragraph
+    return Book(author, title, "\n\n".join(paragraphs.values()), tuple(skipped)), set(paragraphs)
 
 
 def _documented(node: ast.AST) -> Iterator[ast.AST]:
@@ -216,25 +227,33 @@ def _documented(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _paragraphs(lines: list[str]) -> Iterator[list[str]]:
-    """Runs of lines that belong together: split at blank lines, indents, bullets, fields and headings."""
+    """Runs of lines that belong together: split at blank lines, indents, bullets and fields."""
     paragraph: list[str] = []
-    indent = 0  # of the paragraph at hand
-    hanging = False  # its further lines may be indented, as those of a bullet are
+    indent = 0  # of the paragraph's first line
+    hanging = False  # its further lines may be deeper, as those of a bullet are
     for line_indent, line in _prose_lines(lines):
-        starts = _BULLET.match(line) or _FIELD.match(line) or _ENTRY.match(line)
-        if starts and line[starts.end() :][:1] == "" and line_indent <= indent:
-            hanging = False
         continues = line_indent == indent or (hanging and line_indent > indent)
-        if paragraph and (not line or starts or not continues):
+        # A wrapped line may look like an entry ("modes: fast"): it is one only where no line can wrap to.
+        wraps = any(paragraph) and (line_indent > indent if hanging else line_indent == indent)
+        item, rest = _without_item(line, entries=not wraps)
+        if paragraph and (not line or item or not continues):
             yield paragraph
             paragraph = []
-        if not line or (_TYPE_LINE.match(line) and not _FIELD.match(line)):
+        if not line or (not item and _TYPE_LINE.match(line)):
             continue
         if not paragraph:
-            indent, hanging = line_indent, starts is not None
-        paragraph.append(line[starts.end() :] if starts else line)
+            indent, hanging = line_indent, item
+        paragraph.append(rest)
     if paragraph:
         yield paragraph
+
+
+def _without_item(line: str, entries: bool) -> tuple[bool, str]:
+    """Whether a line begins an item of a list, a field or (if `entries`) an entry; what follows its mark."""
+    bullet = _BULLET.match(line)
+    rest = line[bullet.end() :] if bullet else line
+    name = _FIELD.match(rest) or ((entries or bullet) and _ENTRY.match(rest))
+    return bool(bullet or name), rest[name.end() :] if name else rest
 
 
 def _prose_lines(lines: list[str]) -> Iterator[tuple[int, str]]:
@@ -244,29 +263,25 @@ def _prose_lines(lines: list[str]) -> Iterator[tuple[int, str]]:
     literal: int | None = None  # lines indented deeper than this are literal
     fenced = example = False
     for i, line in enumerate(stripped):
-        if _FENCE.match(line):
-            fenced = not fenced
+        following = stripped[i + 1] if i + 1 < len(lines) else ""
         if not line:
             example = False
         elif literal is not None and indents[i] <= literal:
             literal = None
-        directive = None
-        if line.startswith(">>>") or line.startswith("$ ") or line.startswith("In ["):
-            example = True
-        elif literal is None and (directive := _DIRECTIVE.match(line)):
-            if directive[1] not in _PROSE_DIRECTIVES:
+        fenced ^= _FENCE.match(line) is not None
+        example |= line.startswith((">>>", "$ ", "In ["))
+        if fenced or example or literal is not None or _is_mark(line) or _RULE.match(following):
+            yield indents[i], ""
+        elif directive := _DIRECTIVE.match(line):
+            yield indents[i], ""
+            if _PROSE_DIRECTIVES.fullmatch(directive[1]):
+                yield (indents[i + 1] if following else indents[i]), directive[2].strip()
+            else:
                 literal = indents[i]
-        elif literal is None and _COMMENT.match(line):
-            literal = indents[i]
-        heads = i + 1 < len(lines) and _RULE.match(stripped[i + 1]) is not None
-        if fenced or example or literal is not None or heads or _is_mark(line):
-            yield indents[i], ""
-        elif directive:
-            yield indents[i], ""
         else:
-            yield indents[i], line
-        if literal is None and line.endswith("::") and not directive:
-            literal = indents[i]
+            yield indents[i], "" if _COMMENT.match(line) else line
+            if line.endswith("::") or _COMMENT.match(line):
+                literal = indents[i]
 
 
 def _is_mark(line: str) -> bool:

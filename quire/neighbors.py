@@ -107,12 +107,12 @@ class _GroupedIndex:
 
     def candidates(
         self, queries: np.ndarray, groups: np.ndarray, fetch: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """At least the `fetch` best rows of other groups: (positions (q, m), scores (q, m), bound (q,)).
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the `fetch` best rows of other groups (q, <= fetch), -1 where there is none; bound (q,).
 
-        Positions are -1 where there is none; no row left out scores above `bound` (-inf: none was left out).
-        Where a group is small, it is searched along and dropped from the answer, for all queries in one
-        matrix product; else the rows before and behind the group are searched.
+        No row left out scores above `bound` (-inf: none was left out). Where a group is small, it is searched
+        along and dropped from the answer, for all queries in one matrix product; else the rows before and those
+        behind the group are searched.
         """
         first = np.searchsorted(self.groups, groups, side="left")
         last = np.searchsorted(self.groups, groups, side="right")
@@ -125,39 +125,37 @@ class _GroupedIndex:
             k = min(len(self.groups), fetch + int((last - first)[small].max()))
             found = self.fast.search(queries[small], k)
             positions[small], scores[small] = drop_range(*found, first[small], last[small], width)
-        for start in np.unique(first[~small]):
-            rows = np.flatnonzero(~small & (first == start))
-            end = last[rows[0]]
-            sides = [
-                self._search_range(queries[rows], width, *side)
-                for side in ((0, start), (end, len(self.groups)))
-            ]
-            found = (np.hstack([side[i] for side in sides]) for i in (0, 1))
-            positions[rows], scores[rows] = _best(*found, width)
+        for group in np.unique(groups[~small]):  # not by `first`: an empty group begins where another does
+            rows = np.flatnonzero(groups == group)
+            before = self._search_range(queries[rows], width, 0, first[rows[0]])
+            behind = self._search_range(queries[rows], width, last[rows[0]], len(self.groups))
+            positions[rows], scores[rows] = _best(*map(np.hstack, zip(before, behind, strict=True)), width)
         bound = np.where(num_others > width, scores[:, -1] if width else -np.inf, -np.inf)
-        return positions, scores, bound
+        return positions, bound
 
     def _search_range(
         self, queries: np.ndarray, k: int, start: int, end: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        if start == end:
+        k = int(min(k, end - start))
+        if k < 1:
             return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
         selector = faiss.IDSelectorRange(int(start), int(end))
-        k = int(min(k, end - start))
         return self.flat.search(queries, k, params=faiss.SearchParameters(sel=selector))
 
 
 def drop_range(
     scores: np.ndarray, positions: np.ndarray, first: np.ndarray, last: np.ndarray, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """FAISS's answer (q, m) without positions in [first, last) of each query: positions and scores (q,
-    width).""" inside = (positions >= first[:, None]) & (positions < last[:, None]) return
-    _best(np.where(inside, -np.inf, scores), np.where(inside, -1, positions), width)
+    """FAISS's answer (q, m) without each query's own range [first, last): positions, scores (q, width)."""
+    inside = (positions >= first[:, None]) & (positions < last[:, None])
+    return _best(np.where(inside, -np.inf, scores), np.where(inside, -1, positions), width)
 
 
 def _best(scores: np.ndarray, positions: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `width` highest of each row, those without a position last: positions and scores."""
-    scores = np.where(positions < 0, -np.inf, scores)
+    """The `width` highest of each row: positions padded with -1, scores with -inf."""
+    padding = ((0, 0), (0, max(0, width - scores.shape[1])))
+    positions = np.pad(positions, padding, constant_values=-1)
+    scores = np.where(positions < 0, -np.inf, np.pad(scores, padding))
     order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
     return np.take_along_axis(positions, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
@@ -166,7 +164,7 @@ def _rank(
     index: _GroupedIndex, queries: np.ndarray, groups: np.ndarray, k: int, fetch: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The k best candidates in the final order, and of which queries the answer is certain: (q,) bool."""
-    positions, _, bound = index.candidates(queries, groups, fetch)
+    positions, bound = index.candidates(queries, groups, fetch)
     ids = np.full((len(queries), k), -1, np.int64)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     row, column = np.nonzero(positions >= 0)

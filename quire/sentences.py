@@ -50,8 +50,8 @@ def _letters(is_case) -> str:
 
 def _not_an_abbreviation() -> str:
     """Lookbehinds, one for each length since their width must be fixed, that fail after `Mr.` and after `a.`"""
-    opening = _marks(_OPENING)
-    alone = rf"(?<![^\s{opening}])"  # at the beginning of a word, or behind opening marks as in ("Mr.
+    opening = _marks(_OPENING + "-")
+    alone = rf"(?<![^\s{opening}])"  # at the beginning of a word, or behind marks as in ("Mr. and --Mr.
     by_length: dict[int, list[str]] = {}
     for word in _ABBREVIATIONS:
         by_length.setdefault(len(word), []).append(re.escape(word))
@@ -76,6 +76,7 @@ def _boundary() -> re.Pattern[str]:
           [{closing}.]{{0,{_MAX_RUN}}}+ (?!\S)            # quotes and brackets that close, to the end of the word
           (?: [ ] (?: [{lone}]++ (?!\S) | (?: [{opening}] | \.\.++ )++ ) )*+   # and those behind one blank
         | (?<=[{lower}{quotes}]\.) (?=[{upper}{quotes}])  # a full stop inside a word: end.Begin
+          {_not_an_abbreviation()} (?! [{closing}.]{{0,{_MAX_RUN}}}+ (?!\S) )
         )
         (\s*+)
         """,

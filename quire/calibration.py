@@ -1,0 +1,139 @@
+"""Logits to probabilities, and thresholds that keep what they promise on the data they were chosen on.
+
+Shape letters: n pairs.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from quire.errors import UserError
+from quire.metrics import check, quality
+
+__all__ = ["Scale", "Threshold", "choose_prefilter", "choose_threshold", "fit_scale", "fit_temperature", "quality"]
+OBJECTIVES = ("accuracy", "balanced_accuracy", "f1", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """probability = sigmoid(slope * logit + bias)."""
+
+    slope: float
+    bias: float
+
+    def probability(self, logits: np.ndarray) -> np.ndarray:
+        """Probabilities (n,) float64."""
+        return expit(self.slope * np.asarray(logits, dtype=np.float64) + self.bias)
+
+
+def fit_scale(logits: np.ndarray, labels: np.ndarray) -> Scale:
+    """Platt scaling (Platt 1999): slope and bias of least cross-entropy, with Platt's smoothed targets.
+
+    The targets (n+ + 1)/(n+ + 2) and 1/(n- + 2) keep the solution finite for separable data. The solve is convex,
+    on standardised logits, and must converge: an early stop leaves the temperature where it began.
+    """
+    logits, labels = _inputs(logits, labels)
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    target = np.where(labels, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    center, spread = logits.mean(), max(logits.std(), 1e-12)
+    x = (logits - center) / spread
+    slope, bias = _solve(np.stack([x, np.ones_like(x)], axis=1), target)
+    return Scale(float(slope / spread), float(bias - slope * center / spread))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> Scale:
+    """Temperature scaling (Guo et al. 2017, arXiv:1706.04599): slope 1/T of least cross-entropy, no bias."""
+    logits, labels = _inputs(logits, labels)
+    spread = max(np.abs(logits).max(), 1e-12)
+    (slope,) = _solve((logits / spread)[:, None], labels.astype(np.float64))
+    return Scale(float(slope / spread), 0.0)
+
+
+def _inputs(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels).astype(bool)
+    if logits.shape != labels.shape or not np.isfinite(logits).all():
+        raise UserError(f"{len(logits)} logits for {len(labels)} labels: need one finite number each")
+    if labels.all() or not labels.any():
+        raise UserError(f"calibration needs both classes, all {len(labels)} labels are {int(labels.any())}")
+    return logits, labels
+
+
+def _solve(design: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Weights of least mean cross-entropy, by Newton steps in a trust region."""
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        z = design @ weights
+        return float((np.logaddexp(0, z) - target * z).mean()), design.T @ (expit(z) - target) / len(target)
+
+    def hessian(weights: np.ndarray) -> np.ndarray:
+        p = expit(design @ weights)
+        return (design * (p * (1 - p))[:, None]).T @ design / len(target)
+
+    solved = minimize(loss, np.zeros(design.shape[1]), jac=True, hess=hessian, method="trust-exact", options={"gtol": 1e-9})
+    if np.abs(solved.jac).max() > 1e-6:
+        raise UserError(f"calibration did not converge (gradient {np.abs(solved.jac).max():.1e}): are the labels separable?")
+    return solved.x
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Decide "same" when probability >= value; `achieved` are the metrics on the data it was chosen on."""
+
+    value: float
+    objective: str
+    target: float | None
+    achieved: dict[str, float]
+
+
+def choose_threshold(
+    labels: np.ndarray, probabilities: np.ndarray, objective: str = "accuracy", target: float | None = None
+) -> Threshold:
+    """The best threshold among all that give different decisions, midway between neighbouring probabilities.
+
+    `precision` and `recall` need a target: the lowest threshold that reaches the precision, the highest that reaches
+    the recall. Raises UserError naming the best that can be had when the target cannot be met.
+    """
+    labels, probabilities = check(labels, probabilities)
+    if objective not in OBJECTIVES:
+        raise UserError(f"objective = {objective!r}: one of {', '.join(OBJECTIVES)}")
+    if (objective in ("precision", "recall")) != (target is not None):
+        raise UserError(f"target = {target!r}: objective {objective!r} {'needs one' if target is None else 'takes none'}")
+    values, table = _all_thresholds(labels, probabilities)
+    if target is None:
+        best = int(np.argmax(table[objective]))
+    else:
+        feasible = np.flatnonzero(table[objective] >= target)
+        if not len(feasible):
+            top = float(table[objective].max())
+            raise UserError(f"target = {target}: {objective} reaches {top:.4f} at most on these {len(labels)} pairs")
+        best = int(feasible[-1] if objective == "precision" else feasible[0])
+    achieved = {name: float(column[best]) for name, column in table.items()}
+    return Threshold(float(values[best]), objective, target, achieved)
+
+
+def _all_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Thresholds in falling order, each saying "same" to one more distinct probability, and what each achieves."""
+    order = np.argsort(-probabilities, kind="stable")
+    p, y = probabilities[order], labels[order]
+    last = np.flatnonzero(np.r_[p[1:] != p[:-1], True])  # the last row of each distinct probability
+    below = np.r_[p[1:], 0.0][last]
+    values = (p[last] + below) / 2
+    true_positive = np.cumsum(y)[last].astype(np.float64)
+    false_positive = np.cumsum(~y)[last].astype(np.float64)
+    positives, negatives = y.sum(), (~y).sum()
+    recall = true_positive / positives
+    return values, {
+        "accuracy": (true_positive + negatives - false_positive) / len(y),
+        "balanced_accuracy": (recall + 1 - false_positive / negatives) / 2,
+        "f1": 2 * true_positive / (true_positive + false_positive + positives),
+        "precision": true_positive / (true_positive + false_positive),
+        "recall": recall,
+    }
+
+
+def choose_prefilter(labels: np.ndarray, probabilities: np.ndarray, recall: float) -> float:
+    """The highest first-stage threshold that still lets `recall` of the positives through to the second stage."""
+    return choose_threshold(labels, probabilities, "recall", recall).value

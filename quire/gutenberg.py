@@ -1,0 +1,438 @@
+"""Project Gutenberg files: what their header says, and the book alone, with every removed character accounted for.
+
+`clean` only ever deletes, each rule within bounds of its own, and repeats its rules until none applies: so it is
+idempotent, a stray mark costs at most the bound of its rule, and an unclosed bracket costs nothing.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from quire.errors import UserError
+
+MAX_HEADER_LINES = 1_000  # the old header with its "small print" takes about 400
+MAX_FOOTER_CHARS = 30_000  # the licence has 19,000; a longer rest after an END line is another volume
+_MAX_NOTE_CHARS = 3_000
+_MAX_CAPTION_CHARS = 1_000
+_MAX_CREDIT_CHARS = 800
+_MAX_LICENCE_CHARS = 3_000  # of one paragraph
+_NUM_CREDIT_PARAGRAPHS = 12  # credits stand among the first paragraphs, or are none
+
+_EBOOK = r"E-?\s?(?:BOOK|TEXT)"
+_START = re.compile(
+    rf"[ \t]*\*{{2,}}[ \t]*START[ \t]+OF[ \t]+(?:THIS|THE)[ \t]+PROJECT[ \t]+GUTENBERG[ \t]+{_EBOOK}", re.I
+)
+_END = re.compile(
+    rf"[ \t]*\*{{2,}}[ \t]*END[ \t]+OF[ \t]+(?:THIS|THE)[ \t]+PROJECT[ \t]+GUTENBERG[ \t]+{_EBOOK}", re.I
+)
+_END_WORDS = re.compile(r"[ \t]*End of (?:the |this )?Project Gutenberg", re.I)
+_SMALL_PRINT_START = re.compile(r"[ \t]*\*+[ \t]*START[ \t*]*THE SMALL PRINT", re.I)
+_SMALL_PRINT_END = re.compile(r"[ \t]*\*+[ \t]*END[ \t*]*THE SMALL PRINT", re.I)
+_LICENCE_TITLE = re.compile(r".*(?:START: FULL LICENSE|THE FULL PROJECT GUTENBERG LICENSE)", re.I)
+_GUTENBERG = ("utenberg", "UTENBERG")
+_SMALL_PRINT = ("SMALL PRINT", "Small Print", "small print")
+_TRANSCRIBER_WORDS = ("ranscriber", "RANSCRIBER", "Gutenberg Editor")
+_HINT = re.compile(r"Project Gutenberg", re.I)
+# Paragraphs of a header that lost its START line.
+_HEADER_PARAGRAPH = re.compile(
+    r"""\s*(?:\*+\s*)?(?: (?:The\ |A\ |Welcome\ to\ the\ )?Project\ Gutenberg | This\ (?:e-?book|e-?text)\ is\ for\ the\ use
+    | Copyright\ laws\ are\ changing | Title: | Author: | Editor: | Illustrator: | Translator: | Release\ Date:
+    | Posting\ Date: | Last\ Updated: | First\ Posted: | Language: | Character\ set\ encoding: | \[(?:e-?book|e-?text)\ \#
+    | Credits: | Original\ publication: | Most\ recently\ updated: | \[(?:This|Last|Most|Date|The\ actual)[^\]\n]*\]\s*$ )""",
+    re.I | re.X,
+)
+_LICENCE = re.compile(
+    r"""Project\ Gutenberg(?:-tm|\(tm\)|™|\ Literary\ Archive|\s+License|\s+Web\ pages?) | THE\ FULL\ PROJECT\ GUTENBERG
+    | PLEASE\ READ\ THIS\ BEFORE\ YOU\ DISTRIBUTE | START:\ FULL\ LICENSE
+    | This\ (?:e-?book|e-?text)\ is\ for\ the\ use\ of\ anyone\ anywhere | Updated\ editions\ will\ replace\ the\ previous
+    | Redistribution\ is\ subject\ to\ the\s+trademark\ license
+    | subject\ to\ the\s+trademark\s+license,\ especially\ commercial | ^\**\ *This\ file\ should\ be\ named\ \S+""",
+    re.I | re.X | re.M,
+)
+_CREDIT = re.compile(
+    r"""\s*(?: (?:This\ )?(?:Project\ Gutenberg\ )?(?:e-?book|e-?text)?(?:\ was\ )?\s*(?:produced|prepared|transcribed|scanned|digiti[sz]ed|proofread)
+        \ (?:and\ \w+\ )?(?:by|from)\b
+    | Note:\ (?:Project\ Gutenberg\ also\ has|Images\ of\ the\ original) | Note\ from\ the\ original\ file: )""",
+    re.I | re.X,
+)
+_TRANSCRIBER = r"(?:Transcribers?['’`]?s?['’`]?|Project[ ]Gutenberg[ ]Editor['’]s)"
+_NOTE_OPEN = re.compile(rf"\[[*_\s]*(?:{_TRANSCRIBER}\b|TN:)", re.I)
+_NOTE_HEADING = re.compile(rf"[ \t*_=]*{_TRANSCRIBER}[ \t]+notes?\b[:.]?", re.I)
+_NOTE_BOX = re.compile(r"^[ \t]*\+[-=+]{3,}\+?\n(?:[ \t]*\|[^\n]*\n)+[ \t]*\+[-=+]{3,}\+?$", re.M)
+_NOTE_WORDS = re.compile(
+    r"\b(?:spelling|hyphen|punctuation|typograph|printer|misprint|inconsisten|obvious|correct|transcri|retained|original"
+    r"|error|italic|footnote|ligature|e-?text|e-?book)",
+    re.I,
+)
+_CAPTION_OPEN = re.compile(r"\[\s*_?(?:Illustrations?\b|(?:Picture|Frontispiece):)", re.I)
+_BRACKET = re.compile(r"[\[\]]")
+
+_FIELD = re.compile(
+    r"(Title|Authors?|Editors?|Illustrators?|Translators?|Contributors?|Commentators?|Annotators?|Release Date|Posting Date"
+    r"|Last Updated|First Posted|Languages?|Character set encoding|Original publication|Credits|Subtitle)[ \t]*:(.*)",
+    re.I,
+)
+_EBOOK_NUMBER = re.compile(rf"\[\s*{_EBOOK}\s*#\s*(\d+)\s*\]", re.I)
+_TITLE_BY_AUTHOR = re.compile(
+    rf"(?:The )?Project Gutenberg(?:['’]s)?(?: {_EBOOK})?(?: of|,)? (?P<title>.+?),? by (?P<author>[^,]+?)(?:,|$)", re.I
+)
+_AND = re.compile(r"\s*;\s*|\s+(?:and|&)\s+", re.I)
+_BRACKETED = re.compile(r"[(\[][^)\]]*[)\]]")
+_LIFE_DATES = re.compile(r",?\s*\d{4}\??\s*[-–]\s*(?:\d{4}\??)?$")
+
+_ASCII_SPELLINGS = str.maketrans({"æ": "ae", "œ": "oe", "ø": "o", "ß": "ss", "ł": "l", "đ": "d", "þ": "th", "ð": "d", "ı": "i"})
+_ANONYMOUS = re.compile(r"(?:^|_)(?:anon|anonymous|unknown|various|misc|miscellaneous|multiple_authors)(?:_|$)")
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a Project Gutenberg header states; empty where it states nothing."""
+
+    title: str = ""
+    authors: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()  # lower case
+    gutenberg_id: int | None = None
+    encoding: str = ""
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """The book, and how many characters each rule removed; together they are the input's length."""
+
+    text: str
+    removed: dict[str, int]
+
+
+def parse_header(text: str) -> Header:
+    """Title, authors, languages, number and character set, from an actual header only, else an empty Header.
+
+    The header is what precedes the START line; where that is missing, the lines up to the end of the small print, or
+    the header's own paragraphs. Editors and translators are no authors. Wrapped titles are joined, volumes kept.
+    """
+    removed = dict.fromkeys(_RULE_NAMES, 0)
+    text = _drop_blanks(text[: MAX_FOOTER_CHARS * 2], removed)
+    spans = _header(text)
+    if not spans or not _HINT.search(text, 0, spans[0][1]):
+        return Header()
+    header = text[: spans[0][1]]
+    if starts := _marks(header, _START, *_GUTENBERG):
+        header = header[: starts[0].start()]
+    fields = _fields(header)
+    opening = _TITLE_BY_AUTHOR.match(" ".join(header.partition("\n\n")[0].split()))
+    title = next(iter(fields.get("title", [])), opening["title"] if opening else "")
+    authors = fields.get("author") or ([opening["author"]] if opening else [])
+    number = _EBOOK_NUMBER.search(header)
+    return Header(
+        title=title,
+        authors=tuple(dict.fromkeys(name for field in authors for name in _names(field))),
+        languages=tuple(part for field in fields.get("language", []) for part in re.split(r"[\s,;/]+(?:and\s+)?", field.lower()) if part),
+        gutenberg_id=int(number[1]) if number else None,
+        encoding=next(iter(fields.get("character set encoding", [])), ""),
+    )
+
+
+def _fields(header: str) -> dict[str, list[str]]:
+    """The header's "Name: value" lines by lower-case singular name; lines that continue one are joined to it."""
+    fields: dict[str, list[str]] = {}
+    current: list[str] | None = None
+    for line in header.split("\n"):
+        if match := _FIELD.match(line):
+            current = fields.setdefault(match[1].lower().removesuffix("s"), [])
+            current.append(match[2].strip())
+        elif not line or line.startswith(("[", "*")):
+            current = None
+        elif current is not None:
+            current[-1] = f"{current[-1]} {line.strip()}".strip()
+    return {name: [" ".join(value.split()) for value in values if value] for name, values in fields.items()}
+
+
+def _names(field: str) -> list[str]:
+    """The people of one author line: no alias in brackets, no years of life."""
+    names = (_LIFE_DATES.sub("", _BRACKETED.sub(" ", part)).strip(" ,;:-") for part in _AND.split(field))
+    return [" ".join(name.split()) for name in names if name]
+
+
+def slug(name: str, max_length: int = 80) -> str:
+    """A name as lower-case ASCII letters, digits and underscores, at most `max_length` long (at least 20).
+
+    Eight hex digits of the name's SHA-256 follow where letters were lost, so that two names do not become one.
+    """
+    if max_length < 20:
+        raise UserError(f"max_length = {max_length}: a slug needs at least 20 characters")
+    folded = unicodedata.normalize("NFKD", name.lower().translate(_ASCII_SPELLINGS))
+    folded = "".join(character for character in folded if not unicodedata.combining(character))
+    lost = any(character.isalnum() and not character.isascii() for character in folded)
+    words = re.findall(r"[a-z0-9]+", re.sub(r"[^a-z0-9'’‘`\-‐‑–—/\s_]", "", folded))
+    joined = "_".join(words)
+    if joined and not lost and len(joined) <= max_length:
+        return joined
+    if not name.strip():
+        return "untitled"
+    digest = hashlib.sha256(unicodedata.normalize("NFC", name).encode("utf-8")).hexdigest()[:8]
+    return f"{joined[: max_length - 10].rstrip('_') or 'untitled'}__{digest}"
+
+
+def is_anonymous(author: str) -> bool:
+    """The name names nobody (anonymous, unknown, various, misc, multiple authors, or nothing at all)."""
+    return not author.strip() or _ANONYMOUS.search(slug(author, max_length=1_000)) is not None
+
+
+def clean(text: str) -> Cleaned:
+    """A book without Project Gutenberg's header, footer, licence, credits, notes and illustration marks.
+
+    Lines and paragraphs stay: line ends become LF, runs of blank lines one blank line, blanks at line ends go.
+    Idempotent. The caller judges the kept share: no rule knows how long the book should be.
+    """
+    removed = dict.fromkeys(_RULE_NAMES, 0)
+    text = _drop_blanks(text, removed)
+    length = -1
+    while length != len(text):  # every rule only deletes, so this ends
+        length = len(text)
+        for rule, find in _RULES:
+            spans = _merged(find(text))
+            if spans:
+                removed[rule] += sum(end - start for start, end in spans)
+                text = _drop_blanks(_without(text, spans), removed)
+    return Cleaned(text, removed)
+
+
+def _drop_blanks(text: str, removed: dict[str, int]) -> str:
+    kept = text.replace("\r\n", "\n").replace("\r", "\n")
+    kept = "\n".join(map(str.rstrip, kept.split("\n"))).strip("\n")
+    while "\n\n\n" in kept:  # each turn takes a third of a run; a regular expression would take ten times as long
+        kept = kept.replace("\n\n\n", "\n\n")
+    removed["blank"] += len(text) - len(kept)
+    return kept
+
+
+def _without(text: str, spans: list[Span]) -> str:
+    starts = [0, *(end for _, end in spans)]
+    ends = [*(start for start, _ in spans), len(text)]
+    return "".join(text[start:end] for start, end in zip(starts, ends, strict=True))
+
+
+def _merged(spans: list[Span]) -> list[Span]:
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _line_offset(text: str, num_lines: int) -> int:
+    """Where the line of that number begins, or the text's length."""
+    offset = 0
+    for _ in range(num_lines):
+        offset = text.find("\n", offset) + 1
+        if not offset:
+            return len(text)
+    return offset
+
+
+def _lines_with(text: str, *words: str) -> list[int]:
+    """Where those lines begin that hold one of the words: plain search, so that most text is passed at memory speed."""
+    starts = set()
+    for word in words:
+        offset = text.find(word)
+        while offset >= 0:
+            starts.add(text.rfind("\n", 0, offset) + 1)
+            offset = text.find(word, offset + len(word))
+    return sorted(starts)
+
+
+def _marks(text: str, pattern: re.Pattern[str], *words: str) -> list[re.Match[str]]:
+    """Matches of the pattern at the beginning of the lines with one of the words."""
+    return [match for start in _lines_with(text, *words) if (match := pattern.match(text, start))]
+
+
+def _line_end(text: str, offset: int) -> int:
+    end = text.find("\n", offset)
+    return len(text) if end < 0 else end
+
+
+def _marker_end(text: str, match: re.Match[str]) -> int:
+    """The end of a START or END marker: its title may wrap, up to the line with the closing stars."""
+    first = end = _line_end(text, match.end())
+    for _ in range(4):
+        line_start = text.rfind("\n", 0, end) + 1
+        line = text[max(line_start, match.end()) : end]
+        if line.rstrip().endswith("**"):
+            return end
+        if end == len(text) or text[end + 1 : end + 2] in ("\n", ""):
+            return first
+        end = _line_end(text, end + 1)
+    return first
+
+
+def paragraphs(text: str) -> list[Span]:
+    """Offsets of the paragraphs of a text whose blank lines are empty and single."""
+    spans, start = [], 0
+    while start < len(text):
+        end = text.find("\n\n", start)
+        end = len(text) if end < 0 else end
+        spans.append((start, end))
+        start = end + 2
+    return spans
+
+
+def _header(text: str) -> list[Span]:
+    limit = _line_offset(text, MAX_HEADER_LINES)
+    top = text[:limit]
+    end = 0
+    if starts := _marks(top, _START, *_GUTENBERG):
+        end = _marker_end(text, starts[0])
+    small = [mark for mark in _marks(top, _SMALL_PRINT_END, *_SMALL_PRINT) if mark.start() >= end]
+    if small and _small_print_is_header(top, small[0]):
+        end = _line_end(text, small[0].end())
+    if not end and _HINT.search(top, 0, top.find("\n\n") if "\n\n" in top else min(len(top), _MAX_LICENCE_CHARS)):
+        for start, stop in paragraphs(top):
+            if not _HEADER_PARAGRAPH.match(text, start) or stop - start > _MAX_LICENCE_CHARS:
+                break
+            end = stop
+    return [(0, end)] if end else []
+
+
+def _small_print_is_header(top: str, small: re.Match[str]) -> bool:
+    """The small print opened the files of the nineties; in a few it closes them, and the book stands above it."""
+    begins = _marks(top[: small.start()], _SMALL_PRINT_START, *_SMALL_PRINT)
+    near = not begins or begins[0].start() < _line_offset(top, 200)
+    return near and _HINT.search(top, 0, small.start()) is not None
+
+
+def _footer(text: str) -> list[Span]:
+    for pattern in (_END, _END_WORDS):
+        marks = _marks(text, pattern, *_GUTENBERG)
+        for mark in marks:
+            if len(text) - mark.start() <= MAX_FOOTER_CHARS:
+                return [(mark.start(), len(text))]
+        if marks:  # between the volumes of a collection: the line alone
+            return [(mark.start(), _marker_end(text, mark)) for mark in marks]
+    return []
+
+
+def _licence(text: str) -> list[Span]:
+    """Paragraphs with words of the licence, and the small print or full licence from its title to its end."""
+    spans = []
+    if _lines_with(text, *_GUTENBERG):
+        spans += _licence_paragraphs(text)
+        spans += [(mark.start(), _marker_end(text, mark)) for mark in _marks(text, _START, *_GUTENBERG)]
+    for begin in _marks(text, _SMALL_PRINT_START, *_SMALL_PRINT):
+        block = text[begin.start() : begin.start() + MAX_FOOTER_CHARS]
+        if ends := _marks(block, _SMALL_PRINT_END, *_SMALL_PRINT):
+            spans.append((begin.start(), begin.start() + _line_end(block, ends[0].end())))
+    return spans
+
+
+def _licence_paragraphs(text: str) -> list[Span]:
+    marked = [
+        (start, end)
+        for start, end in paragraphs(text)
+        if end - start <= _MAX_LICENCE_CHARS and _LICENCE.search(text, start, end)
+    ]
+    for title in _marks(text, _LICENCE_TITLE, "FULL"):
+        ends = [end for start, end in marked if 0 <= end - title.start() <= MAX_FOOTER_CHARS]
+        if ends:
+            marked.append((title.start(), max(ends)))
+    return marked
+
+
+def _credits(text: str) -> list[Span]:
+    """Paragraphs such as "Produced by" near the top: that paragraph, or where it is too long to be one, its first line."""
+    spans = []
+    top = _line_offset(text, 200)
+    for start, end in paragraphs(text[:top])[:_NUM_CREDIT_PARAGRAPHS]:
+        if _CREDIT.match(text, start):
+            stop = end if end < top and end - start <= _MAX_CREDIT_CHARS else _line_end(text, start)
+            if stop - start <= _MAX_CREDIT_CHARS:
+                spans.append((start, stop))
+    return spans
+
+
+def _bracketed(text: str, opening: re.Pattern[str], max_chars: int) -> list[Span]:
+    """From the opening bracket to the one that matches it. If none does within the bound, to one that ends a line
+    before the paragraph ends; else nothing."""
+    spans, position = [], 0
+    while match := opening.search(text, position):
+        limit = min(len(text), match.start() + max_chars)
+        end = _matching(text, match.start(), limit)
+        if end is None:
+            paragraph_end = text.find("\n\n", match.start(), limit)
+            close = text.find("]\n", match.start(), limit if paragraph_end < 0 else paragraph_end + 1)
+            end = close + 1 if close >= 0 else None
+        if end is not None:
+            spans.append((match.start(), end))
+        position = match.end() if end is None else end
+    return spans
+
+
+def _matching(text: str, start: int, limit: int) -> int | None:
+    depth = 0
+    for bracket in _BRACKET.finditer(text, start, limit):
+        depth += 1 if bracket.group() == "[" else -1
+        if depth == 0:
+            return bracket.end()
+    return None
+
+
+def _with_blanks(text: str, spans: list[Span]) -> list[Span]:
+    """Also the blanks beside a mark within a line, so that no double blank and no indentation stays behind."""
+    widened = []
+    for start, end in spans:
+        while start and text[start - 1] in " \t":
+            start -= 1
+        if start == 0 or text[start - 1] == "\n":
+            while end < len(text) and text[end] in " \t":
+                end += 1
+        widened.append((start, end))
+    return widened
+
+
+def _illustrations(text: str) -> list[Span]:
+    return _with_blanks(text, _bracketed(text, _CAPTION_OPEN, _MAX_CAPTION_CHARS))
+
+
+def _transcriber_notes(text: str) -> list[Span]:
+    lines = _lines_with(text, *_TRANSCRIBER_WORDS)
+    if not lines:
+        return []
+    spans = _with_blanks(text, _bracketed(text, _NOTE_OPEN, _MAX_NOTE_CHARS))
+    spans += [box.span() for box in _NOTE_BOX.finditer(text) if re.search(_TRANSCRIBER, box.group(), re.I)]
+    blocks = paragraphs(text)
+    index_at = {start: index for index, (start, _) in enumerate(blocks)}
+    for line in lines:
+        if line in index_at and (heading := _NOTE_HEADING.match(text, line)):
+            spans.append((line, _note_end(text, blocks, index_at[line], heading.end())))
+    return spans
+
+
+def _note_end(text: str, blocks: list[Span], index: int, heading_end: int) -> int:
+    """A note under a heading: its paragraph, and those after it that speak of spelling, hyphens and the like."""
+    start, end = blocks[index]
+    bare = not text[heading_end:end].strip(" *_=:.\n")
+    if end - start > _MAX_NOTE_CHARS:
+        return _line_end(text, start)
+    for later_start, later_end in blocks[index + 1 :]:
+        if later_end - start > _MAX_NOTE_CHARS:
+            break
+        words = {word.lower() for word in _NOTE_WORDS.findall(text, later_start, later_end)}
+        if not bare and len(words) < 2:  # one alone, say "obvious", stands in any novel
+            break
+        bare, end = False, later_end
+    return end
+
+
+_RULES: list[tuple[str, Callable[[str], list[Span]]]] = [
+    ("header", _header),
+    ("footer", _footer),
+    ("licence", _licence),
+    ("credits", _credits),
+    ("transcriber_note", _transcriber_notes),
+    ("illustration", _illustrations),
+]
+_RULE_NAMES = [*(rule for rule, _ in _RULES), "blank"]

@@ -1,0 +1,183 @@
+"""The two-stage decision: the bi-encoder answers what it can refuse, the cross-encoder the rest, on one scale.
+
+The same code evaluates offline and answers over HTTP. Shape letters: m, n passages of the two texts.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quire import hub
+from quire.bi_encoder import BiEncoder
+from quire.calibration import Scale
+from quire.chunks import chunk_text
+from quire.cross_encoder import CrossEncoder
+from quire.errors import UserError
+from quire.storage import Storage, cached
+from quire.style import style_features
+
+
+@dataclass(frozen=True)
+class MatcherSpec:
+    """All that turns two models into decisions; stored as matcher.json. Folders are relative to the artefact root."""
+
+    bi_encoder: str
+    cross_encoder: str
+    bi_encoder_sha256: str
+    cross_encoder_sha256: str
+    bi_scale: Scale
+    cross_scale: Scale
+    prefilter: float
+    threshold: float
+    objective: str
+    size: int
+    overlap: int
+    min_chars: int
+    max_chunks_per_text: int
+    max_cross_pairs: int
+    num_calibration_pairs: int
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Match:
+    """One answer. `stage` says whose probability is the final one."""
+
+    stage: str
+    probability: float
+    same_book: bool
+    bi_probability: float
+    cross_probability: float | None
+    threshold: float
+    model: str
+
+
+def make_spec(**values: Any) -> MatcherSpec:
+    """A spec with its fingerprint, the SHA-256 of all the rest."""
+    spec = MatcherSpec(**values)
+    return MatcherSpec(**{**values, "fingerprint": _fingerprint(spec)})
+
+
+def spec_dict(spec: MatcherSpec) -> dict[str, Any]:
+    """The spec as matcher.json holds it."""
+    return asdict(spec)
+
+
+def _fingerprint(spec: MatcherSpec) -> str:
+    text = json.dumps({**asdict(spec), "fingerprint": ""}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_spec(text: str | bytes) -> MatcherSpec:
+    """Read matcher.json strictly. Raises UserError naming an unknown, missing or altered key."""
+    values = json.loads(text)
+    names = {field.name for field in fields(MatcherSpec)}
+    for wrong, what in ((set(values) - names, "unknown"), (names - set(values), "missing")):
+        if wrong:
+            raise UserError(f"matcher.json: {what} key {sorted(wrong)[0]!r}; it holds {', '.join(sorted(names))}")
+    scales = {key: Scale(**values[key]) for key in ("bi_scale", "cross_scale")}
+    spec = MatcherSpec(**{**values, **scales})
+    if _fingerprint(spec) != spec.fingerprint:
+        raise UserError("matcher.json: its contents do not give its fingerprint; calibrate again instead of editing it")
+    return spec
+
+
+def open_matcher(uri: str) -> tuple[MatcherSpec, Path, Path]:
+    """Spec and local model folders of the matcher artefact at `uri` (`<root>/models/<name>`, local or s3://).
+
+    Raises UserError when a model is not the one that was calibrated.
+    """
+    address, _, query = uri.partition("?")
+    root, separator, name = address.rstrip("/").rpartition("/models/")
+    if not separator or not name:
+        raise UserError(f"matcher = {uri!r}: expected the address of a published matcher, <root>/models/<name>")
+    storage = Storage(root + (f"?{query}" if query else ""))
+    spec = load_spec(storage.read_bytes(f"models/{name}/matcher.json"))
+    folders = []
+    for folder, wanted in ((spec.bi_encoder, spec.bi_encoder_sha256), (spec.cross_encoder, spec.cross_encoder_sha256)):
+        local = cached(storage, folder, f"matcher-{folder.replace('/', '-')}-{wanted[:16]}")
+        found = hub.weights_sha256(local)
+        if found != wanted:
+            raise UserError(f"{storage.uri(folder)}: weights {found[:12]} are not the calibrated {wanted[:12]}; calibrate again")
+        folders.append(local)
+    return spec, folders[0], folders[1]
+
+
+def passages(text: str, spec: MatcherSpec) -> list[str]:
+    """The chunks of a text as the training data was cut; a text without a whole chunk is one passage."""
+    made = chunk_text(
+        text, size=spec.size, overlap=spec.overlap, min_chars=spec.min_chars, max_chunks=spec.max_chunks_per_text,
+        english=False,
+    )
+    return [text[c.start : c.end] for c in made.chunks] or [text.strip()]
+
+
+def pair_logits(bi: BiEncoder, embeddings: tuple, features: tuple) -> np.ndarray:
+    """Logits (m, n) of all passage pairs from embeddings (m, d), (n, d) and style features (m, s), (n, s)."""
+    m, n = len(embeddings[0]), len(embeddings[1])
+    a, b = np.repeat(np.arange(m), n), np.tile(np.arange(n), m)
+    logits = bi.pair_logits(embeddings[0][a], embeddings[1][b], features[0][a], features[1][b])
+    return logits.reshape(m, n)
+
+
+def cross_pairs(m: int, n: int, count: int) -> list[tuple[int, int]]:
+    """At most `count` passage pairs, spread evenly over both texts: the cells along the diagonal of the (m, n) grid.
+
+    Swapping the two texts gives the same pairs, swapped.
+    """
+    size = min(count, max(m, n))
+    return [((i * m) // size, (i * n) // size) for i in range(size)]
+
+
+def decide(spec: MatcherSpec, bi_logit: float, cross_logit: float | None) -> Match:
+    """Below the prefilter the bi-encoder's probability is final, else the cross-encoder's. Both are calibrated."""
+    bi = float(spec.bi_scale.probability(np.asarray(bi_logit)))
+    if bi < spec.prefilter:
+        return Match("bi-encoder", bi, bi >= spec.threshold, bi, None, spec.threshold, spec.fingerprint)
+    if cross_logit is None:
+        raise ValueError("a pair at or above the prefilter needs the cross-encoder's logit")
+    cross = float(spec.cross_scale.probability(np.asarray(cross_logit)))
+    return Match("cross-encoder", cross, cross >= spec.threshold, bi, cross, spec.threshold, spec.fingerprint)
+
+
+def needs_cross(spec: MatcherSpec, bi_logit: float) -> bool:
+    """Whether the second stage has to look."""
+    return bool(spec.bi_scale.probability(np.asarray(bi_logit)) >= spec.prefilter)
+
+
+def ordered(a: str, b: str) -> tuple[str, str]:
+    """The two texts in one order, whichever way they came, so that P(a, b) = P(b, a) to the last bit."""
+    return (a, b) if a <= b else (b, a)
+
+
+class TwoStage:
+    """The whole matcher in one process: what evaluation and notebooks use."""
+
+    def __init__(self, spec: MatcherSpec, bi: BiEncoder, cross: CrossEncoder):
+        self.spec, self.bi, self.cross = spec, bi, cross
+
+    @classmethod
+    def open(cls, uri: str) -> "TwoStage":
+        """From a published matcher's address."""
+        spec, bi, cross = open_matcher(uri)
+        return cls(spec, BiEncoder.load(bi), CrossEncoder.load(cross))
+
+    def match(self, pairs: Sequence[tuple[str, str]]) -> list[Match]:
+        """One answer per pair of texts of any length."""
+        return [self._match(*ordered(a, b)) for a, b in pairs]
+
+    def _match(self, a: str, b: str) -> Match:
+        sides = passages(a, self.spec), passages(b, self.spec)
+        embeddings = tuple(self.bi.encode(side) for side in sides)
+        logits = pair_logits(self.bi, embeddings, tuple(style_features(side) for side in sides))
+        bi_logit = float(logits.mean())
+        if not needs_cross(self.spec, bi_logit):
+            return decide(self.spec, bi_logit, None)
+        chosen = cross_pairs(len(sides[0]), len(sides[1]), self.spec.max_cross_pairs)
+        cross_logit = float(self.cross.logits([(sides[0][i], sides[1][j]) for i, j in chosen]).mean())
+        return decide(self.spec, bi_logit, cross_logit)

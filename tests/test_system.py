@@ -1,0 +1,158 @@
+"""The whole flow as users run it: submitted as a job, under S3, killed and repeated, and asked again."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from cluster import Head, head, wait_for
+from moto.server import ThreadedMotoServer
+from safetensors.numpy import load_file
+
+from quire.artifact import WORK, open_artifact
+from quire.storage import Storage
+
+pytestmark = pytest.mark.system
+STEPS = {
+    "documents": "documents/demo", "chunk": "chunks/demo", "embed": "embeddings/demo", "neighbors": "neighbors/demo",
+    "pairs": "pairs/demo", "cross_encoder": "models/demo-cross-encoder", "bi_encoder": "models/demo-bi-encoder",
+    "score": "predictions/demo", "calibrate": "models/demo-matcher", "evaluate": "reports/demo",
+    "try_out": "reports/demo-answer",
+}
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    endpoint = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys).create_bucket(Bucket="corpora")
+    yield endpoint
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def ray_head(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Iterator[Head]:
+    environment = {
+        "AWS_ENDPOINT_URL": s3, "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_REGION": "us-east-1",
+    }
+    patch = pytest.MonkeyPatch()
+    for name, value in environment.items():
+        patch.setenv(name, value)
+    with head(tmp_path_factory.mktemp("h"), **environment) as started:
+        yield started
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def words(encoder_folder: str, books_folder: Path) -> list[str]:
+    """The demo flow, with a tiny encoder and few steps, on a folder of books."""
+    changes = {
+        "documents.source.kind": "folder", "documents.source.folder": books_folder, "chunk.size": 6, "chunk.overlap": 2,
+        "documents.runtime.shard_bytes": 100_000, "embed.model": encoder_folder, "cross_encoder.model": encoder_folder,
+        "bi_encoder.model": encoder_folder, "score.untrained": encoder_folder, "score.shard_size": 60,
+        "cross_encoder.loop.max_steps": 60, "cross_encoder.loop.checkpoint_every": 10, "cross_encoder.max_length": 96,
+        "bi_encoder.loop.max_steps": 60, "bi_encoder.loop.checkpoint_every": 10, "bi_encoder.max_seq_length": 96,
+        "cross_encoder.loop.learning_rate": 0.001, "bi_encoder.loop.learning_rate": 0.001,
+        "cross_encoder.runtime.wandb": "disabled", "bi_encoder.runtime.wandb": "disabled",
+    }
+    return ["quire.flow", "flows/demo.toml", *(f"{key}={value}" for key, value in changes.items())]
+
+
+def contents(storage: Storage) -> dict[str, dict]:
+    """SHA-256 of every published data file, by artefact; reports hold clock times and addresses and are left out."""
+    found = {}
+    for folder in STEPS.values():
+        if not folder.startswith("reports/"):
+            made = open_artifact(storage, *folder.split("/"))
+            found[folder] = {name: facts["sha256"] for name, facts in made.manifest["files"].items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def submitted(ray_head: Head, words: list[str]) -> Storage:
+    """The flow run once, undisturbed, as a job, under an s3:// root."""
+    done = ray_head.submit(*words, "root=s3://corpora/quire")
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    return Storage("s3://corpora/quire")
+
+
+def test_a_submitted_job_leaves_every_artefact_under_s3(submitted: Storage) -> None:
+    for folder in STEPS.values():
+        made = open_artifact(submitted, *folder.split("/"))
+        assert not [name for name in submitted.files(folder) if name.startswith(("_", WORK))], folder
+        assert made.manifest["fingerprint"]
+
+
+def test_the_report_and_the_answer_are_whole(submitted: Storage) -> None:
+    results = submitted.read_json("reports/demo/results.json")
+    assert set(results) >= {"two-stage", "bi-encoder", "cross-encoder", "untrained encoder", "character 4-grams"}
+    assert "overall" in results["two-stage"]
+    answer = submitted.read_json("reports/demo-answer/exchange.json")["answer"]
+    assert 0 <= answer["probability"] <= 1 and answer["stage"] in ("bi-encoder", "cross-encoder")
+
+
+def test_training_beats_the_untrained_encoder(submitted: Storage) -> None:
+    results = submitted.read_json("reports/demo/results.json")
+    assert results["bi-encoder"]["overall"]["auc"] > results["untrained encoder"]["overall"]["auc"]
+
+
+def test_a_second_run_does_nothing(ray_head: Head, words: list[str], submitted: Storage) -> None:
+    before = {folder: submitted.read_bytes(f"{folder}/manifest.json") for folder in STEPS.values()}
+    done = ray_head.driver(*words, "root=s3://corpora/quire")
+    output, _ = done.communicate(timeout=300)
+    assert done.returncode == 0, output
+    assert output.count("already published, skipped") == len(STEPS)
+    assert before == {folder: submitted.read_bytes(f"{folder}/manifest.json") for folder in STEPS.values()}
+
+
+def test_killed_in_every_stage_and_repeated_it_ends_with_the_same_bytes(
+    ray_head: Head, words: list[str], submitted: Storage, tmp_path: Path
+) -> None:
+    root = tmp_path / "artifacts"
+    command = [*words, f"root={root}"]
+    for step in ("documents", "chunk", "embed", "pairs", "cross_encoder", "bi_encoder", "score", "calibrate"):
+        folder = root / STEPS[step]
+        mark = "_work/checkpoint-00000020/state.json" if step.endswith("encoder") else "_draft.json"
+        driver = ray_head.driver(*command)
+        wait_for(lambda: (folder / mark).exists() or (folder / "manifest.json").exists(), 240, f"stage {step}")  # noqa: B023
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.communicate()
+    last = ray_head.driver(*command, "num_workers=1")
+    output, _ = last.communicate(timeout=600)
+    assert last.returncode == 0, output
+    assert contents(Storage(str(root))) == contents(submitted)
+
+
+def test_a_killed_training_worker_is_replaced_and_the_losses_are_the_same(
+    ray_head: Head, words: list[str], submitted: Storage, tmp_path: Path
+) -> None:
+    root = tmp_path / "artifacts"
+    storage = Storage(str(root))
+    for folder in ("documents/demo", "chunks/demo", "embeddings/demo", "neighbors/demo", "pairs/demo"):
+        submitted.download(folder, root / folder)
+    driver = ray_head.driver(*words, f"root={root}")
+    folder = root / STEPS["cross_encoder"]
+    wait_for(lambda: (folder / "_work/checkpoint-00000020/state.json").exists(), 240, "the second checkpoint")
+    for worker in ray_head.workers("RayTrainWorker"):
+        worker.kill()
+    output, _ = driver.communicate(timeout=600)
+    assert driver.returncode == 0, output
+    histories = [s.read_json(f"{STEPS['cross_encoder']}/history.json")["history"] for s in (storage, submitted)]
+    assert histories[0] == histories[1]
+    weights = [f"{STEPS['cross_encoder']}/model.safetensors"]
+    assert storage.read_bytes(weights[0]) == submitted.read_bytes(weights[0])
+    assert load_file(folder / "model.safetensors")
+
+
+def test_a_mistake_in_a_step_shows_before_anything_starts(ray_head: Head, words: list[str], tmp_path: Path) -> None:
+    driver = ray_head.driver(*words, f"root={tmp_path}", "evaluate.num_bootstrap=5")
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 2 and "num_bootstrap" in output and "num_bootstraps" in output
+    assert not list(tmp_path.iterdir())
+    assert json.dumps("unknown key")[1:-1] in output
