@@ -83,8 +83,8 @@ def _works(documents: Artifact, draft: Draft, settings: ChunkConfig) -> dict[str
         for text in documents.storage.read_table(part, ["text"])["text"].to_pylist():
             signatures.append(dedup.minhash(text))
             sizes.append(len(text))
-    work_of = dedup.similar_documents(ids, np.stack(signatures), settings.near_duplicate)
-    work_ids = [work_of[i] for i in ids]
+    work_of = dedup.work_ids(ids, np.stack(signatures), settings.near_duplicate)
+    work_ids = [work_of[document] for document in ids]
     groups = splits.split_groups(authors, work_ids, table["anonymous"].to_pylist(), by=settings.split.by)
     shares = settings.split.shares.model_dump()
     assigned = splits.assign_splits(groups, sizes, shares, seed=settings.split.seed, method=settings.split.method)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines.shards import groups, run_shards, speed
-from quire import artifact, config, decode, docstrings, english, gutenberg, schema
+from quire import artifact, config, decode, docstrings, english, gutenberg, names, schema
 from quire.artifact import Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.storage import Storage
@@ -124,10 +124,10 @@ class _Books:
 
     def content_hash(self) -> str:
         """SHA-256 over names and contents, so that a changed book is noticed wherever the folder lies."""
-        names = self.files + ([self.source.manifest] if self.source.manifest else [])
+        files = self.files + ([self.source.manifest] if self.source.manifest else [])
         with ThreadPoolExecutor(8) as pool:
-            digests = list(pool.map(lambda name: hashlib.sha256(self.storage.read_bytes(name)).hexdigest(), names))
-        return hashlib.sha256(json.dumps(list(zip(names, digests, strict=True))).encode()).hexdigest()
+            digests = list(pool.map(lambda name: hashlib.sha256(self.storage.read_bytes(name)).hexdigest(), files))
+        return hashlib.sha256(json.dumps(list(zip(files, digests, strict=True))).encode()).hexdigest()
 
     def shards(self) -> list[list[dict[str, Any]]]:
         sizes = [self.storage.size(file) for file in self.files]
@@ -182,9 +182,9 @@ def _read_book(item: dict[str, Any], data: bytes, settings: DocumentsConfig) -> 
     author, title = _identity(item, header)
     row = {
         "document_id": item["id"],
-        "author": gutenberg.slug(author),
+        "author": names.slug(author),
         "author_name": author,
-        "anonymous": gutenberg.is_anonymous(author),
+        "anonymous": names.is_anonymous(author),
         "title": title,
         "text": text,
         "source": item["file"],
@@ -206,7 +206,7 @@ def _identity(item: dict[str, Any], header: Any) -> tuple[str, str]:
 
 def _document_ids(files: Sequence[str], suffix: str) -> dict[str, str]:
     """A stable id per file from its relative path; a hash is added where two paths would give the same id."""
-    slugs = {file: "/".join(gutenberg.slug(part, 120) for part in file.removesuffix(suffix).split("/")) for file in files}
+    slugs = {file: "/".join(names.slug(part, 120) for part in file.removesuffix(suffix).split("/")) for file in files}
     counts: dict[str, int] = {}
     for slug in slugs.values():
         counts[slug] = counts.get(slug, 0) + 1
@@ -242,7 +242,7 @@ class _Packages:
                     size += len(book.text.encode())
                     rows.append(
                         {
-                            "document_id": book.title, "author": gutenberg.slug(book.author), "author_name": book.author,
+                            "document_id": book.title, "author": names.slug(book.author), "author_name": book.author,
                             "anonymous": False, "title": book.title, "text": book.text,
                             "source": f"{package.name}=={package.version}", "encoding": "utf-8", "kept": 1.0,
                         }

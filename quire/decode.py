@@ -25,8 +25,10 @@ _LATIN_NAME = re.compile(r"latin.?1\b|8859.?1\b|1252", re.IGNORECASE)
 _UNICODE_NAME = re.compile(r"utf|unicode|ascii|646", re.IGNORECASE)
 _HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
 _UTF8_SEQUENCES = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
-_LINE_BREAKS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+_LINE_BREAKS = re.compile("[\x0b\x0c\x85\u2028\u2029]")
 _STRAY = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 Reason = Literal["empty", "binary", "undecodable"]
 
@@ -110,6 +112,7 @@ def _attempt(data: bytes, codec: str) -> str | None:
 
 
 def _normalise(text: str) -> str:
-    text = _LINE_BREAKS.sub("\n", text).replace("\ufeff", "")
-    text = _STRAY.sub(" ", text)
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "")
+    if _CONTROLS.search(text):
+        text = _STRAY.sub(" ", _LINE_BREAKS.sub("\n", text))
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)

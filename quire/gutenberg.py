@@ -4,13 +4,13 @@
 idempotent, a stray mark costs at most the bound of its rule, and an unclosed bracket costs nothing.
 """
 
-import hashlib
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quire.errors import UserError
+from quire.names import is_anonymous, slug
+
+__all__ = ["Cleaned", "Header", "clean", "is_anonymous", "parse_header", "slug"]
 
 MAX_HEADER_LINES = 1_000  # the old header with its "small print" takes about 400
 MAX_FOOTER_CHARS = 30_000  # the licence has 19,000; a longer rest after an END line is another volume
@@ -32,6 +32,7 @@ _SMALL_PRINT_START = re.compile(r"[ \t]*\*+[ \t]*START[ \t*]*THE SMALL PRINT", r
 _SMALL_PRINT_END = re.compile(r"[ \t]*\*+[ \t]*END[ \t*]*THE SMALL PRINT", re.I)
 _LICENCE_TITLE = re.compile(r".*(?:START: FULL LICENSE|THE FULL PROJECT GUTENBERG LICENSE)", re.I)
 _GUTENBERG = ("utenberg", "UTENBERG")
+_LICENCE_WORDS = (*_GUTENBERG, "PLEASE READ THIS", "trademark", "should be named", "Updated editions", "for the use of")
 _SMALL_PRINT = ("SMALL PRINT", "Small Print", "small print")
 _TRANSCRIBER_WORDS = ("ranscriber", "RANSCRIBER", "Gutenberg Editor")
 _HINT = re.compile(r"Project Gutenberg", re.I)
@@ -79,11 +80,9 @@ _TITLE_BY_AUTHOR = re.compile(
     rf"(?:The )?Project Gutenberg(?:['’]s)?(?: {_EBOOK})?(?: of|,)? (?P<title>.+?),? by (?P<author>[^,]+?)(?:,|$)", re.I
 )
 _AND = re.compile(r"\s*;\s*|\s+(?:and|&)\s+", re.I)
+_LIST = re.compile(r"\s*[,;/]\s*|\s+and\s+")
 _BRACKETED = re.compile(r"[(\[][^)\]]*[)\]]")
 _LIFE_DATES = re.compile(r",?\s*\d{4}\??\s*[-–]\s*(?:\d{4}\??)?$")
-
-_ASCII_SPELLINGS = str.maketrans({"æ": "ae", "œ": "oe", "ø": "o", "ß": "ss", "ł": "l", "đ": "d", "þ": "th", "ð": "d", "ı": "i"})
-_ANONYMOUS = re.compile(r"(?:^|_)(?:anon|anonymous|unknown|various|misc|miscellaneous|multiple_authors)(?:_|$)")
 
 Span = tuple[int, int]
 
@@ -129,7 +128,7 @@ def parse_header(text: str) -> Header:
     return Header(
         title=title,
         authors=tuple(dict.fromkeys(name for field in authors for name in _names(field))),
-        languages=tuple(part for field in fields.get("language", []) for part in re.split(r"[\s,;/]+(?:and\s+)?", field.lower()) if part),
+        languages=tuple(part for field in fields.get("language", []) for part in _LIST.split(field.lower()) if part),
         gutenberg_id=int(number[1]) if number else None,
         encoding=next(iter(fields.get("character set encoding", [])), ""),
     )
@@ -154,31 +153,6 @@ def _names(field: str) -> list[str]:
     """The people of one author line: no alias in brackets, no years of life."""
     names = (_LIFE_DATES.sub("", _BRACKETED.sub(" ", part)).strip(" ,;:-") for part in _AND.split(field))
     return [" ".join(name.split()) for name in names if name]
-
-
-def slug(name: str, max_length: int = 80) -> str:
-    """A name as lower-case ASCII letters, digits and underscores, at most `max_length` long (at least 20).
-
-    Eight hex digits of the name's SHA-256 follow where letters were lost, so that two names do not become one.
-    """
-    if max_length < 20:
-        raise UserError(f"max_length = {max_length}: a slug needs at least 20 characters")
-    folded = unicodedata.normalize("NFKD", name.lower().translate(_ASCII_SPELLINGS))
-    folded = "".join(character for character in folded if not unicodedata.combining(character))
-    lost = any(character.isalnum() and not character.isascii() for character in folded)
-    words = re.findall(r"[a-z0-9]+", re.sub(r"[^a-z0-9'’‘`\-‐‑–—/\s_]", "", folded))
-    joined = "_".join(words)
-    if joined and not lost and len(joined) <= max_length:
-        return joined
-    if not name.strip():
-        return "untitled"
-    digest = hashlib.sha256(unicodedata.normalize("NFC", name).encode("utf-8")).hexdigest()[:8]
-    return f"{joined[: max_length - 10].rstrip('_') or 'untitled'}__{digest}"
-
-
-def is_anonymous(author: str) -> bool:
-    """The name names nobody (anonymous, unknown, various, misc, multiple authors, or nothing at all)."""
-    return not author.strip() or _ANONYMOUS.search(slug(author, max_length=1_000)) is not None
 
 
 def clean(text: str) -> Cleaned:
@@ -270,12 +244,16 @@ def _marker_end(text: str, match: re.Match[str]) -> int:
     return first
 
 
-def paragraphs(text: str) -> list[Span]:
+def _paragraph_end(text: str, offset: int) -> int:
+    end = text.find("\n\n", offset)
+    return len(text) if end < 0 else end
+
+
+def _paragraphs(text: str) -> list[Span]:
     """Offsets of the paragraphs of a text whose blank lines are empty and single."""
     spans, start = [], 0
     while start < len(text):
-        end = text.find("\n\n", start)
-        end = len(text) if end < 0 else end
+        end = _paragraph_end(text, start)
         spans.append((start, end))
         start = end + 2
     return spans
@@ -290,8 +268,8 @@ def _header(text: str) -> list[Span]:
     small = [mark for mark in _marks(top, _SMALL_PRINT_END, *_SMALL_PRINT) if mark.start() >= end]
     if small and _small_print_is_header(top, small[0]):
         end = _line_end(text, small[0].end())
-    if not end and _HINT.search(top, 0, top.find("\n\n") if "\n\n" in top else min(len(top), _MAX_LICENCE_CHARS)):
-        for start, stop in paragraphs(top):
+    if not end and _HINT.search(top, 0, min(_paragraph_end(top, 0), _MAX_LICENCE_CHARS)):
+        for start, stop in _paragraphs(top):
             if not _HEADER_PARAGRAPH.match(text, start) or stop - start > _MAX_LICENCE_CHARS:
                 break
             end = stop
@@ -318,10 +296,8 @@ def _footer(text: str) -> list[Span]:
 
 def _licence(text: str) -> list[Span]:
     """Paragraphs with words of the licence, and the small print or full licence from its title to its end."""
-    spans = []
-    if _lines_with(text, *_GUTENBERG):
-        spans += _licence_paragraphs(text)
-        spans += [(mark.start(), _marker_end(text, mark)) for mark in _marks(text, _START, *_GUTENBERG)]
+    spans = _licence_paragraphs(text)
+    spans += [(mark.start(), _marker_end(text, mark)) for mark in _marks(text, _START, *_GUTENBERG)]
     for begin in _marks(text, _SMALL_PRINT_START, *_SMALL_PRINT):
         block = text[begin.start() : begin.start() + MAX_FOOTER_CHARS]
         if ends := _marks(block, _SMALL_PRINT_END, *_SMALL_PRINT):
@@ -330,23 +306,26 @@ def _licence(text: str) -> list[Span]:
 
 
 def _licence_paragraphs(text: str) -> list[Span]:
-    marked = [
-        (start, end)
-        for start, end in paragraphs(text)
-        if end - start <= _MAX_LICENCE_CHARS and _LICENCE.search(text, start, end)
-    ]
+    marked = set()
+    for line in _lines_with(text, *_LICENCE_WORDS):
+        start = text.rfind("\n\n", 0, line)
+        start = 0 if start < 0 else start + 2
+        end = _paragraph_end(text, line)
+        if end - start <= _MAX_LICENCE_CHARS and _LICENCE.search(text, start, end):
+            marked.add((start, end))
+    spans = list(marked)
     for title in _marks(text, _LICENCE_TITLE, "FULL"):
-        ends = [end for start, end in marked if 0 <= end - title.start() <= MAX_FOOTER_CHARS]
+        ends = [end for _, end in marked if 0 <= end - title.start() <= MAX_FOOTER_CHARS]
         if ends:
-            marked.append((title.start(), max(ends)))
-    return marked
+            spans.append((title.start(), max(ends)))
+    return spans
 
 
 def _credits(text: str) -> list[Span]:
     """Paragraphs such as "Produced by" near the top: that paragraph, or where it is too long to be one, its first line."""
     spans = []
     top = _line_offset(text, 200)
-    for start, end in paragraphs(text[:top])[:_NUM_CREDIT_PARAGRAPHS]:
+    for start, end in _paragraphs(text[:top])[:_NUM_CREDIT_PARAGRAPHS]:
         if _CREDIT.match(text, start):
             stop = end if end < top and end - start <= _MAX_CREDIT_CHARS else _line_end(text, start)
             if stop - start <= _MAX_CREDIT_CHARS:
@@ -403,7 +382,7 @@ def _transcriber_notes(text: str) -> list[Span]:
         return []
     spans = _with_blanks(text, _bracketed(text, _NOTE_OPEN, _MAX_NOTE_CHARS))
     spans += [box.span() for box in _NOTE_BOX.finditer(text) if re.search(_TRANSCRIBER, box.group(), re.I)]
-    blocks = paragraphs(text)
+    blocks = _paragraphs(text)
     index_at = {start: index for index, (start, _) in enumerate(blocks)}
     for line in lines:
         if line in index_at and (heading := _NOTE_HEADING.match(text, line)):

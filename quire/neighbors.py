@@ -108,11 +108,11 @@ class _GroupedIndex:
     def candidates(
         self, queries: np.ndarray, groups: np.ndarray, fetch: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of the `fetch` best rows of other groups (q, <= fetch), -1 where there is none; bound (q,).
+        """Positions of the `fetch` best rows of other groups (q, m), -1 where there is none; bound (q,).
 
         No row left out scores above `bound` (-inf: none was left out). Where a group is small, it is searched
-        along and dropped from the answer, for all queries in one matrix product; else the rows before and those
-        behind the group are searched.
+        along and dropped from the answer, for all queries in one matrix product; else the rows before and
+        those behind the group are searched.
         """
         first = np.searchsorted(self.groups, groups, side="left")
         last = np.searchsorted(self.groups, groups, side="right")

@@ -29,7 +29,7 @@ def split_groups(
     """
     if not len(authors) == len(works) == len(anonymous):
         raise UserError(
-            f"{len(authors)} authors, {len(works)} works, {len(anonymous)} anonymous: give one each a document"
+            f"{len(authors)} authors, {len(works)} works, {len(anonymous)} anonymous: give one of each"
         )
     if by == "work":
         return [f"work:{work}" for work in works]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 from pydantic import Field
 
-from quire import artifact, config, metrics, report
+from quire import artifact, config, metrics, plots, report
 from quire.artifact import Artifact
 from quire.calibration import Scale
 
@@ -47,7 +47,7 @@ def run(settings: EvaluateConfig) -> Artifact:
     if draft.published:
         return draft.published
     table = inputs["predictions"].read()
-    test = {split: table.filter(pc.equal(table["split"], split)) for split in ("calibration", "test")}["test"]
+    test = table.filter(pc.equal(table["split"], "test"))
     labels = test["label"].to_numpy()
     kinds = np.asarray(test["negative_type"].fill_null("positive").to_pylist(), dtype=object)
     calibration = inputs["matcher"].read_json("calibration.json")
@@ -101,3 +101,66 @@ def ancestors(root: str, inputs: dict[str, Artifact]) -> list[Artifact]:
     return sorted(found.values(), key=lambda item: item.manifest["ended"])
 
 
+def _page(
+    settings: EvaluateConfig, rows: dict, labels: np.ndarray, kinds: np.ndarray, probabilities: dict[str, np.ndarray],
+    calibration: dict, ancestry: list[Artifact],
+) -> report.Report:
+    systems = {title: (labels, probabilities[name]) for name, title in TITLES.items()}
+    trained = {title: systems[title] for title in ("two-stage", "bi-encoder", "cross-encoder")}
+    histories = {a.name: a.read_json("history.json")["history"] for a in ancestry if "history.json" in a.manifest["files"]}
+    two, low_high = rows["two-stage"]["overall"], rows["two-stage"]["overall"]["auc_interval"]
+    figures = [
+        report.Plot("ROC", plots.roc(systems), "The further to the upper left, the better; the diagonal is guessing."),
+        report.Plot("Precision and recall", plots.precision_recall(systems), "How many are right among those called the same book, as more are found."),
+        report.Plot("Reliability", plots.reliability(trained), "On the diagonal, a stated probability is what happens."),
+        report.Plot("Scores by negative type", plots.score_histograms(labels, kinds, probabilities["two_stage"]), "Two-stage probabilities; negatives far to the right are the mistakes."),
+        report.Plot("Losses", plots.losses(histories), "Training loss falls, validation AUC rises; where they part, training overfits."),
+    ]
+    before_after = [
+        (TITLES[name], *(f"{facts[when][q]:.3f}" for q in ("nll", "brier", "ece") for when in ("before", "after")))
+        for name, facts in calibration["systems"].items()
+    ]
+    sections = [
+        report.Section(
+            "Calibration", "On the calibration split: before is the sigmoid of the raw score, after the fitted scale.",
+            ("System", "NLL before", "after", "Brier before", "after", "ECE before", "after"), before_after,
+        ),
+        *_tables(ancestry),
+    ]
+    return report.Report(
+        title=f"Book matcher: {settings.name}",
+        question="Do two passages come from the same book?",
+        headline=(
+            f"Two-stage AUC {two['auc']:.3f} (95 % interval over authors {low_high[0]:.3f} to {low_high[1]:.3f}) on "
+            f"{len(labels)} pairs of authors that no model has seen; ECE {two['ece']:.3f}."
+        ),
+        rows=rows, plots=figures, sections=sections,
+        details={
+            f"{a.folder}: recipe and provenance": {
+                key: a.manifest[key] for key in ("recipe", "inputs", "fingerprint", "git_commit", "versions")
+            }
+            for a in ancestry
+        },
+    )
+
+
+def _tables(ancestry: list[Artifact]) -> list[report.Section]:
+    """What the data were, how long each stage took, what was dropped and why."""
+    splits = next((a.manifest["facts"]["splits"] for a in ancestry if a.kind == "chunks"), {})
+    data = [(split, *(f"{count:,}" for count in counts.values())) for split, counts in splits.items()]
+    names = tuple(next(iter(splits.values()))) if splits else ()
+    stages = [
+        (a.folder, f"{a.manifest['cost']['wall']:.1f}", f"{a.manifest['cost']['cpu']:.1f}", f"{a.manifest['cost']['gpu']:.1f}",
+         f"{a.manifest['rows_out']:,}", a.manifest["summary"].splitlines()[-1] if a.manifest["summary"] else "")
+        for a in ancestry
+    ]
+    dropped = [(a.folder, reason, f"{count:,}") for a in ancestry for reason, count in a.manifest["dropped"].items()]
+    return [
+        report.Section("Data", "No author stands in two splits.", ("Split", *names), data),
+        report.Section("Stages", "Seconds.", ("Artefact", "wall", "CPU", "GPU", "rows", "summary"), stages),
+        report.Section("Dropped rows", "Each stands with its reason in rejects-*.parquet.", ("Artefact", "reason", "rows"), dropped),
+    ]
+
+
+if __name__ == "__main__":
+    config.main(CONFIG, run)

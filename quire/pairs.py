@@ -1,0 +1,345 @@
+"""Pairs of chunks: two of one work, or two of different works of known kinds, as ids into the chunk table.
+
+Every work has its own random numbers (Philox, Salmon et al. 2011, keyed by seed and work), so its positives
+stay the same when other works come or go. All works are drawn at once, in numpy.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from quire.errors import UserError
+from quire.schema import PAIRS
+
+NEGATIVE_TYPES = ("random", "same_author", "neighbor")
+SCHEMA = pa.schema([field for field in PAIRS if field.name != "split"])
+_RANDOM, _SAME_AUTHOR, _NEIGHBOR = range(3)
+_MAX_ROUNDS = 8  # of drawing anew what was drawn before; small corpora have few pairs to give
+_COLUMNS = ("chunk_id", "document_id", "work_id", "author", "anonymous", "start", "end")
+
+
+@dataclass(frozen=True)
+class _Works:
+    """The chunk table by work. n chunks, sorted by work and in reading order; w works, sorted by id."""
+
+    table: pa.Table  # (n,) rows
+    names: list[str]  # (w,)
+    keys: list[int]  # (w,) of the random numbers
+    work: np.ndarray  # (n,) work of each chunk
+    offset: np.ndarray  # (w + 1,) first chunk of each work
+    by_author: np.ndarray  # (w,) works sorted by author, an anonymous work being an author of its own
+    place: np.ndarray  # (w,) where by_author holds each work
+    author_first: np.ndarray  # (w,) where by_author holds the first and, exclusive, the last work
+    author_last: np.ndarray  # (w,) of the same author
+
+
+class _Sources(NamedTuple):
+    """Where the negatives of each work come from."""
+
+    weights: np.ndarray  # (w, 3) how often a negative is of which type: rows add up to 1, or to 0 without any
+    offset: np.ndarray  # (w + 1,) where the neighbours of each work begin
+    neighbor: np.ndarray  # (m,) the neighbours of all works in one row
+    nearest: np.ndarray  # (n,) nearest chunk in another work, else -1
+
+
+class _Pairs(NamedTuple):
+    """Drawn pairs, (p,) each; chunks by their place in the sorted table."""
+
+    ours: np.ndarray  # a chunk of the work that the pair was drawn for
+    theirs: np.ndarray
+    kind: np.ndarray  # place in NEGATIVE_TYPES, -1 for a positive
+    distance: np.ndarray  # characters between the two chunks of a positive, else 0
+    swapped: np.ndarray  # bool: theirs comes first
+
+
+def sample_pairs(
+    chunks: pa.Table,
+    neighbor_works: Mapping[str, Sequence[str]],
+    neighbor_chunks: Mapping[str, Sequence[str]] | None = None,
+    *,
+    num_positives_per_work: int = 20,
+    num_negatives_per_work: int = 40,
+    random_share: float = 0.10,
+    min_gap: int = 1,
+    seed: int,
+) -> tuple[pa.Table, dict[str, int]]:
+    """The pairs of one split, sorted by work, and how many are missing for which reason.
+
+    `chunks`: the chunks of ONE split with chunk_id, document_id, work_id, author, anonymous, start and end,
+    each document in reading order. `neighbor_works`: work_id -> work_ids. `neighbor_chunks`: chunk_id ->
+    chunk_ids, nearest first. Neighbours outside the split are left out and counted.
+
+    Positives: drawn evenly from all pairs of a work's chunks at least `min_gap` characters apart in one
+    document (chunks of two documents of one work, near-duplicates by definition, may hold the same sentences).
+
+    Negatives: a chunk of the work and one of another work. `random_share` of them are "random": a work by
+    another author. The rest is shared between "same_author" (never an anonymous one) and "neighbor", or falls
+    to the one that the work has; where it has neither, all are random. Half of the "neighbor" pairs take the
+    chunk's nearest neighbour where `neighbor_chunks` has one, the others any chunk of a neighbouring work.
+
+    No two chunks make a pair twice. A work that has fewer positives gets fewer negatives, in proportion, so
+    that short works are not recognisable by their label. Which chunk of a pair comes first is random.
+
+    Returns a table of SCHEMA; raises UserError for a broken chunk table and impossible numbers.
+    """
+    _check(chunks, num_positives_per_work, num_negatives_per_work, random_share, min_gap)
+    works = _sorted_by_work(chunks, seed)
+    missing: Counter[str] = Counter()
+    positives = _positives(works, num_positives_per_work, min_gap, missing)
+    quota = np.full(len(works.names), num_negatives_per_work)
+    if num_positives_per_work:
+        got = np.bincount(works.work[positives.ours], minlength=len(quota))
+        quota = (num_negatives_per_work * got + num_positives_per_work // 2) // num_positives_per_work
+        missing["negative_in_proportion"] += int((num_negatives_per_work - quota).sum())
+    offset, neighbor = _neighbor_lists(works, neighbor_works, missing)
+    nearest = _nearest_chunks(works, neighbor_chunks or {}, missing)
+    sources = _Sources(_weights(works, np.diff(offset) > 0, random_share), offset, neighbor, nearest)
+    negatives = _negatives(works, sources, quota, missing)
+    pairs = _table(works, _joined(positives, negatives))
+    return pairs, {reason: count for reason, count in sorted(missing.items()) if count}
+
+
+def _sorted_by_work(chunks: pa.Table, seed: int) -> _Works:
+    work, names = _codes(chunks["work_id"])
+    order = np.argsort(work, kind="stable")
+    table, work = chunks.select(_COLUMNS).take(order), work[order]
+    offset = np.searchsorted(work, np.arange(len(names) + 1))
+    author, authors = _codes(table["author"])
+    # The author of a work is that of its first chunk with a name.
+    named = np.flatnonzero(~_numbers(table["anonymous"]))
+    named_work, first = np.unique(work[named], return_index=True)
+    work_author = len(authors) + np.arange(len(names))
+    work_author[named_work] = author[named[first]]
+    by_author = np.argsort(work_author, kind="stable")
+    place = np.empty_like(by_author)
+    place[by_author] = np.arange(len(by_author))
+    bounds = (np.searchsorted(work_author[by_author], work_author, side) for side in ("left", "right"))
+    digests = (hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest() for name in names)
+    keys = [int.from_bytes(digest, "big") for digest in digests]
+    return _Works(table, names, keys, work, offset, by_author, place, *bounds)
+
+
+def _positives(works: _Works, num_pairs: int, min_gap: int, missing: Counter[str]) -> _Pairs:
+    """Pairs of an earlier and a later chunk of one document, `min_gap` characters apart or more."""
+    start, end = _numbers(works.table["start"]), _numbers(works.table["end"])
+    document, last = _documents(works.table["document_id"], start)
+    # One rising number line for all documents: binary search finds the first chunk far enough behind chunk i.
+    span = int(end.max(initial=0)) + min_gap + 1
+    partner = np.searchsorted(document * span + start, document * span + end + min_gap, side="left")
+    partner = np.maximum(partner, np.arange(len(start)) + 1)
+    # The pairs of all works in one long row: pair number -> chunk by binary search, partner by counting on.
+    pair_offset = np.concatenate([[0], np.cumsum(np.maximum(last - partner, 0))])
+    first, total = pair_offset[works.offset[:-1]], np.diff(pair_offset[works.offset])
+    wanted = np.minimum(num_pairs, total)
+    missing["positive_too_few_chunks_apart"] += int((num_pairs - wanted).sum())
+    # Floyd's sampling without replacement (Bentley and Floyd 1987), a step of all works at a time.
+    draws = _draws(works.keys, 0, 2 * num_pairs)
+    chosen = np.full((len(works.keys), num_pairs), -1)
+    for step in range(num_pairs):
+        live = step < wanted
+        top = np.maximum(total - wanted + step, 0)
+        number = (draws[:, step] % (top + 1).astype(np.uint64)).astype(np.int64)
+        taken = (chosen[:, :step] == number[:, None]).any(axis=1)
+        chosen[:, step] = np.where(live, np.where(taken, top, number), -1)
+    row, column = np.nonzero(chosen >= 0)
+    number = first[row] + chosen[row, column]
+    left = np.searchsorted(pair_offset, number, side="right") - 1
+    right = partner[left] + number - pair_offset[left]
+    swapped = draws[row, num_pairs + column] % 2 == 1
+    return _Pairs(left, right, np.full(len(left), -1), start[right] - end[left], swapped)
+
+
+def _negatives(works: _Works, sources: _Sources, quota: np.ndarray, missing: Counter[str]) -> _Pairs:
+    """Pairs of a chunk of each work and one of another; what was drawn before is drawn anew."""
+    alone = sources.weights.sum(axis=1) == 0
+    missing["negative_no_other_work"] += int(quota[alone].sum())
+    quota = lack = np.where(alone, 0, quota)
+    pairs = _Pairs(*(np.zeros(0, kind) for kind in (int, int, int, int, bool)))
+    for round_number in range(1, _MAX_ROUNDS + 1):
+        if not lack.any():
+            break
+        pairs = _joined(pairs, _draw_negatives(works, sources, lack, round_number))
+        code = np.minimum(pairs.ours, pairs.theirs) * len(works.work) + np.maximum(pairs.ours, pairs.theirs)
+        new = np.sort(np.unique(code, return_index=True)[1])
+        pairs = _Pairs(*(column[new] for column in pairs))
+        lack = quota - np.bincount(works.work[pairs.ours], minlength=len(quota))
+    missing["negative_drawn_before"] += int(lack.sum())
+    return pairs
+
+
+def _weights(works: _Works, has_neighbors: np.ndarray, random_share: float) -> np.ndarray:
+    """The weights of the three types for each work: (w, 3)."""
+    num_same = works.author_last - works.author_first
+    available = np.stack([num_same < len(works.names), num_same > 1, has_neighbors], axis=1)
+    hard = available[:, 1:].sum(axis=1, keepdims=True)
+    weights = np.where(hard > 0, (1 - random_share) / np.maximum(hard, 1), 0) * available
+    weights[:, _RANDOM] = np.where(hard[:, 0] > 0, random_share, 1) * available[:, _RANDOM]
+    total = weights.sum(axis=1, keepdims=True)
+    return weights / np.where(total > 0, total, 1)
+
+
+def _draw_negatives(works: _Works, sources: _Sources, lack: np.ndarray, round_number: int) -> _Pairs:
+    lacking = np.flatnonzero(lack)
+    most = int(lack.max())
+    draws = _draws([works.keys[w] for w in lacking], round_number, 5 * most).reshape(len(lacking), 5, most)
+    row, column = np.nonzero(np.arange(most) < lack[lacking, None])
+    work = lacking[row]
+    which, other, own_chunk, other_chunk, coin = (draws[row, i, column] for i in range(5))
+    weights = sources.weights[work]
+    share = (which >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    # The weights may add up to a little less than 1: the last type that has one takes the rest.
+    last_type = 2 - np.argmax(weights[:, ::-1] > 0, axis=1)
+    kind = np.minimum((share[:, None] >= weights.cumsum(axis=1)).sum(axis=1), last_type)
+    partner = np.empty(len(work), np.int64)
+    for this_kind, draw in ((_RANDOM, _other_author), (_SAME_AUTHOR, _same_author)):
+        rows = kind == this_kind
+        partner[rows] = draw(works, work[rows], other[rows])
+    rows = kind == _NEIGHBOR
+    first, last = sources.offset[work[rows]], sources.offset[work[rows] + 1]
+    partner[rows] = sources.neighbor[first + _below(other[rows], last - first)]
+    num_chunks = np.diff(works.offset)
+    ours = works.offset[work] + _below(own_chunk, num_chunks[work])
+    theirs = works.offset[partner] + _below(other_chunk, num_chunks[partner])
+    nearest = sources.nearest[ours]
+    theirs = np.where(rows & (coin % 2 == 0) & (nearest >= 0), nearest, theirs)
+    return _Pairs(ours, theirs, kind, np.zeros(len(ours), np.int64), coin // 2 % 2 == 1)
+
+
+def _other_author(works: _Works, work: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    first, last = works.author_first[work], works.author_last[work]
+    place = _below(draws, len(works.names) - (last - first))
+    return works.by_author[np.where(place >= first, place + last - first, place)]
+
+
+def _same_author(works: _Works, work: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    first, own = works.author_first[work], works.place[work]
+    place = first + _below(draws, works.author_last[work] - first - 1)
+    return works.by_author[np.where(place >= own, place + 1, place)]
+
+
+def _neighbor_lists(
+    works: _Works, neighbor_works: Mapping[str, Sequence[str]], missing: Counter[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbours of all works in one row (m,), and where each work's begin: (w + 1,)."""
+    owner, neighbor = _links(neighbor_works, pa.array(works.names, pa.string()))
+    missing["neighbor_work_outside_split"] += int((neighbor < 0).sum())
+    kept = (neighbor >= 0) & (neighbor != owner)
+    owner, neighbor = owner[kept], neighbor[kept]
+    order = np.argsort(owner, kind="stable")
+    return np.searchsorted(owner[order], np.arange(len(works.names) + 1)), neighbor[order]
+
+
+def _nearest_chunks(
+    works: _Works, neighbor_chunks: Mapping[str, Sequence[str]], missing: Counter[str]
+) -> np.ndarray:
+    """The first candidate of each chunk that is in another work of this split, else -1: (n,)."""
+    nearest = np.full(len(works.work), -1)
+    owner, candidate = _links(neighbor_chunks, works.table["chunk_id"])
+    missing["neighbor_chunk_outside_split"] += int((candidate < 0).sum())
+    owner, candidate = owner[candidate >= 0], candidate[candidate >= 0]
+    other = works.work[owner] != works.work[candidate]
+    chunk, first = np.unique(owner[other], return_index=True)
+    nearest[chunk] = candidate[other][first]
+    return nearest
+
+
+def _links(
+    lists: Mapping[str, Sequence[str]], ids: pa.Array | pa.ChunkedArray
+) -> tuple[np.ndarray, np.ndarray]:
+    """id -> ids as two columns of places in `ids`, in order; -1 for a target that is not there."""
+    owner = _places(pa.array(lists.keys(), pa.string()), ids)
+    length = np.fromiter(map(len, lists.values()), np.int64, len(lists))
+    target = _places(pa.array([t for targets in lists.values() for t in targets], pa.string()), ids)
+    owner = np.repeat(owner, length)
+    return owner[owner >= 0], target[owner >= 0]
+
+
+def _places(values: pa.Array, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    return _numbers(pc.fill_null(pc.index_in(values, value_set=ids), -1))
+
+
+def _table(works: _Works, pairs: _Pairs) -> pa.Table:
+    order = np.argsort(works.work[pairs.ours], kind="stable")
+    pairs = _Pairs(*(column[order] for column in pairs))
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {}
+    for side, other, name in ((pairs.ours, pairs.theirs, "a"), (pairs.theirs, pairs.ours, "b")):
+        rows = works.table.take(np.where(pairs.swapped, other, side))
+        columns[f"chunk_{name}"], columns[f"work_{name}"] = rows["chunk_id"], rows["work_id"]
+        columns[f"author_{name}"] = rows["author"]
+    positive = pairs.kind < 0
+    types = pa.array(NEGATIVE_TYPES, pa.string())
+    columns["pair_id"] = pc.binary_join_element_wise(columns["chunk_a"], columns["chunk_b"], "|")
+    columns["label"] = pa.array(positive.astype(np.int8))
+    columns["negative_type"] = types.take(pa.array(pairs.kind, mask=positive))
+    columns["distance"] = pa.array(pairs.distance, mask=~positive)
+    return pa.table({name: columns[name] for name in SCHEMA.names}).cast(SCHEMA)
+
+
+def _numbers(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    values = np.asarray(column)
+    return values if values.dtype == bool else values.astype(np.int64)
+
+
+def _joined(first: _Pairs, second: _Pairs) -> _Pairs:
+    return _Pairs(*(np.concatenate(both) for both in zip(first, second, strict=True)))
+
+
+def _draws(keys: list[int], stream: int, num_draws: int) -> np.ndarray:
+    """Random 64-bit numbers, (w, num_draws) uint64: those of a work do not depend on the other works."""
+    draws = [np.random.Philox(key=key, counter=[0, 0, 0, stream]).random_raw(num_draws) for key in keys]
+    return np.array(draws, np.uint64).reshape(len(keys), num_draws)
+
+
+def _below(draws: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """Whole numbers 0 <= x < bound; of 2^64 numbers the bias of a remainder is nothing."""
+    return (draws % bound.astype(np.uint64)).astype(np.int64)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """The place of each value among the sorted distinct values, and those."""
+    encoded = pa.chunked_array(column).combine_chunks().dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    order = sorted(range(len(values)), key=values.__getitem__)
+    rank = np.empty(len(values), np.int64)
+    rank[order] = np.arange(len(values))
+    return rank[np.asarray(encoded.indices)], [values[i] for i in order]
+
+
+def _documents(document_id: pa.ChunkedArray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each chunk's document and the place behind that document's last chunk: (n,) each."""
+    code, names = _codes(document_id)
+    document = np.concatenate([np.zeros(min(1, len(code)), np.int64), np.cumsum(code[1:] != code[:-1])])
+    num_runs = int(document.max(initial=-1)) + 1
+    if num_runs != len(names):
+        raise UserError(f"chunks: {len(names)} documents in {num_runs} pieces; sort the chunks by document")
+    back = np.flatnonzero((start[1:] < start[:-1]) & (document[1:] == document[:-1]))
+    if len(back):
+        raise UserError(f"chunks: {names[code[back[0]]]!r} is not in reading order; sort its chunks by start")
+    return document, np.searchsorted(document, document, side="right")
+
+
+def _check(chunks: pa.Table, num_positives: int, num_negatives: int, random_share: float, min_gap: int) -> None:
+    for name in _COLUMNS:
+        if name not in chunks.column_names:
+            raise UserError(f"chunks: no column {name!r}, wanted {', '.join(_COLUMNS)}")
+        if chunks[name].null_count:
+            raise UserError(f"chunks: {chunks[name].null_count} rows without {name}; fill them")
+    num_repeats = len(chunks) - pc.count_distinct(chunks["chunk_id"]).as_py()
+    if num_repeats:
+        raise UserError(f"chunks: {num_repeats} chunk ids repeat; give each chunk once")
+    if not 0 <= random_share <= 1:
+        raise UserError(f"random_share = {random_share}: give a share from 0 to 1")
+    numbers = {
+        "num_positives_per_work": num_positives,
+        "num_negatives_per_work": num_negatives,
+        "min_gap": min_gap,
+    }
+    for name, value in numbers.items():
+        if value < 0:
+            raise UserError(f"{name} = {value}: give 0 or more")

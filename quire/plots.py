@@ -1,0 +1,113 @@
+"""Plots as inline SVG: the same data gives the same bytes, and several share a page.
+
+`systems` maps a name to (labels (n,), probabilities (n,)).
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from quire.metrics import NUM_BINS
+
+# Okabe & Ito 2008: eight colours that colour-blind readers tell apart.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+Systems = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def roc(systems: Systems) -> str:
+    """True positive rate against false positive rate."""
+
+    def draw(axes: Axes) -> None:
+        for name, (labels, probabilities) in systems.items():
+            false, true, _ = roc_curve(labels, probabilities)
+            axes.plot(false, true, label=name)
+        axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
+        axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01))
+        axes.legend(loc="lower right")
+
+    return _svg("roc", draw)
+
+
+def precision_recall(systems: Systems) -> str:
+    """Precision against recall."""
+
+    def draw(axes: Axes) -> None:
+        for name, (labels, probabilities) in systems.items():
+            precision, recall, _ = precision_recall_curve(labels, probabilities)
+            axes.plot(recall, precision, label=name)
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.01))
+        axes.legend(loc="lower left")
+
+    return _svg("pr", draw)
+
+
+def reliability(systems: Systems) -> str:
+    """Observed share of positives against mean probability, in equal-mass bins."""
+
+    def draw(axes: Axes) -> None:
+        for name, (labels, probabilities) in systems.items():
+            bins = np.array_split(np.argsort(probabilities, kind="stable"), min(NUM_BINS, len(labels)))
+            points = np.asarray([(probabilities[b].mean(), labels[b].mean()) for b in bins if len(b)])
+            axes.plot(points[:, 0], points[:, 1], marker="o", markersize=4, label=name)
+        axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
+        axes.set(xlabel="predicted probability", ylabel="observed share of the same book", xlim=(0, 1), ylim=(0, 1))
+        axes.legend(loc="upper left")
+
+    return _svg("reliability", draw)
+
+
+def losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "auc") -> str:
+    """Training loss and validation metric over steps, a panel a model."""
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    for axes, (name, history) in zip(figure.subplots(1, len(histories), squeeze=False)[0], histories.items(), strict=True):
+        trained = np.asarray([(r["step"], r["loss"]) for r in history if "loss" in r]).reshape(-1, 2)
+        evaluated = np.asarray([(r["step"], r[f"eval_{metric}"]) for r in history if f"eval_{metric}" in r]).reshape(-1, 2)
+        axes.plot(trained[:, 0], trained[:, 1], color=COLORS[0], linewidth=1)
+        axes.set(title=name, xlabel="optimiser step")
+        axes.set_ylabel("training loss", color=COLORS[0])
+        other = axes.twinx()
+        other.plot(evaluated[:, 0], evaluated[:, 1], color=COLORS[1], marker="o")
+        other.set_ylabel(f"validation {metric.upper()}", color=COLORS[1])
+    return _render("losses", figure)
+
+
+def score_histograms(labels: np.ndarray, negative_types: np.ndarray, probabilities: np.ndarray) -> str:
+    """Distribution of the probability for positives and for each type of negative."""
+
+    def draw(axes: Axes) -> None:
+        kinds = {"same book": labels == 1}
+        kinds |= {kind: (labels == 0) & (negative_types == kind) for kind in sorted(set(negative_types[labels == 0]))}
+        for name, chosen in kinds.items():
+            axes.hist(probabilities[chosen], bins=np.linspace(0, 1, 26), density=True, histtype="step", linewidth=1.8, label=name)
+        axes.set(xlabel="probability of the same book", ylabel="density", xlim=(0, 1))
+        axes.legend(loc="upper center")
+
+    return _svg("scores", draw)
+
+
+def _svg(name: str, draw: Callable[[Axes], None]) -> str:
+    figure = Figure(figsize=(5.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=COLORS)
+    axes.grid(color="#e6e6e6", linewidth=0.7)
+    draw(axes)
+    return _render(name, figure)
+
+
+def _render(name: str, figure: Figure) -> str:
+    """The figure as an <svg> element whose ids are its own and whose bytes depend on nothing but the data."""
+    sink = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.5}):
+        figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
+    svg = sink.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', svg, count=1)

@@ -1,0 +1,1 @@
+"""Ray Serve: the two-stage matcher over HTTP."""
