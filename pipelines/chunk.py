@@ -48,7 +48,7 @@ class ChunkConfig(config.Config):
     max_chunks: int = Field(default=800, gt=0, description="per document")
     english: bool = True
     max_repeats: int = Field(default=3, gt=0, description="works that may share a chunk's text")
-    near_duplicate: float = Field(default=0.5, gt=0, le=1, description="estimated Jaccard similarity of one work")
+    near_duplicate: float = Field(default=dedup.THRESHOLD, gt=0, le=1, description="Jaccard similarity of one work")
     split: Split = Split()
     runtime: config.Runtime = config.Runtime()
 

@@ -61,13 +61,14 @@ def _embedder(chunks: Artifact, settings: EmbedConfig) -> Any:
     def process(part: str) -> Shard:
         table = chunks.storage.read_table(part, ["chunk_id", "document_id", "text"])
         if settings.max_chunks is not None:
-            table = table.take(spaced(table["document_id"].to_pylist(), settings.max_chunks))
+            rows = spaced(table["document_id"].to_pylist(), settings.max_chunks)
+            table = table.take(pa.array(rows, pa.int64()))
         tokens = encoder.tokenize(model, table["text"].to_pylist())
         embeddings = encoder.encode_tokens(model, tokens, settings.runtime.max_batch_tokens)
         lengths = [len(ids) for ids in tokens]
         flat = pa.array(embeddings.reshape(-1), pa.float32())
         vectors = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
-        columns = [table["chunk_id"].combine_chunks(), vectors, pa.array(lengths, pa.int32())]
+        columns = [pa.array(table["chunk_id"].to_pylist(), pa.string()), vectors, pa.array(lengths, pa.int32())]
         made = pa.Table.from_arrays(columns, schema=schema.embeddings(embeddings.shape[1]))
         return Shard(table=made, rows_in=table.num_rows, bytes_in=table["text"].nbytes, facts={"tokens": sum(lengths)})
 
@@ -76,8 +77,10 @@ def _embedder(chunks: Artifact, settings: EmbedConfig) -> Any:
 
 def spaced(documents: list[str], max_chunks: int) -> list[int]:
     """Row numbers of at most `max_chunks` rows of each document, evenly spaced over it, in order."""
+    if not documents:
+        return []
     names = np.asarray(documents, dtype=object)
-    bounds = np.flatnonzero(np.r_[True, names[1:] != names[:-1]]) if len(names) else np.empty(0, int)
+    bounds = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
     chosen: list[int] = []
     for start, end in zip(bounds, np.r_[bounds[1:], len(names)], strict=True):
         count = min(max_chunks, end - start)

@@ -53,6 +53,8 @@ def chunk_text(
         raise UserError(f"size = {size}, overlap = {overlap}: need size >= 1 and 0 <= overlap < size")
     if max_chunks < 1:
         raise UserError(f"max_chunks = {max_chunks}: need at least 1")
+    if min_chars < 0:
+        raise UserError(f"min_chars = {min_chars}: need 0 or more")
     spans = np.asarray(list(_bounded(text, sentence_spans(text))), dtype=np.int64).reshape(-1, 2)
     chunks, rejects = [], []
     for index, first in enumerate(_starts(len(spans), size, size - overlap)):
@@ -67,6 +69,7 @@ def chunk_text(
     if len(chunks) > max_chunks:
         keep = set(((np.arange(max_chunks) * len(chunks)) // max_chunks).tolist())
         rejects += [Reject(c.start, c.end, "over_cap") for i, c in enumerate(chunks) if i not in keep]
+        rejects.sort(key=lambda reject: reject.start)
         chunks = [c for i, c in enumerate(chunks) if i in keep]
     return Chunking(chunks, rejects)
 
@@ -86,9 +89,9 @@ def _bounded(text: str, spans: np.ndarray) -> Iterator[tuple[int, int]]:
             cut = max(text.rfind(mark, start + 1, limit) for mark in " \n\t")
             if cut <= start:
                 cut = limit
-            yield start, cut
+            yield start, start + len(text[start:cut].rstrip())
             start = cut
-            while start < end and text[start].isspace():
+            while text[start].isspace():  # a sentence ends with a visible character
                 start += 1
         if start < end:
             yield start, end

@@ -1,8 +1,8 @@
 """Bytes to text: one way to read a file, or a stated reason why it cannot be read.
 
-UTF-8 is tried first and wins even over a header that says otherwise, because invalid UTF-8 is nearly impossible to
-mistake for it. Only then comes Windows-1252, which every "ISO-8859-1" file of Project Gutenberg turns out to be where
-the two differ (WHATWG Encoding Standard, section 4.2, makes the same choice).
+UTF-8 is tried first and wins even over a header that says otherwise, because hardly any other text is valid
+UTF-8 by accident. Only then comes Windows-1252, also for files that declare ISO-8859-1, of which it is the superset
+in use (the WHATWG Encoding Standard, section 4.2, makes the same choice).
 """
 
 import codecs
@@ -13,16 +13,16 @@ from typing import Literal
 
 from quire.errors import UserError
 
-# Control characters (C0 but tab, LF, VT, FF, CR, Ctrl-Z, and DEL) as a share of all bytes. Random bytes hold 10 %.
+# Control characters (C0 but tab, LF, VT, FF, CR, Ctrl-Z; and DEL) among all bytes. Random bytes hold 10 %.
 _MAX_CONTROL_SHARE = 0.01
 _CONTROL_BYTES = bytes(set(range(0x20)) - set(b"\t\n\x0b\x0c\r\x1a")) + b"\x7f"
-# French in cp1252 holds about 5 % of bytes above 127; Greek or Shift-JIS, read as if it were cp1252, 60 % and more.
+# French in cp1252 holds about 5 % of bytes above 127; Greek or Shift-JIS 60 % and more.
 _MAX_HIGH_SHARE = 0.3
 _HEADER_BYTES = 20_000
 
-_DECLARED = re.compile(rb"^[ \t]*Character set encoding:[ \t]*([^\r\n]+?)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
-_LATIN_NAME = re.compile(r"latin.?1\b|8859.?1\b|1252", re.IGNORECASE)
-_UNICODE_NAME = re.compile(r"utf|unicode|ascii|646", re.IGNORECASE)
+_DECLARED = re.compile(rb"^[ \t]*Character set encoding:[ \t]*([^\r\n]+?)[ \t]*\r?$", re.I | re.M)
+_LATIN_NAME = re.compile(r"latin.?1\b|8859.?1\b|1252", re.I)
+_UNICODE_NAME = re.compile(r"utf|unicode|ascii|646", re.I)
 _HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
 _UTF8_SEQUENCES = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _LINE_BREAKS = re.compile("[\x0b\x0c\x85\u2028\u2029]")
@@ -34,7 +34,7 @@ Reason = Literal["empty", "binary", "undecodable"]
 
 
 class Unreadable(UserError):
-    """The bytes hold no text that can be used. `reason` is a word to count by, `detail` a sentence to read."""
+    """The bytes hold no usable text. `reason` is a word to count by, `detail` a sentence to read."""
 
     def __init__(self, reason: Reason, detail: str):
         super().__init__(reason, detail)  # both, so that the exception survives the way between processes
@@ -75,7 +75,7 @@ def decode(data: bytes) -> Decoded:
 
 def _refuse_binary(data: bytes) -> None:
     if b"\0" in data:
-        raise Unreadable("binary", f"NUL byte at offset {data.index(0)}; text files hold none (UTF-16 needs its mark)")
+        raise Unreadable("binary", f"NUL byte at offset {data.index(0)}; if it is UTF-16, convert it to UTF-8")
     num_controls = len(data) - len(data.translate(None, _CONTROL_BYTES))
     if num_controls > max(1, _MAX_CONTROL_SHARE * len(data)):
         raise Unreadable("binary", f"{num_controls} control characters in {len(data)} bytes")
@@ -94,12 +94,14 @@ def _decode_single_byte(data: bytes) -> tuple[str, Literal["cp1252", "latin-1"]]
     high = b"".join(_HIGH_BYTES.findall(data))
     num_utf8 = sum(map(len, _UTF8_SEQUENCES.findall(data)))
     if 2 * num_utf8 > len(high):
-        raise Unreadable("undecodable", f"damaged UTF-8: {num_utf8} of {len(high)} bytes above 127 are valid; re-fetch it")
+        detail = f"damaged UTF-8: {num_utf8} of {len(high)} bytes above 127 are valid; fetch the file again"
+        raise Unreadable("undecodable", detail)
     if len(high) > _MAX_HIGH_SHARE * len(data):
-        raise Unreadable("undecodable", f"neither UTF-8 nor Western European: {len(high)} of {len(data)} bytes above 127")
+        detail = f"neither UTF-8 nor Western European: {len(high)} of {len(data)} bytes above 127; convert it to UTF-8"
+        raise Unreadable("undecodable", detail)
     text = _attempt(data, "cp1252")
     if text is None:
-        raise Unreadable("undecodable", "neither UTF-8 nor Windows-1252, and no character set declared; convert it to UTF-8")
+        raise Unreadable("undecodable", "neither UTF-8 nor Windows-1252 and no character set declared; convert it")
     return text, "cp1252"
 
 

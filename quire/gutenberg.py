@@ -1,60 +1,58 @@
-"""Project Gutenberg files: what their header says, and the book alone, with every removed character accounted for.
+"""Project Gutenberg files: what the header says, and the book alone, every removed character accounted for.
 
-`clean` only ever deletes, each rule within bounds of its own, and repeats its rules until none applies: so it is
-idempotent, a stray mark costs at most the bound of its rule, and an unclosed bracket costs nothing.
+`clean` only deletes, each rule within a bound of its own, and repeats its rules until none applies: so it is
+idempotent, a stray mark costs no more than its rule's bound, and an unclosed bracket costs nothing.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quire.names import is_anonymous, slug
-
-__all__ = ["Cleaned", "Header", "clean", "is_anonymous", "parse_header", "slug"]
-
 MAX_HEADER_LINES = 1_000  # the old header with its "small print" takes about 400
 MAX_FOOTER_CHARS = 30_000  # the licence has 19,000; a longer rest after an END line is another volume
+_MAX_HEADER_CHARS = 80_000  # of that many lines
 _MAX_NOTE_CHARS = 3_000
 _MAX_CAPTION_CHARS = 1_000
 _MAX_CREDIT_CHARS = 800
 _MAX_LICENCE_CHARS = 3_000  # of one paragraph
 _NUM_CREDIT_PARAGRAPHS = 12  # credits stand among the first paragraphs, or are none
 
+# Patterns for the beginning of a line; the words are what a plain search for such lines may look for.
 _EBOOK = r"E-?\s?(?:BOOK|TEXT)"
-_START = re.compile(
-    rf"[ \t]*\*{{2,}}[ \t]*START[ \t]+OF[ \t]+(?:THIS|THE)[ \t]+PROJECT[ \t]+GUTENBERG[ \t]+{_EBOOK}", re.I
-)
-_END = re.compile(
-    rf"[ \t]*\*{{2,}}[ \t]*END[ \t]+OF[ \t]+(?:THIS|THE)[ \t]+PROJECT[ \t]+GUTENBERG[ \t]+{_EBOOK}", re.I
-)
+_OF_EBOOK = rf"[ \t]+OF[ \t]+(?:THIS|THE)[ \t]+PROJECT[ \t]+GUTENBERG[ \t]+{_EBOOK}"
+_START = re.compile(rf"[ \t]*\*{{2,}}[ \t]*START{_OF_EBOOK}", re.I)
+_END = re.compile(rf"[ \t]*\*{{2,}}[ \t]*END{_OF_EBOOK}", re.I)
 _END_WORDS = re.compile(r"[ \t]*End of (?:the |this )?Project Gutenberg", re.I)
 _SMALL_PRINT_START = re.compile(r"[ \t]*\*+[ \t]*START[ \t*]*THE SMALL PRINT", re.I)
 _SMALL_PRINT_END = re.compile(r"[ \t]*\*+[ \t]*END[ \t*]*THE SMALL PRINT", re.I)
 _LICENCE_TITLE = re.compile(r".*(?:START: FULL LICENSE|THE FULL PROJECT GUTENBERG LICENSE)", re.I)
 _GUTENBERG = ("utenberg", "UTENBERG")
-_LICENCE_WORDS = (*_GUTENBERG, "PLEASE READ THIS", "trademark", "should be named", "Updated editions", "for the use of")
+_LICENCE_WORDS = (*_GUTENBERG, "PLEASE READ", "trademark", "should be named", "Updated editions", "for the use of")
 _SMALL_PRINT = ("SMALL PRINT", "Small Print", "small print")
 _TRANSCRIBER_WORDS = ("ranscriber", "RANSCRIBER", "Gutenberg Editor")
 _HINT = re.compile(r"Project Gutenberg", re.I)
 # Paragraphs of a header that lost its START line.
 _HEADER_PARAGRAPH = re.compile(
-    r"""\s*(?:\*+\s*)?(?: (?:The\ |A\ |Welcome\ to\ the\ )?Project\ Gutenberg | This\ (?:e-?book|e-?text)\ is\ for\ the\ use
-    | Copyright\ laws\ are\ changing | Title: | Author: | Editor: | Illustrator: | Translator: | Release\ Date:
-    | Posting\ Date: | Last\ Updated: | First\ Posted: | Language: | Character\ set\ encoding: | \[(?:e-?book|e-?text)\ \#
-    | Credits: | Original\ publication: | Most\ recently\ updated: | \[(?:This|Last|Most|Date|The\ actual)[^\]\n]*\]\s*$ )""",
+    r"""\s*(?:\*+\s*)?(?:
+      (?:The\ |A\ |Welcome\ to\ the\ )?Project\ Gutenberg | This\ (?:e-?book|e-?text)\ is\ for\ the\ use
+    | Copyright\ laws\ are\ changing | \[(?:e-?book|e-?text)\ \# | Most\ recently\ updated:
+    | \[(?:This|Last|Most|Date|The\ actual)[^\]\n]*\]\s*$
+    | (?:Title|Author|Editor|Illustrator|Translator|Release\ Date|Posting\ Date|Last\ Updated|First\ Posted
+      |Language|Character\ set\ encoding|Credits|Original\ publication): )""",
     re.I | re.X,
 )
 _LICENCE = re.compile(
-    r"""Project\ Gutenberg(?:-tm|\(tm\)|™|\ Literary\ Archive|\s+License|\s+Web\ pages?) | THE\ FULL\ PROJECT\ GUTENBERG
-    | PLEASE\ READ\ THIS\ BEFORE\ YOU\ DISTRIBUTE | START:\ FULL\ LICENSE
-    | This\ (?:e-?book|e-?text)\ is\ for\ the\ use\ of\ anyone\ anywhere | Updated\ editions\ will\ replace\ the\ previous
-    | Redistribution\ is\ subject\ to\ the\s+trademark\ license
-    | subject\ to\ the\s+trademark\s+license,\ especially\ commercial | ^\**\ *This\ file\ should\ be\ named\ \S+""",
+    r"""Project\s+Gutenberg(?:-tm|\(tm\)|™|\s+Literary\s+Archive|\s+License|\s+Web\ pages?)
+    | THE\ FULL\ PROJECT\ GUTENBERG | PLEASE\ READ\ THIS\ BEFORE\ YOU\ DISTRIBUTE | START:\ FULL\ LICENSE
+    | This\s+(?:e-?book|e-?text)\s+is\s+for\s+the\s+use\s+of\s+anyone\s+anywhere
+    | Updated\s+editions\s+will\s+replace\s+the\s+previous
+    | subject\s+to\s+the\s+trademark\s+license,?\s+especially\s+commercial
+    | ^[\ *]*This\ file\ should\ be\ named\ \S+""",
     re.I | re.X | re.M,
 )
 _CREDIT = re.compile(
-    r"""\s*(?: (?:This\ )?(?:Project\ Gutenberg\ )?(?:e-?book|e-?text)?(?:\ was\ )?\s*(?:produced|prepared|transcribed|scanned|digiti[sz]ed|proofread)
-        \ (?:and\ \w+\ )?(?:by|from)\b
+    r"""\s*(?: (?:This\ )?(?:Project\ Gutenberg\ )?(?:(?:e-?book|e-?text)\ )?(?:was\ )?
+        (?:produced|prepared|transcribed|scanned|digiti[sz]ed|proofread)\ (?:and\ \w+\ )?(?:by|from)\b
     | Note:\ (?:Project\ Gutenberg\ also\ has|Images\ of\ the\ original) | Note\ from\ the\ original\ file: )""",
     re.I | re.X,
 )
@@ -63,21 +61,23 @@ _NOTE_OPEN = re.compile(rf"\[[*_\s]*(?:{_TRANSCRIBER}\b|TN:)", re.I)
 _NOTE_HEADING = re.compile(rf"[ \t*_=]*{_TRANSCRIBER}[ \t]+notes?\b[:.]?", re.I)
 _NOTE_BOX = re.compile(r"^[ \t]*\+[-=+]{3,}\+?\n(?:[ \t]*\|[^\n]*\n)+[ \t]*\+[-=+]{3,}\+?$", re.M)
 _NOTE_WORDS = re.compile(
-    r"\b(?:spelling|hyphen|punctuation|typograph|printer|misprint|inconsisten|obvious|correct|transcri|retained|original"
-    r"|error|italic|footnote|ligature|e-?text|e-?book)",
+    r"\b(?:spelling|hyphen|punctuation|typograph|printer|misprint|inconsisten|obvious|correct|transcri|retained"
+    r"|original|error|italic|footnote|ligature|e-?text|e-?book)",
     re.I,
 )
 _CAPTION_OPEN = re.compile(r"\[\s*_?(?:Illustrations?\b|(?:Picture|Frontispiece):)", re.I)
 _BRACKET = re.compile(r"[\[\]]")
 
 _FIELD = re.compile(
-    r"(Title|Authors?|Editors?|Illustrators?|Translators?|Contributors?|Commentators?|Annotators?|Release Date|Posting Date"
-    r"|Last Updated|First Posted|Languages?|Character set encoding|Original publication|Credits|Subtitle)[ \t]*:(.*)",
+    r"(Title|Authors?|Editors?|Illustrators?|Translators?|Contributors?|Commentators?|Annotators?|Release Date"
+    r"|Posting Date|Last Updated|First Posted|Languages?|Character set encoding|Original publication|Credits"
+    r"|Subtitle)[ \t]*:(.*)",
     re.I,
 )
 _EBOOK_NUMBER = re.compile(rf"\[\s*{_EBOOK}\s*#\s*(\d+)\s*\]", re.I)
 _TITLE_BY_AUTHOR = re.compile(
-    rf"(?:The )?Project Gutenberg(?:['’]s)?(?: {_EBOOK})?(?: of|,)? (?P<title>.+?),? by (?P<author>[^,]+?)(?:,|$)", re.I
+    rf"(?:The )?Project Gutenberg(?:['’]s)?(?: {_EBOOK})?(?: of|,)? (?P<title>.+?),? by (?P<author>[^,]+?)(?:,|$)",
+    re.I,
 )
 _AND = re.compile(r"\s*;\s*|\s+(?:and|&)\s+", re.I)
 _LIST = re.compile(r"\s*[,;/]\s*|\s+and\s+")
@@ -107,13 +107,12 @@ class Cleaned:
 
 
 def parse_header(text: str) -> Header:
-    """Title, authors, languages, number and character set, from an actual header only, else an empty Header.
+    """What an actual Project Gutenberg header says, else an empty Header: no line of the book is ever asked.
 
-    The header is what precedes the START line; where that is missing, the lines up to the end of the small print, or
-    the header's own paragraphs. Editors and translators are no authors. Wrapped titles are joined, volumes kept.
+    The header is what precedes the START line or, in old files, the end of the small print; where both are missing,
+    the paragraphs that only a header has. Editors are no authors. Wrapped titles are joined, volumes kept.
     """
-    removed = dict.fromkeys(_RULE_NAMES, 0)
-    text = _drop_blanks(text[: MAX_FOOTER_CHARS * 2], removed)
+    text = _drop_blanks(text[:_MAX_HEADER_CHARS], dict.fromkeys(_RULE_NAMES, 0))
     spans = _header(text)
     if not spans or not _HINT.search(text, 0, spans[0][1]):
         return Header()
@@ -128,7 +127,7 @@ def parse_header(text: str) -> Header:
     return Header(
         title=title,
         authors=tuple(dict.fromkeys(name for field in authors for name in _names(field))),
-        languages=tuple(part for field in fields.get("language", []) for part in _LIST.split(field.lower()) if part),
+        languages=tuple(part for field in fields.get("language", []) for part in _LIST.split(field.lower())),
         gutenberg_id=int(number[1]) if number else None,
         encoding=next(iter(fields.get("character set encoding", [])), ""),
     )
@@ -177,7 +176,7 @@ def clean(text: str) -> Cleaned:
 def _drop_blanks(text: str, removed: dict[str, int]) -> str:
     kept = text.replace("\r\n", "\n").replace("\r", "\n")
     kept = "\n".join(map(str.rstrip, kept.split("\n"))).strip("\n")
-    while "\n\n\n" in kept:  # each turn takes a third of a run; a regular expression would take ten times as long
+    while "\n\n\n" in kept:  # each turn takes a third of every run; a regular expression is ten times slower
         kept = kept.replace("\n\n\n", "\n\n")
     removed["blank"] += len(text) - len(kept)
     return kept
@@ -210,7 +209,7 @@ def _line_offset(text: str, num_lines: int) -> int:
 
 
 def _lines_with(text: str, *words: str) -> list[int]:
-    """Where those lines begin that hold one of the words: plain search, so that most text is passed at memory speed."""
+    """Where those lines begin that hold one of the words: a plain search passes most text at memory speed."""
     starts = set()
     for word in words:
         offset = text.find(word)
@@ -322,20 +321,20 @@ def _licence_paragraphs(text: str) -> list[Span]:
 
 
 def _credits(text: str) -> list[Span]:
-    """Paragraphs such as "Produced by" near the top: that paragraph, or where it is too long to be one, its first line."""
+    """Paragraphs such as "Produced by" near the top; of one that is too long to be a credit, the first line."""
     spans = []
     top = _line_offset(text, 200)
     for start, end in _paragraphs(text[:top])[:_NUM_CREDIT_PARAGRAPHS]:
         if _CREDIT.match(text, start):
-            stop = end if end < top and end - start <= _MAX_CREDIT_CHARS else _line_end(text, start)
+            whole = end < top or top == len(text)
+            stop = end if whole and end - start <= _MAX_CREDIT_CHARS else _line_end(text, start)
             if stop - start <= _MAX_CREDIT_CHARS:
                 spans.append((start, stop))
     return spans
 
 
 def _bracketed(text: str, opening: re.Pattern[str], max_chars: int) -> list[Span]:
-    """From the opening bracket to the one that matches it. If none does within the bound, to one that ends a line
-    before the paragraph ends; else nothing."""
+    """From an opening bracket to its match; if none is near, to one that ends a line of the paragraph; else nothing."""
     spans, position = [], 0
     while match := opening.search(text, position):
         limit = min(len(text), match.start() + max_chars)

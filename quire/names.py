@@ -12,15 +12,15 @@ _ASCII_SPELLINGS = str.maketrans(
 )
 _NO_SEPARATOR = re.compile(r"[^a-z0-9'’‘`\-‐‑–—/\s_]")
 _WORD = re.compile(r"[a-z0-9]+")
-_ANONYMOUS = re.compile(r"(?:^|_)(?:anon|anonymous|unknown|various|misc|miscellaneous|multiple_authors)(?:_|$)")
+_ANONYMOUS = re.compile(r"(?:^|_)(?:anon(?:ymous)?|unknown|various|misc(?:ellaneous)?|multiple_authors)(?:_|$)")
 _HASH_CHARS = 8
 _MIN_LENGTH = 20
 
 
 def slug(name: str, max_length: int = 80) -> str:
-    """A name as lower-case ASCII letters, digits and underscores, at most `max_length` long (at least 20).
+    """A name as lower-case ASCII letters, digits and underscores; at most `max_length` of them, 20 or more.
 
-    Eight hex digits of the name's SHA-256 follow where letters were lost, so that two names do not become one.
+    Where letters were lost, eight hex digits of the name's SHA-256 follow, so that two names do not become one.
     """
     if max_length < _MIN_LENGTH:
         raise UserError(f"max_length = {max_length}: a slug needs at least {_MIN_LENGTH} characters")

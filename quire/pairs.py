@@ -76,7 +76,7 @@ def sample_pairs(
     chunk_ids, nearest first. Neighbours outside the split are left out and counted.
 
     Positives: drawn evenly from all pairs of a work's chunks at least `min_gap` characters apart in one
-    document (chunks of two documents of one work, near-duplicates by definition, may hold the same sentences).
+    document (chunks of two documents of one work, near-duplicates by definition, may share sentences).
 
     Negatives: a chunk of the work and one of another work. `random_share` of them are "random": a work by
     another author. The rest is shared between "same_author" (never an anonymous one) and "neighbor", or falls
@@ -88,7 +88,13 @@ def sample_pairs(
 
     Returns a table of SCHEMA; raises UserError for a broken chunk table and impossible numbers.
     """
-    _check(chunks, num_positives_per_work, num_negatives_per_work, random_share, min_gap)
+    _check(
+        chunks,
+        random_share,
+        num_positives_per_work=num_positives_per_work,
+        num_negatives_per_work=num_negatives_per_work,
+        min_gap=min_gap,
+    )
     works = _sorted_by_work(chunks, seed)
     missing: Counter[str] = Counter()
     positives = _positives(works, num_positives_per_work, min_gap, missing)
@@ -324,7 +330,7 @@ def _documents(document_id: pa.ChunkedArray, start: np.ndarray) -> tuple[np.ndar
     return document, np.searchsorted(document, document, side="right")
 
 
-def _check(chunks: pa.Table, num_positives: int, num_negatives: int, random_share: float, min_gap: int) -> None:
+def _check(chunks: pa.Table, random_share: float, **numbers: int) -> None:
     for name in _COLUMNS:
         if name not in chunks.column_names:
             raise UserError(f"chunks: no column {name!r}, wanted {', '.join(_COLUMNS)}")
@@ -335,11 +341,6 @@ def _check(chunks: pa.Table, num_positives: int, num_negatives: int, random_shar
         raise UserError(f"chunks: {num_repeats} chunk ids repeat; give each chunk once")
     if not 0 <= random_share <= 1:
         raise UserError(f"random_share = {random_share}: give a share from 0 to 1")
-    numbers = {
-        "num_positives_per_work": num_positives,
-        "num_negatives_per_work": num_negatives,
-        "min_gap": min_gap,
-    }
     for name, value in numbers.items():
         if value < 0:
             raise UserError(f"{name} = {value}: give 0 or more")

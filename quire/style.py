@@ -5,10 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from quire.sentences import sentence_spans
+
 NAMES = ("type_token_ratio", "punctuation_share", "log_sentence_words")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-_PUNCTUATION = re.compile(r"[.,;:!?\"'()\[\]{}\-–—‘’“”…]")
-_END = re.compile(r"[.!?…]+")
+# Typed and typeset marks count alike: -- and an em dash are one mark, three full stops and an ellipsis as well.
+_MARK = re.compile(r"-{2,}|\.{3,}|[.,;:!?\"'()\[\]{}\-–—‘’“”„«»…]")
 _FIRST_WORDS = 150  # the type-token ratio falls with length, so it is taken over as many words in every text
 
 
@@ -22,10 +24,12 @@ def style_features(texts: Sequence[str]) -> np.ndarray:
 
 
 def _features(text: str) -> tuple[float, float, float]:
-    words = _WORD.findall(text.lower())
+    text = " ".join(text.split())
+    words = _WORD.findall(text.lower().replace("’", "'"))
     if not words:
         return 0.0, 0.0, 0.0
     first = words[:_FIRST_WORDS]
-    visible = sum(not character.isspace() for character in text)
-    sentences = max(1, sum(bool(_WORD.search(piece)) for piece in _END.split(text)))
-    return len(set(first)) / len(first), len(_PUNCTUATION.findall(text)) / visible, float(np.log(len(words) / sentences))
+    marks = _MARK.findall(text)
+    visible = len(text) - text.count(" ") - sum(map(len, marks)) + len(marks)
+    sentence_words = len(words) / len(sentence_spans(text))
+    return len(set(first)) / len(first), len(marks) / visible, float(np.log(max(1.0, sentence_words)))

@@ -6,19 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.dedup import chunk_fingerprints, minhash, repeated, similar_documents, work_ids
 from quire.errors import UserError
 
 BOOKS = Path(__file__).parents[2] / "shared" / "data" / "books"
-SIGNATURE = [
-    525271265,
-    179705905,
-    446647904,
-    5922788,
-]  # written down when the scheme was settled: published signatures must stay comparable
+# Written down when the scheme was settled: published signatures must stay comparable.
+SIGNATURE = [525271265, 179705905, 446647904, 5922788]
 
 
 def _noisy(text: str, share: float, seed: int = 0) -> str:
@@ -32,13 +28,15 @@ def _prose(seed: int, num_words: int = 3000) -> str:
     return " ".join(f"w{int(rng.paretovariate(0.6))}" for _ in range(num_words))
 
 
-@given(st.text(), st.text())
+few_signs = st.text("aAéÉ1 _-’\n", max_size=6)
+
+
+@settings(deadline=None, max_examples=300)
+@given(few_signs, few_signs)
 def test_fingerprints_are_equal_exactly_when_the_words_are(a, b):
     words = [re.findall(r"[^\W_]+", text.lower()) for text in (a, b)]
-    same = words[0] == words[1] if words[0] or words[1] else a.lower() == b.lower()
-    if words[0] or words[1] or a == b:
-        first, second = chunk_fingerprints([a, b])
-        assert (first == second) == same
+    first, second = chunk_fingerprints([a, b])
+    assert (first == second) == (words[0] == words[1] if words[0] or words[1] else a == b)
 
 
 def test_fingerprints_ignore_case_signs_and_line_breaks_in_any_script():
@@ -52,6 +50,7 @@ def test_texts_without_words_are_told_apart():
     assert len(set(chunk_fingerprints(["* * *", "-----", "..."]).tolist())) == 3
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=60), st.integers(0, 4))
 def test_a_chunk_is_repeated_when_it_occurs_in_more_works_than_the_threshold(rows, threshold):
     fingerprints = np.array([f for f, _ in rows], np.uint64)

@@ -40,9 +40,7 @@ def _problem(seed):
     st.sampled_from([1, 20, 2048]),
     st.sampled_from([0, 16]),
 )
-def test_search_equals_brute_force_whatever_the_ties_blocks_and_ways(
-    seed, k, block_size, max_fetch, slack
-):
+def test_search_equals_brute_force_whatever_the_ties_blocks_and_ways(seed, k, block_size, max_fetch, slack):
     queries, corpus, query_groups, corpus_groups = _problem(seed)
     with pytest.MonkeyPatch.context() as patch:  # small limits drive small problems through every branch
         patch.setattr(neighbors, "MAX_FETCH", max_fetch)

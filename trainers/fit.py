@@ -4,6 +4,7 @@ import importlib
 import sys
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,7 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from quire import config, device
 from quire.artifact import WORK, Artifact, Draft
 from quire.errors import UserError
-from quire.loop import LoopConfig, State, rank_and_world
+from quire.loop import LoopConfig, NonFinite, State, rank_and_world
 
 
 class TrainRuntime(config.Runtime):
@@ -42,6 +43,9 @@ def fit(module: str, settings: Any, draft: Draft) -> None:
     for what, need in (("GPU", workers * use_gpu), ("CPU", workers)):
         if need > total.get(what, 0):
             raise UserError(f"runtime.num_workers = {workers}: needs {need} {what}, the cluster has {total.get(what, 0):g}")
+    # Workers run in folders of their own: addresses must not be relative.
+    places = {"root": draft.storage.root, "wandb_folder": str(Path(runtime.wandb_folder).absolute())}
+    settings = settings.model_copy(update={"runtime": runtime.model_copy(update=places)})
     resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
     trainer = TorchTrainer(
         _worker,
@@ -56,17 +60,24 @@ def fit(module: str, settings: Any, draft: Draft) -> None:
             failure_config=FailureConfig(max_failures=runtime.max_failures),
         ),
     )
-    trainer.fit()
+    mistake = trainer.fit().return_value
+    if mistake is not None:
+        raise UserError(mistake)
 
 
-def _worker(loop: dict[str, Any]) -> None:
+def _worker(loop: dict[str, Any]) -> str | None:
     torch.set_num_threads(loop["threads"])
     module = importlib.import_module(loop["module"])
     settings = module.CONFIG.model_validate_json(loop["settings"])
     rank = ray.train.get_context().get_world_rank()
     log, finish = tracking(settings, loop["draft"], rank)
-    module.work(settings, loop["draft"], log)
-    finish()
+    try:
+        module.work(settings, loop["draft"], log)
+    except (UserError, NonFinite) as error:
+        return str(error)  # the same on every attempt, so not a failure to restart from
+    finally:
+        finish()
+    return None
 
 
 def tracking(settings: Any, draft: Draft, rank: int) -> tuple[Callable[[dict[str, Any]], None], Callable[[], None]]:
@@ -88,7 +99,7 @@ def tracking(settings: Any, draft: Draft, rank: int) -> tuple[Callable[[dict[str
         step = record["step"]
         if any(key.startswith("eval_") for key in record) or step % max(1, settings.loop.max_steps // 20) == 0:
             shown = "  ".join(f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, int | float))
-            print(f"      {draft.name}: {shown}", file=sys.stderr, flush=True)
+            sys.stdout.write(f"      {draft.name}: {shown}\n")  # print would show twice: Ray Train logs it as well
         if run is not None:
             run.log({key: value for key, value in record.items() if key != "step"}, step=step)
 
