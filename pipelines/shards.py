@@ -18,6 +18,8 @@ from quire.artifact import Draft, Shard
 from quire.errors import UserError
 
 Process = Callable[[Any], Shard]
+# A worker's bars about loading a model say nothing here.
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
 
 
 class Worker:
@@ -39,7 +41,7 @@ class Worker:
 def connect() -> None:
     """Attach to the cluster of RAY_ADDRESS or of the job, or start a local Ray; nothing when already attached."""
     if not ray.is_initialized():
-        ray.init(log_to_driver=True, logging_level="WARNING")
+        ray.init(log_to_driver=True, logging_level="ERROR", runtime_env={"env_vars": QUIET})
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts shards, which is what resumes
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -13,7 +13,7 @@ from scipy.special import expit
 from quire.errors import UserError
 from quire.metrics import check, quality
 
-__all__ = ["Scale", "Threshold", "choose_prefilter", "choose_threshold", "fit_scale", "fit_temperature", "quality"]
+__all__ = ["Fusion", "Scale", "Threshold", "choose_prefilter", "choose_threshold", "fit_fusion", "fit_scale", "fit_temperature", "quality"]
 OBJECTIVES = ("accuracy", "balanced_accuracy", "f1", "precision", "recall")
 
 
@@ -42,6 +42,36 @@ def fit_scale(logits: np.ndarray, labels: np.ndarray) -> Scale:
     x = (logits - center) / spread
     slope, bias = _solve(np.stack([x, np.ones_like(x)], axis=1), target)
     return Scale(float(slope / spread), float(bias - slope * center / spread))
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Second-stage probability = sigmoid(cross_slope * cross_logit + bi_slope * bi_logit + bias)."""
+
+    cross_slope: float
+    bi_slope: float
+    bias: float
+
+    def probability(self, cross_logits: np.ndarray, bi_logits: np.ndarray) -> np.ndarray:
+        """Probabilities (n,) float64."""
+        cross, bi = (np.asarray(logits, dtype=np.float64) for logits in (cross_logits, bi_logits))
+        return expit(self.cross_slope * cross + self.bi_slope * bi + self.bias)
+
+
+def fit_fusion(cross_logits: np.ndarray, bi_logits: np.ndarray, labels: np.ndarray) -> Fusion:
+    """Platt scaling of two logits together (linear score fusion by logistic regression, Pigeon et al. 2000).
+
+    The second stage keeps what the first one knew: a weak cross-encoder gets a small slope and does no harm.
+    """
+    cross, labels = _inputs(cross_logits, labels)
+    bi, _ = _inputs(bi_logits, labels)
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    target = np.where(labels, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    columns = [((x - x.mean()) / max(x.std(), 1e-12), x.mean(), max(x.std(), 1e-12)) for x in (cross, bi)]
+    *slopes, bias = _solve(np.stack([columns[0][0], columns[1][0], np.ones(len(labels))], axis=1), target)
+    slopes = [float(slope / spread) for slope, (_, _, spread) in zip(slopes, columns, strict=True)]
+    bias -= sum(slope * mean for slope, (_, mean, _) in zip(slopes, columns, strict=True))
+    return Fusion(*slopes, float(bias))
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> Scale:

@@ -21,11 +21,11 @@ def load_encoder(folder: str, max_seq_length: int | None = None) -> SentenceTran
     return model.eval()
 
 
-def tokenize(model: SentenceTransformer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Token ids with special tokens, cut to the model's length: N arrays of int32."""
+def tokenize(model: SentenceTransformer, texts: Sequence[str], max_length: int | None = None) -> list[np.ndarray]:
+    """Token ids with special tokens, cut to `max_length` (default: the model's): N arrays of int32."""
     backend = model.tokenizer.backend_tokenizer
     backend.no_padding()
-    backend.enable_truncation(max_length=model.max_seq_length)
+    backend.enable_truncation(max_length=max_length or model.max_seq_length)
     return [np.asarray(encoding.ids, dtype=np.int32) for encoding in backend.encode_batch_fast(list(texts))]
 
 

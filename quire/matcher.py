@@ -14,7 +14,7 @@ import numpy as np
 
 from quire import hub
 from quire.bi_encoder import BiEncoder
-from quire.calibration import Scale
+from quire.calibration import Fusion, Scale
 from quire.chunks import chunk_text
 from quire.cross_encoder import CrossEncoder
 from quire.errors import UserError
@@ -31,7 +31,7 @@ class MatcherSpec:
     bi_encoder_sha256: str
     cross_encoder_sha256: str
     bi_scale: Scale
-    cross_scale: Scale
+    fusion: Fusion
     prefilter: float
     threshold: float
     objective: str
@@ -80,7 +80,7 @@ def load_spec(text: str | bytes) -> MatcherSpec:
     for wrong, what in ((set(values) - names, "unknown"), (names - set(values), "missing")):
         if wrong:
             raise UserError(f"matcher.json: {what} key {sorted(wrong)[0]!r}; it holds {', '.join(sorted(names))}")
-    scales = {key: Scale(**values[key]) for key in ("bi_scale", "cross_scale")}
+    scales = {"bi_scale": Scale(**values["bi_scale"]), "fusion": Fusion(**values["fusion"])}
     spec = MatcherSpec(**{**values, **scales})
     if _fingerprint(spec) != spec.fingerprint:
         raise UserError("matcher.json: its contents do not give its fingerprint; calibrate again instead of editing it")
@@ -135,13 +135,14 @@ def cross_pairs(m: int, n: int, count: int) -> list[tuple[int, int]]:
 
 
 def decide(spec: MatcherSpec, bi_logit: float, cross_logit: float | None) -> Match:
-    """Below the prefilter the bi-encoder's probability is final, else the cross-encoder's. Both are calibrated."""
+    """Below the prefilter the bi-encoder's probability is final, else the cross-encoder's, which weighs its own logit
+    with the bi-encoder's. Both are calibrated on the same pairs."""
     bi = float(spec.bi_scale.probability(np.asarray(bi_logit)))
     if bi < spec.prefilter:
         return Match("bi-encoder", bi, bi >= spec.threshold, bi, None, spec.threshold, spec.fingerprint)
     if cross_logit is None:
         raise ValueError("a pair at or above the prefilter needs the cross-encoder's logit")
-    cross = float(spec.cross_scale.probability(np.asarray(cross_logit)))
+    cross = float(spec.fusion.probability(np.asarray(cross_logit), np.asarray(bi_logit)))
     return Match("cross-encoder", cross, cross >= spec.threshold, bi, cross, spec.threshold, spec.fingerprint)
 
 

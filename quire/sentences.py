@@ -1,6 +1,9 @@
 """Sentence boundaries by one regular expression, where spaCy's rule-based sentencizer puts them.
 
-MEASURED
+Measured on the 65 cleaned books of the test data: 52 of 343,091 boundaries differ, with each book on one line 62 of
+343,034, at 50 to 70 times the speed. They differ nearly always where spaCy errs: it ends a sentence after the title in
+"this about?--Mr. Jermin", and none after "wed." or "'im.", which it takes for "we'd" and "I'm". As in spaCy, opening
+marks behind one blank stay with the sentence before, and behind a line break they do not.
 """
 
 import re

@@ -10,7 +10,7 @@ from quire.sentences import sentence_spans
 NAMES = ("type_token_ratio", "punctuation_share", "log_sentence_words")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 # Typed and typeset marks count alike: -- and an em dash are one mark, three full stops and an ellipsis as well.
-_MARK = re.compile(r"-{2,}|\.{3,}|[.,;:!?\"'()\[\]{}\-–—‘’“”„«»…]")
+_MARK = re.compile(r"[.,;:!?\"'()\[\]{}\-–—‘’“”„«»…](?:(?<=-)-+|(?<=\.)\.\.+)?")
 _FIRST_WORDS = 150  # the type-token ratio falls with length, so it is taken over as many words in every text
 
 

@@ -73,7 +73,7 @@ def test_text_without_full_stops_makes_no_unbounded_chunk(text: str) -> None:
 
 @settings(max_examples=60)
 @given(
-    st.lists(st.sampled_from(["He went. ", "Why?\n", "\n\n", "Mr. A. B. said “no.” ", "word ", "… ", "! "]), max_size=80),
+    st.lists(st.sampled_from(["He went. ", "Why?\n", "\n\n", "Mr. A. said “no.” ", "word ", "… ", "! "]), max_size=80),
     st.integers(1, 6),
     st.data(),
 )
@@ -82,7 +82,7 @@ def test_windows_cover_the_text_and_advance(parts: list[str], size: int, data: s
     overlap = data.draw(st.integers(0, size - 1))
     found = windows(text, size=size, overlap=overlap, min_chars=data.draw(st.integers(0, 60)))
     covered = "".join(text[start:end] for start, end in _without_overlap(found))
-    assert covered.split() == text.split() or "".join(covered.split()) == "".join(text.split())
+    assert "".join(covered.split()) == "".join(text.split())
     for start, end in found:
         assert text[start:end] == text[start:end].strip() != ""
 

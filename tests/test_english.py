@@ -41,14 +41,14 @@ FOREIGN = {
         "salpicón las más noches, duelos y quebrantos los sábados, me he de acordar, consumían las tres partes."
     ),
     "italian": (
-        "Quel ramo del lago di Como, che volge a mezzogiorno, tra due catene non interrotte di monti, tutto a seni e a "
-        "golfi, a seconda dello sporgere e del rientrare di quelli, vien, quasi a un tratto, a ristringersi, e a prender "
-        "corso e figura di fiume, tra un promontorio a destra, e un'ampia costiera dall'altra parte."
+        "Quel ramo del lago di Como, che volge a mezzogiorno, tra due catene non interrotte di monti, tutto a seni e "
+        "a golfi, a seconda dello sporgere e del rientrare di quelli, vien, quasi a un tratto, a ristringersi, e a "
+        "prender corso e figura di fiume, tra un promontorio a destra, e un'ampia costiera dall'altra parte."
     ),
     "danish": (
-        "Der kom en soldat marcherende hen ad landevejen: en, to! en, to! Han havde sit tornyster på ryggen og en sabel "
-        "ved siden, for han havde været i krigen, og nu skulle han hjem. Så mødte han en gammel heks på landevejen; hun "
-        "var så ækel, hendes underlæbe hang hende lige ned på brystet."
+        "Der kom en soldat marcherende hen ad landevejen: en, to! en, to! Han havde sit tornyster på ryggen og en "
+        "sabel ved siden, for han havde været i krigen, og nu skulle han hjem. Så mødte han en gammel heks på "
+        "landevejen; hun var så ækel, hendes underlæbe hang hende lige ned på brystet."
     ),
 }
 ENGLISH = (

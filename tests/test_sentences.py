@@ -51,8 +51,8 @@ def test_no_text_no_sentences() -> None:
 
 
 PIECES = st.sampled_from(
-    ["Mr.", "He", "went", ".", "!", "?", "...", "…", '"', "”", "’", "(", ")", "--", "—", " ", "  ", "\n", "\n\n", "a.m.",
-     "U.S.", "x", "_", "*", "3.5", "\u00a0", "é", "。"]
+    ["Mr.", "He", "went", ".", "!", "?", "...", "…", '"', "”", "’", "(", ")", "--", "—", " ", "  ", "\n", "\n\n",
+     "a.m.", "U.S.", "x", "_", "*", "3.5", "\u00a0", "é", "。"]
 )
 
 
@@ -81,7 +81,7 @@ def spacy_starts(text: str) -> set[int]:
     return {start + len(words) - len(words.lstrip()) for start, words in spans if words.strip()}
 
 
-@pytest.mark.parametrize("name", ["elizabeth_gaskell__cousin_phillis", "lewis_carroll__alices_adventures_in_wonderland"])
+@pytest.mark.parametrize("name", ["elizabeth_gaskell__cousin_phillis", "maria_edgeworth__castle_rackrent"])
 @pytest.mark.parametrize("layout", ["lines", "one line"])
 def test_boundaries_are_those_of_spacy(name: str, layout: str) -> None:
     path = BOOKS / f"{name}.txt"

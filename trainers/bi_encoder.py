@@ -32,7 +32,8 @@ class BiEncoderConfig(config.Config):
     neighbors: str
     model: str = hub.MINILM
     pooling: Literal["mean", "cls"] = "mean"
-    max_seq_length: int = Field(default=256, ge=8, description="tokens of one text")
+    max_seq_length: int = Field(default=256, ge=8, description="tokens of one text, once trained")
+    train_seq_length: int | None = Field(default=None, ge=8, description="tokens in training, where shorter is faster")
     works_per_batch: int = Field(default=16, ge=2, description="over all workers")
     chunks_per_work: int = Field(default=4, ge=2)
     hard_share: float = Field(default=0.5, ge=0, le=1, description="chance that the next work is related to the last")
@@ -110,7 +111,7 @@ class BiEncoderTask:
     """Book-balanced batches; evaluation on the frozen validation pairs."""
 
     def __init__(self, settings: BiEncoderConfig):
-        root = settings.runtime.root
+        self.settings, root = settings, settings.runtime.root
         chunks, pairs, neighbors = (
             artifact.open_artifact(root, kind, getattr(settings, kind)) for kind in ("chunks", "pairs", "neighbors")
         )
@@ -129,7 +130,6 @@ class BiEncoderTask:
             rows, related_works(chunks, neighbors, "train"), works_per_batch=settings.works_per_batch,
             chunks_per_work=settings.chunks_per_work, hard_share=settings.hard_share, seed=settings.loop.seed,
         )
-        self.accumulation = settings.loop.accumulation
         self.flops_per_token = flops_per_token(model[0].model)
 
     def batch(self, step: int, micro: int, rank: int, world: int) -> loop.Batch:
@@ -138,7 +138,8 @@ class BiEncoderTask:
             raise UserError(f"works_per_batch x chunks_per_work = {len(rows)} is not a multiple of {world} workers")
         mine = slice(rank * len(rows) // world, (rank + 1) * len(rows) // world)
         texts = [self.chunk_texts[int(row)].as_py() for row in rows[mine]]
-        tokens = encoder.tokenize(self.bi.model, texts)
+        length = self.settings.train_seq_length or self.settings.max_seq_length
+        tokens = encoder.tokenize(self.bi.model, texts, length)
         ids, mask = packing.pad(tokens, self.bi.model.tokenizer.pad_token_id)
         features = torch.from_numpy(style.style_features(texts))
         return {"input_ids": ids, "attention_mask": mask, "style": features, "works": torch.from_numpy(works[mine])}

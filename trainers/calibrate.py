@@ -74,10 +74,10 @@ def _fit(
     bi = scales["bi_encoder"].probability(systems["bi_encoder"])
     prefilter = calibration.choose_prefilter(labels, bi, settings.prefilter_recall)
     passed = bi >= prefilter
-    # The cross-encoder answers only for pairs that pass, so its scale is fitted on those: one scale for both stages.
-    cross_scale = calibration.fit_scale(systems["cross_encoder"][passed], labels[passed])
+    # The cross-encoder answers only for pairs that pass, so the second stage is fitted on those: one scale for both stages.
+    fusion = calibration.fit_fusion(systems["cross_encoder"][passed], systems["bi_encoder"][passed], labels[passed])
     scales["cross_encoder"] = calibration.fit_scale(systems["cross_encoder"], labels)
-    two_stage = np.where(passed, cross_scale.probability(systems["cross_encoder"]), bi)
+    two_stage = np.where(passed, fusion.probability(systems["cross_encoder"], systems["bi_encoder"]), bi)
     threshold = calibration.choose_threshold(labels, two_stage, settings.objective, settings.target)
     recipe = inputs["chunks"].manifest["recipe"]
     spec = matcher.make_spec(
@@ -86,7 +86,7 @@ def _fit(
         bi_encoder_sha256=hub.weights_sha256(inputs["bi_encoder"].local()),
         cross_encoder_sha256=hub.weights_sha256(inputs["cross_encoder"].local()),
         bi_scale=scales["bi_encoder"],
-        cross_scale=cross_scale,
+        fusion=fusion,
         prefilter=prefilter,
         threshold=threshold.value,
         objective=settings.objective,

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from quire import artifact, config, metrics, plots, report
 from quire.artifact import Artifact
-from quire.calibration import Scale
+from quire.calibration import Fusion, Scale
 
 TITLES = {
     "two_stage": "two-stage",
@@ -82,7 +82,8 @@ def system_probabilities(table: Any, calibration: dict, spec: dict) -> tuple[dic
     for name, facts in calibration["systems"].items():
         probabilities[name] = Scale(**facts["scale"]).probability(table[name].to_numpy())
     bi = probabilities["bi_encoder"]
-    cross = Scale(**spec["cross_scale"]).probability(table["cross_encoder"].to_numpy())
+    logits = (table[name].to_numpy() for name in ("cross_encoder", "bi_encoder"))
+    cross = Fusion(**spec["fusion"]).probability(*logits)
     probabilities["two_stage"] = np.where(bi >= spec["prefilter"], cross, bi)
     return probabilities, {**calibration["thresholds"], "two_stage": spec["threshold"]}
 
