@@ -8,7 +8,6 @@ POST /v1/match takes {"a": ..., "b": ...} and answers one result, or {"pairs": [
 """
 
 import asyncio
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve as ray_serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
@@ -24,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from quire import matcher
 from quire.matcher import MatcherSpec
 from quire.style import style_features
+from serve.checks import Pair, RequestError, Result, Results, parse, read_body, validate
 
 BATCHES = 2  # concurrent batches a replica may hold; its queue must have room for both
 
@@ -42,52 +42,6 @@ class MatcherArgs(BaseModel):
     num_replicas: int = Field(default=1, gt=0, description="of each model")
     num_cpus: float = Field(default=1, ge=0, description="of each model's replica")
     num_gpus: float = Field(default=0, ge=0, description="of each model's replica")
-
-
-class Pair(BaseModel):
-    """Two passages."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    a: str = Field(min_length=1, description="one passage")
-    b: str = Field(min_length=1, description="the other")
-
-
-class Pairs(BaseModel):
-    """Several pairs, answered in their order."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    pairs: list[Pair] = Field(min_length=1)
-
-
-class Result(BaseModel):
-    """The answer for one pair."""
-
-    same_book: bool
-    probability: float = Field(description="calibrated; the final stage's")
-    stage: str = Field(description="bi-encoder or cross-encoder: whose answer is final")
-    bi_probability: float
-    cross_probability: float | None = Field(description="null when the first stage was enough")
-    threshold: float = Field(description="same_book is probability >= threshold")
-    model: str = Field(description="fingerprint of the matcher")
-    num_passages_a: int
-    num_passages_b: int
-
-
-class Results(BaseModel):
-    """The answers for a list, in its order."""
-
-    model: str
-    results: list[Result]
-
-
-class RequestError(Exception):
-    """A request that cannot be answered: status, the field, and what is wrong with it."""
-
-    def __init__(self, status: int, field: str, message: str):
-        super().__init__(message)
-        self.status, self.field, self.message = status, field, message
 
 
 class BiEncoderModel:
@@ -172,7 +126,7 @@ class Ingress:
         """Do the two passages of each pair come from the same book? One pair, or a list of pairs."""
         body = parse(await read_body(request, self.args.max_body_bytes))
         single = "pairs" not in body
-        pairs = validate(body, single, self.args)
+        pairs = validate(body, single, self.args.max_pairs, self.args.max_chars)
         results = await self.answer(pairs)
         return results[0] if single else Results(model=self.spec.fingerprint, results=results)
 
@@ -185,7 +139,7 @@ class Ingress:
         embedding = dict(zip(distinct, vectors, strict=True))
         ordered = await asyncio.gather(*(self._one(passages[a], passages[b], embedding) for a, b in texts))
         results = []
-        for pair, (a, _), found, in zip(pairs, texts, ordered, strict=True):
+        for pair, found in zip(pairs, ordered, strict=True):
             counts = len(passages[pair.a]), len(passages[pair.b])
             results.append(Result(**asdict(found), num_passages_a=counts[0], num_passages_b=counts[1]))
         return results
@@ -210,56 +164,6 @@ class Ingress:
     async def docs(self) -> HTMLResponse:
         """The OpenAPI page."""
         return get_swagger_ui_html(openapi_url="/openapi.json", title="Quire")
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, read no further than the limit, whatever the headers say."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise RequestError(413, "body", f"larger than max_body_bytes = {limit}")
-    return bytes(body)
-
-
-def parse(body: bytes) -> dict[str, Any]:
-    """The body as a JSON object."""
-    try:
-        value = json.loads(body.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise RequestError(400, "body", f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise RequestError(400, "body", f"not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise RequestError(422, "body", 'expected an object with "a" and "b", or with "pairs"')
-    return value
-
-
-def validate(body: dict[str, Any], single: bool, args: MatcherArgs) -> list[Pair]:
-    """The pairs of a request. Raises RequestError naming the field and the limit."""
-    listed = body.get("pairs")
-    if isinstance(listed, list) and len(listed) > args.max_pairs:
-        raise RequestError(413, "pairs", f"{len(listed)} pairs; at most max_pairs = {args.max_pairs}")
-    try:
-        pairs = [Pair.model_validate(body)] if single else Pairs.model_validate(body).pairs
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise RequestError(422, ".".join(str(part) for part in first["loc"]) or "body", first["msg"]) from error
-    for index, pair in enumerate(pairs):
-        for side in ("a", "b"):
-            field = side if single else f"pairs.{index}.{side}"
-            check_text(field, getattr(pair, side), args.max_chars)
-    return pairs
-
-
-def check_text(field: str, text: str, max_chars: int) -> None:
-    """Raises RequestError for a text that no model can read."""
-    if len(text) > max_chars:
-        raise RequestError(413, field, f"{len(text)} characters; at most max_chars = {max_chars}")
-    if not text.strip():
-        raise RequestError(422, field, "blank; expected some text")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise RequestError(422, field, "a lone surrogate; expected valid Unicode")
 
 
 def build(args: MatcherArgs) -> Application:

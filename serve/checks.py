@@ -1,0 +1,103 @@
+"""What a request may be: its shape, its limits, and a refusal that names the field."""
+
+import json
+from typing import Any
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class Pair(BaseModel):
+    """Two passages."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    a: str = Field(min_length=1, description="one passage")
+    b: str = Field(min_length=1, description="the other")
+
+
+class Pairs(BaseModel):
+    """Several pairs, answered in their order."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    pairs: list[Pair] = Field(min_length=1)
+
+
+class Result(BaseModel):
+    """The answer for one pair."""
+
+    same_book: bool
+    probability: float = Field(description="calibrated; the final stage's")
+    stage: str = Field(description="bi-encoder or cross-encoder: whose answer is final")
+    bi_probability: float
+    cross_probability: float | None = Field(description="null when the first stage was enough")
+    threshold: float = Field(description="same_book is probability >= threshold")
+    model: str = Field(description="fingerprint of the matcher")
+    num_passages_a: int
+    num_passages_b: int
+
+
+class Results(BaseModel):
+    """The answers for a list, in its order."""
+
+    model: str
+    results: list[Result]
+
+
+class RequestError(Exception):
+    """A request that cannot be answered: status, the field, and what is wrong with it."""
+
+    def __init__(self, status: int, field: str, message: str):
+        super().__init__(message)
+        self.status, self.field, self.message = status, field, message
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, read no further than the limit, whatever the headers say."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise RequestError(413, "body", f"larger than max_body_bytes = {limit}")
+    return bytes(body)
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object."""
+    try:
+        value = json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RequestError(400, "body", f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise RequestError(400, "body", f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RequestError(422, "body", 'expected an object with "a" and "b", or with "pairs"')
+    return value
+
+
+def validate(body: dict[str, Any], single: bool, max_pairs: int, max_chars: int) -> list[Pair]:
+    """The pairs of a request. Raises RequestError naming the field and the limit."""
+    listed = body.get("pairs")
+    if isinstance(listed, list) and len(listed) > max_pairs:
+        raise RequestError(413, "pairs", f"{len(listed)} pairs; at most max_pairs = {max_pairs}")
+    try:
+        pairs = [Pair.model_validate(body)] if single else Pairs.model_validate(body).pairs
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise RequestError(422, ".".join(str(part) for part in first["loc"]) or "body", first["msg"]) from error
+    for index, pair in enumerate(pairs):
+        for side in ("a", "b"):
+            field = side if single else f"pairs.{index}.{side}"
+            check_text(field, getattr(pair, side), max_chars)
+    return pairs
+
+
+def check_text(field: str, text: str, max_chars: int) -> None:
+    """Raises RequestError for a text that no model can read."""
+    if len(text) > max_chars:
+        raise RequestError(413, field, f"{len(text)} characters; at most max_chars = {max_chars}")
+    if not text.strip():
+        raise RequestError(422, field, "blank; expected some text")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise RequestError(422, field, "a lone surrogate; expected valid Unicode")

@@ -1,0 +1,155 @@
+"""The service over real HTTP: right answers, refusals that name the field, and life after a bad request."""
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from tiny import book
+
+from quire import calibration, hub, matcher
+from quire.bi_encoder import BiEncoder, PairHead, build_encoder
+from quire.cross_encoder import CrossEncoder, build_model
+from quire.errors import UserError
+from quire.matcher import TwoStage
+from quire.storage import Storage
+
+A, B = book("sea", "alpha", 20), book("war", "beta", 20, seed=1)
+SHORT = "The ship was at sea and the crew was on deck."
+
+
+def publish_matcher(root: Path, encoder_folder: str, prefilter: float) -> str:
+    """A matcher with tiny real models; its address."""
+    torch.manual_seed(1)
+    bi = BiEncoder(build_encoder(encoder_folder, pooling="mean", max_seq_length=64), PairHead(32))
+    bi.save(root / "models" / "bi")
+    cross = CrossEncoder(*build_model(encoder_folder, 64))
+    cross.save(root / "models" / "cross")
+    spec = matcher.make_spec(
+        bi_encoder="models/bi", cross_encoder="models/cross", bi_encoder_sha256=hub.weights_sha256(root / "models/bi"),
+        cross_encoder_sha256=hub.weights_sha256(root / "models/cross"), bi_scale=calibration.Scale(1.0, 0.0),
+        fusion=calibration.Fusion(1.0, 0.5, 0.1), prefilter=prefilter, threshold=0.5, objective="accuracy", size=6,
+        overlap=2, min_chars=100, max_chunks_per_text=3, max_cross_pairs=2, num_calibration_pairs=100,
+    )
+    Storage(str(root)).write_json("models/m/matcher.json", matcher.spec_dict(spec))
+    return str(root / "models" / "m")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory, encoder_folder: str) -> str:
+    return publish_matcher(tmp_path_factory.mktemp("root"), encoder_folder, prefilter=0.0)
+
+
+def test_both_orders_give_the_same_bits_and_long_texts_are_cut(address: str) -> None:
+    two_stage = TwoStage.open(address)
+    one, other, short = two_stage.match([(A, B), (B, A), (SHORT, A)])
+    assert one == other
+    assert one.stage == short.stage == "cross-encoder" and 0 < short.probability < 1
+
+
+def test_below_the_prefilter_the_first_stage_is_final(tmp_path: Path, encoder_folder: str) -> None:
+    (found,) = TwoStage.open(publish_matcher(tmp_path, encoder_folder, prefilter=1.0)).match([(A, B)])
+    assert (found.stage, found.cross_probability, found.probability) == ("bi-encoder", None, found.bi_probability)
+
+
+def test_cross_pairs_are_the_same_for_swapped_texts() -> None:
+    for m, n in ((1, 1), (3, 8), (8, 8), (2, 5)):
+        assert matcher.cross_pairs(m, n, 4) == [(i, j) for j, i in matcher.cross_pairs(n, m, 4)]
+        assert len(set(matcher.cross_pairs(m, n, 4))) == min(4, max(m, n))
+
+
+def test_a_model_that_was_not_calibrated_is_refused(tmp_path: Path, encoder_folder: str) -> None:
+    address = publish_matcher(tmp_path, encoder_folder, prefilter=0.5)
+    (tmp_path / "models/bi/config_sentence_transformers.json").write_text("{}")
+    with pytest.raises(UserError, match="are not the calibrated"):
+        matcher.open_matcher(address)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"treshold": 1}, "unknown key 'treshold'"), ({"threshold": 0.1}, "does not|do not|fingerprint")],
+)
+def test_a_spec_that_was_edited_is_refused(address: str, change: dict, words: str) -> None:
+    values = json.loads((Path(address) / "matcher.json").read_text())
+    with pytest.raises(UserError, match=words):
+        matcher.load_spec(json.dumps({**values, **change}))
+
+
+@pytest.fixture(scope="module")
+def client(address: str, local_ray: None) -> Iterator[httpx.Client]:
+    from ray import serve as ray_serve
+
+    from serve.app import MatcherArgs, build
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
+    arguments = MatcherArgs(matcher=address, max_pairs=3, max_chars=5000, max_body_bytes=20_000, num_cpus=0.5)
+    ray_serve.run(build(arguments), name="test", route_prefix="/")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as made:
+        yield made
+    ray_serve.shutdown()
+
+
+@pytest.mark.ray
+def test_one_pair_is_answered_as_the_offline_matcher_answers(client: httpx.Client, address: str) -> None:
+    answer = client.post("/v1/match", json={"a": A[:4000], "b": B[:4000]}).json()
+    expected = TwoStage.open(address).match([(A[:4000], B[:4000])])[0]
+    assert answer["probability"] == pytest.approx(expected.probability, abs=1e-5)
+    assert answer["stage"] == expected.stage and answer["model"] == expected.model
+    assert answer["same_book"] == (answer["probability"] >= answer["threshold"])
+    assert answer["num_passages_a"] == 3
+
+
+@pytest.mark.ray
+def test_a_list_is_answered_in_its_order_and_swapping_changes_nothing(client: httpx.Client) -> None:
+    pairs = [{"a": A[:900], "b": B[:900]}, {"a": B[:900], "b": A[:900]}, {"a": SHORT, "b": SHORT}]
+    results = client.post("/v1/match", json={"pairs": pairs}).json()["results"]
+    assert len(results) == 3
+    assert results[0]["probability"] == pytest.approx(results[1]["probability"], abs=1e-6)
+
+
+BAD = {
+    "not json": (b"{", 400, "body"),
+    "not utf-8": (b'{"a": "\xff", "b": "x"}', 400, "body"),
+    "a list": (b"[]", 422, "body"),
+    "missing b": (b'{"a": "x"}', 422, "b"),
+    "wrong type": (b'{"a": "x", "b": 5}', 422, "b"),
+    "empty": (b'{"a": "", "b": "x"}', 422, "a"),
+    "blank": (b'{"a": "  \\n", "b": "x"}', 422, "a"),
+    "unknown field": (b'{"a": "x", "b": "y", "c": 1}', 422, "c"),
+    "lone surrogate": (b'{"a": "\\ud800", "b": "y"}', 422, "a"),
+    "too long a text": (json.dumps({"a": "x" * 5001, "b": "y"}).encode(), 413, "a"),
+    "too many pairs": (json.dumps({"pairs": [{"a": "x", "b": "y"}] * 4}).encode(), 413, "pairs"),
+    "no pairs": (b'{"pairs": []}', 422, "pairs"),
+    "bad pair in a list": (b'{"pairs": [{"a": "x", "b": "y"}, {"a": "x"}]}', 422, "pairs.1.b"),
+    "huge body": (b'{"a": "' + b"x" * 30_000 + b'", "b": "y"}', 413, "body"),
+}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_names_the_field_and_the_service_goes_on(client: httpx.Client, name: str) -> None:
+    body, status, field = BAD[name]
+    refused = client.post("/v1/match", content=body, headers={"content-type": "application/json"})
+    assert (refused.status_code, refused.json()["error"]["field"]) == (status, field)
+    assert client.post("/v1/match", json={"a": SHORT, "b": SHORT}).status_code == 200
+
+
+@pytest.mark.ray
+def test_an_endless_body_is_cut_off_at_the_limit(client: httpx.Client) -> None:
+    parts = (b'{"a": "' if i == 0 else b"x" * 1000 for i in range(500))
+    assert client.post("/v1/match", content=parts).status_code == 413
+
+
+@pytest.mark.ray
+def test_health_docs_and_schema(client: httpx.Client) -> None:
+    assert client.get("/healthz").json()["status"] == "ok"
+    schema = client.get("/openapi.json").json()
+    assert set(schema["paths"]) == {"/v1/match", "/healthz"}
+    assert "requestBody" in schema["paths"]["/v1/match"]["post"]
+    assert client.get("/docs").status_code == 200
