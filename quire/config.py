@@ -6,6 +6,7 @@ An override's value is read as TOML where it parses as TOML (numbers, booleans, 
 bare string. File and overrides are merged first and validated once, as a whole.
 """
 
+import json
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,12 @@ def _toml_value(raw: str) -> Any:
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `change` laid over it; tables merge, everything else is replaced."""
+    """`base` with `change` laid over it; tables merge, everything else is replaced.
+
+    A table that changes its `kind` is replaced too: the settings of the old kind mean nothing to the new one.
+    """
+    if "kind" in base and change.get("kind", base["kind"]) != base["kind"]:
+        return dict(change)
     merged = dict(base)
     for key, value in change.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
@@ -94,48 +100,49 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
 def build(config_class: type[C], values: Mapping[str, Any], source: str) -> C:
     """Validate `values` as a whole. Strict as JSON is strict: `"14"` is not 14, but 1 is a float and a list a tuple."""
     try:
-        return config_class.model_validate_json(_json(values))
+        return config_class.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         lines = [_explain(config_class, detail) for detail in error.errors()]
         raise UserError(f"{source}: {len(lines)} problem(s) in the config\n" + "\n".join(lines)) from error
 
 
-def _json(values: Mapping[str, Any]) -> str:
-    import json
-
-    return json.dumps(values, default=str)
-
-
 def _explain(config_class: type[Config], detail: Mapping[str, Any]) -> str:
-    location = [str(part) for part in detail["loc"]]
-    key = ".".join(location)
+    parts, models = _locate(config_class, [str(part) for part in detail["loc"]])
+    key = ".".join(parts)
     if detail["type"] == "extra_forbidden":
-        return f"  {key}: unknown key; allowed here: {', '.join(_allowed(config_class, location[:-1]))}"
+        allowed = sorted({name for model in models for name in model.model_fields})
+        return f"  {key}: unknown key; allowed here: {', '.join(allowed)}"
     if detail["type"] == "missing":
         return f"  {key}: missing, and it has no default"
     return f"  {key} = {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
-def _allowed(config_class: type[Config], location: Sequence[str]) -> list[str]:
-    """The keys of the (nested) config at `location`, for the message about an unknown one."""
-    current: Any = config_class
-    for part in location:
-        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
-        candidates = _models(field.annotation) if field is not None else _models(current, part)
-        if not candidates:
-            return ["(nothing)"]
-        current = candidates[0]
-    return sorted(current.model_fields)
+def _locate(config_class: type[Config], location: Sequence[str]) -> tuple[list[str], list[type[Config]]]:
+    """The dotted key of an error, and the configs that its last part was looked for in.
+
+    Pydantic puts the tag of a union (a `kind`) among the keys; the user never wrote it there.
+    """
+    parts: list[str] = []
+    models = [config_class]
+    for place, part in enumerate(location):
+        tagged = [m for m in models if getattr(m.model_fields.get("kind"), "default", None) == part]
+        if tagged and len(models) > 1:
+            models = tagged
+            continue
+        parts.append(part)
+        if place < len(location) - 1:
+            inner = [f for m in models for f in _models(m.model_fields[part].annotation)] if any(
+                part in m.model_fields for m in models
+            ) else []
+            models = inner or models
+    return parts, models
 
 
-def _models(annotation: Any, tag: str | None = None) -> list[type[Config]]:
-    """Config classes inside an annotation such as `Source | None`; a union's tag picks among them."""
+def _models(annotation: Any) -> list[type[Config]]:
+    """The config classes inside an annotation such as `Source | None`."""
     if isinstance(annotation, type):
         return [annotation] if issubclass(annotation, Config) else []
-    found = [model for inner in getattr(annotation, "__args__", ()) for model in _models(inner)]
-    if tag is None:
-        return found
-    return [m for m in found if getattr(m.model_fields.get("kind"), "default", None) == tag] or found
+    return [model for inner in getattr(annotation, "__args__", ()) for model in _models(inner)]
 
 
 def to_toml(config: Config) -> str:

@@ -37,3 +37,11 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory):
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet_servers() -> None:
+    """A line per S3 request would bury what a failing test has to say."""
+    import logging
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)

@@ -1,8 +1,10 @@
 """Config: strict, and its errors name key, value and what is allowed."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from pydantic import Field
 
 from quire import config
 from quire.errors import UserError
@@ -11,6 +13,20 @@ from quire.errors import UserError
 class Inner(config.Config):
     size: int = 14
     kind: str = "plain"
+
+
+class Left(config.Config):
+    kind: Literal["left"] = "left"
+    size: int = 1
+
+
+class Right(config.Config):
+    kind: Literal["right"] = "right"
+    width: int = 2
+
+
+class Either(config.Config):
+    side: Left | Right = Field(discriminator="kind")
 
 
 class Outer(config.Config):
@@ -66,3 +82,15 @@ def test_a_mistake_on_the_command_line_exits_with_2(capsys: pytest.CaptureFixtur
         config.main(Outer, lambda made: None, ["name=x", "inner.sise=1"])
     assert caught.value.code == 2
     assert "inner.sise" in capsys.readouterr().err
+
+
+def test_a_table_of_another_kind_starts_anew(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('[side]\nkind = "left"\nsize = 5\n')
+    made = config.load(Either, str(file), ["side.kind=right", "side.width=3"])
+    assert made.side == Right(width=3)
+
+
+def test_an_unknown_key_of_a_kind_is_named_as_the_user_wrote_it() -> None:
+    with pytest.raises(UserError, match=r"side\.size: unknown key; allowed here: kind, width"):
+        config.load(Either, None, ["side.kind=right", "side.size=3"])

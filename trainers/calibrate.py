@@ -15,6 +15,7 @@ from quire.artifact import Artifact
 from quire.calibration import Scale
 
 BASELINES = ("untrained", "char_4gram")
+MIN_PASSED = 10  # of each class: ten events a coefficient is the usual floor (Peduzzi et al. 1996)
 
 
 class CalibrateConfig(config.Config):
@@ -74,8 +75,11 @@ def _fit(
     bi = scales["bi_encoder"].probability(systems["bi_encoder"])
     prefilter = calibration.choose_prefilter(labels, bi, settings.prefilter_recall)
     passed = bi >= prefilter
-    # The cross-encoder answers only for pairs that pass, so the second stage is fitted on those: one scale for both stages.
-    fusion = calibration.fit_fusion(systems["cross_encoder"][passed], systems["bi_encoder"][passed], labels[passed])
+    # The second stage answers only for pairs that pass, so it is fitted on those; on all, where a class hardly passes.
+    enough = min(labels[passed].sum(), (1 - labels[passed]).sum()) >= MIN_PASSED
+    fitted_on = passed if enough else np.ones(len(labels), bool)
+    logits = (systems[name][fitted_on] for name in ("cross_encoder", "bi_encoder"))
+    fusion = calibration.fit_fusion(*logits, labels[fitted_on])
     scales["cross_encoder"] = calibration.fit_scale(systems["cross_encoder"], labels)
     two_stage = np.where(passed, fusion.probability(systems["cross_encoder"], systems["bi_encoder"]), bi)
     threshold = calibration.choose_threshold(labels, two_stage, settings.objective, settings.target)
