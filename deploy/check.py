@@ -264,8 +264,7 @@ def _parts(annotation: object) -> tuple[list[type[BaseModel]], bool, object]:
 
 def _validation_problems(error: ValidationError, key: str) -> list[str]:
     return [
-        f"{_dotted([key, *problem['loc']])}: {_short(problem['input'])}; {problem['msg']}"
-        for problem in error.errors()
+        f"{_dotted([key, *problem['loc']])}: {_short(problem['input'])}; {problem['msg']}" for problem in error.errors()
     ]
 
 

@@ -111,14 +111,25 @@ def _chunker(documents: Artifact, settings: ChunkConfig, works: dict[str, tuple[
 def _chunk_document(document: dict, settings: ChunkConfig, work: tuple[str, str]) -> tuple[list[dict], list[dict]]:
     text, document_id = document["text"], document["document_id"]
     result = chunks.chunk_text(
-        text, size=settings.size, overlap=settings.overlap, min_chars=settings.min_chars,
-        max_chunks=settings.max_chunks, english=settings.english,
+        text,
+        size=settings.size,
+        overlap=settings.overlap,
+        min_chars=settings.min_chars,
+        max_chunks=settings.max_chunks,
+        english=settings.english,
     )
     rows = [
         {
-            "chunk_id": f"{document_id}:{chunk.index}", "document_id": document_id, "work_id": work[0],
-            "author": document["author"], "anonymous": document["anonymous"], "split": work[1], "index": chunk.index,
-            "start": chunk.start, "end": chunk.end, "num_sentences": chunk.num_sentences,
+            "chunk_id": f"{document_id}:{chunk.index}",
+            "document_id": document_id,
+            "work_id": work[0],
+            "author": document["author"],
+            "anonymous": document["anonymous"],
+            "split": work[1],
+            "index": chunk.index,
+            "start": chunk.start,
+            "end": chunk.end,
+            "num_sentences": chunk.num_sentences,
             "text": text[chunk.start : chunk.end],
         }
         for chunk in result.chunks
@@ -156,7 +167,10 @@ def _rewrite(draft: Draft, index: int, name: str, mask: np.ndarray) -> None:
     old = draft.storage.read_table(rejects_name) if draft.storage.exists(rejects_name) else None
     record = draft.finished_shards()[index]
     shard = Shard(
-        table=table.filter(pa.array(~mask)), rows_in=record["rows_in"], bytes_in=record["bytes_in"], cpu=record["cpu"],
+        table=table.filter(pa.array(~mask)),
+        rows_in=record["rows_in"],
+        bytes_in=record["bytes_in"],
+        cpu=record["cpu"],
         rejects=new if old is None else pa.concat_tables([old, new]),
     )
     draft.write_shard(index, shard)
@@ -167,13 +181,17 @@ def _publish(draft: Draft, documents: Artifact, num_shards: int, works: dict[str
     columns = ["split", "work_id", "author", "document_id"]
     table = pa.concat_tables(draft.storage.read_table(name, columns) for name in names)
     if not table.num_rows:
-        raise UserError(f"no chunk survived in {draft.folder}: look at its rejects; lower min_chars or set english=false")
+        raise UserError(
+            f"no chunk survived in {draft.folder}: look at its rejects; lower min_chars or set english=false"
+        )
     counts = {}
     for split in splits.SPLITS:
         part = table.filter(pc.equal(table["split"], split))
         counts[split] = {
-            "authors": len(part["author"].unique()), "works": len(part["work_id"].unique()),
-            "documents": len(part["document_id"].unique()), "chunks": part.num_rows,
+            "authors": len(part["author"].unique()),
+            "works": len(part["work_id"].unique()),
+            "documents": len(part["document_id"].unique()),
+            "chunks": part.num_rows,
         }
     joined = len(works) - len({work for work, _ in works.values()})
     size = documents.manifest["cost"]["bytes_out"]

@@ -64,8 +64,11 @@ def run(settings: DocumentsConfig) -> Artifact:
     """Make the `documents` artefact. Raises UserError naming a document that cleaning nearly emptied."""
     reading = _Books(settings) if isinstance(settings.source, Folder) else _Packages(settings)
     draft = artifact.begin(
-        settings.runtime.root, "documents", settings.name,
-        recipe=_recipe(settings), inputs={"source": reading.content_hash()},
+        settings.runtime.root,
+        "documents",
+        settings.name,
+        recipe=_recipe(settings),
+        inputs={"source": reading.content_hash()},
     )
     if draft.published:
         return draft.published
@@ -94,7 +97,9 @@ def _publish(draft: Draft, settings: DocumentsConfig, num_shards: int) -> Artifa
     total = sum(record["bytes_in"] for record in records)
     rows = sum(record["rows_out"] for record in records)
     if not rows:
-        raise UserError(f"no document survived: {schema.summarise(_dropped(records))}; look at rejects in {draft.folder}")
+        raise UserError(
+            f"no document survived: {schema.summarise(_dropped(records))}; look at rejects in {draft.folder}"
+        )
     summary = (
         f"{rows:,} documents from {total / 1e6:.1f} MB; kept {sum(kept.values()) / len(kept):.1%} of the text on average, "
         f"least {min(kept.values()):.1%}; {schema.summarise(_dropped(records))}; {speed(draft, total / 1e6, 'MB')}"
@@ -119,7 +124,9 @@ class _Books:
         every = self.storage.files()
         self.files = [file for file in every if file.endswith(self.source.suffix)]
         if not self.files:
-            raise UserError(f"source.folder = {self.source.folder!r}: no file ending in {self.source.suffix!r} below it")
+            raise UserError(
+                f"source.folder = {self.source.folder!r}: no file ending in {self.source.suffix!r} below it"
+            )
         self.manifest = self._read_manifest(every)
 
     def content_hash(self) -> str:
@@ -198,7 +205,11 @@ def _identity(item: dict[str, Any], header: Any) -> tuple[str, str]:
     """Author and title: the header's, else the manifest's, else folder and file name."""
     path = PurePosixPath(item["file"])
     stem_author, separator, stem_title = path.stem.partition("__")
-    from_path = (path.parent.name, path.stem) if path.parent.name else (stem_author if separator else "", stem_title or path.stem)
+    from_path = (
+        (path.parent.name, path.stem)
+        if path.parent.name
+        else (stem_author if separator else "", stem_title or path.stem)
+    )
     author = "; ".join(header.authors) or item.get("author") or from_path[0].replace("_", " ")
     title = header.title or item.get("title") or from_path[1].replace("_", " ")
     return author, title
@@ -235,19 +246,26 @@ class _Packages:
         source = settings.source
 
         def process(packages: list[Any]) -> Shard:
-            rows, size = [], 0
+            rows, dropped, size = [], [], 0
             for package in packages:
                 limits = {"min_chars": source.min_chars, "max_books": source.max_books, "max_chars": source.max_chars}
                 for book in docstrings.read_books(package, **limits):
                     size += len(book.text.encode())
+                    dropped += [{"id": book.title, "reason": "unparsable", "detail": why} for why in book.skipped]
                     rows.append(
                         {
-                            "document_id": book.title, "author": names.slug(book.author), "author_name": book.author,
-                            "anonymous": False, "title": book.title, "text": book.text,
-                            "source": f"{package.name}=={package.version}", "encoding": "utf-8", "kept": 1.0,
+                            "document_id": book.title,
+                            "author": names.slug(book.author),
+                            "author_name": book.author,
+                            "anonymous": False,
+                            "title": book.title,
+                            "text": book.text,
+                            "source": f"{package.name}=={package.version}",
+                            "encoding": "utf-8",
+                            "kept": 1.0,
                         }
                     )
-            return _shard(rows, [], len(rows), size)
+            return _shard(rows, dropped, len(rows) + len(dropped), size)
 
         return process
 

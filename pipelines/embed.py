@@ -1,6 +1,6 @@
 """Chunks to embeddings: an actor pool, each actor tokenising once and packing by length.
 
-    python -m pipelines.embed pipelines/experiments/books/embed.toml [key=value ...]
+python -m pipelines.embed pipelines/experiments/books/embed.toml [key=value ...]
 """
 
 from typing import Any
@@ -38,21 +38,31 @@ def run(settings: EmbedConfig) -> Artifact:
     chunks = artifact.open_artifact(settings.runtime.root, "chunks", settings.chunks)
     weights = hub.weights_sha256(hub.find_model(settings.model))
     draft = artifact.begin(
-        settings.runtime.root, "embeddings", settings.name,
-        recipe=config.recipe(settings), inputs={"chunks": chunks, "model_weights": weights},
+        settings.runtime.root,
+        "embeddings",
+        settings.name,
+        recipe=config.recipe(settings),
+        inputs={"chunks": chunks, "model_weights": weights},
     )
     if draft.published:
         return draft.published
     connect()
     run_shards(
-        draft, chunks.parts, _embedder, (chunks, settings), num_workers=settings.runtime.num_workers,
-        num_gpus=settings.runtime.num_gpus, memory=2 * 2**30,
+        draft,
+        chunks.parts,
+        _embedder,
+        (chunks, settings),
+        num_workers=settings.runtime.num_workers,
+        num_gpus=settings.runtime.num_gpus,
+        memory=2 * 2**30,
     )
     records = draft.finished_shards().values()
     tokens = sum(record["facts"]["tokens"] for record in records)
     rows = sum(record["rows_out"] for record in records)
     summary = f"{rows:,} chunks, {tokens:,} tokens; {speed(draft, tokens, 'tokens')}"
-    return draft.publish(num_shards=len(chunks.parts), summary=summary, facts={"tokens": tokens, "model_weights": weights})
+    return draft.publish(
+        num_shards=len(chunks.parts), summary=summary, facts={"tokens": tokens, "model_weights": weights}
+    )
 
 
 def _embedder(chunks: Artifact, settings: EmbedConfig) -> Any:

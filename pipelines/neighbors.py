@@ -1,6 +1,6 @@
 """Embeddings to neighbours, by FAISS: near works by centroid, and near chunks, inside a split, never the same work.
 
-    python -m pipelines.neighbors pipelines/experiments/books/neighbors.toml [key=value ...]
+python -m pipelines.neighbors pipelines/experiments/books/neighbors.toml [key=value ...]
 """
 
 from typing import Any
@@ -39,14 +39,22 @@ def run(settings: NeighborsConfig) -> Artifact:
     chunks = artifact.open_artifact(root, "chunks", settings.chunks)
     embeddings = artifact.open_artifact(root, "embeddings", settings.embeddings)
     draft = artifact.begin(
-        root, "neighbors", settings.name,
-        recipe=config.recipe(settings), inputs={"chunks": chunks, "embeddings": embeddings},
+        root,
+        "neighbors",
+        settings.name,
+        recipe=config.recipe(settings),
+        inputs={"chunks": chunks, "embeddings": embeddings},
     )
     if draft.published:
         return draft.published
     run_shards(
-        draft, splits.SPLITS, _searcher, (chunks, embeddings, settings), num_workers=settings.runtime.num_workers,
-        num_gpus=settings.runtime.num_gpus, memory=2 * 2**30,
+        draft,
+        splits.SPLITS,
+        _searcher,
+        (chunks, embeddings, settings),
+        num_workers=settings.runtime.num_workers,
+        num_gpus=settings.runtime.num_gpus,
+        memory=2 * 2**30,
     )
     records = draft.finished_shards()
     works = sum(record["facts"]["works"] for record in records.values())
@@ -78,7 +86,9 @@ def _searcher(chunks: Artifact, embeddings: Artifact, settings: NeighborsConfig)
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     """A fixed-size list column as (n, d) float32."""
     width = column.type.list_size
-    arrays = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks if len(chunk)]
+    arrays = [
+        chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks if len(chunk)
+    ]
     return np.concatenate(arrays).astype(np.float32, copy=False) if arrays else np.empty((0, width), np.float32)
 
 

@@ -1,6 +1,6 @@
 """Chunks and neighbours to pairs: ids into the chunk table, every negative with its type, frozen for every model.
 
-    python -m pipelines.pairs pipelines/experiments/books/pairs.toml [key=value ...]
+python -m pipelines.pairs pipelines/experiments/books/pairs.toml [key=value ...]
 """
 
 from collections import Counter
@@ -24,7 +24,9 @@ class PairsConfig(config.Config):
     neighbors: str
     num_positives: int = Field(default=20, gt=0, description="per work")
     num_negatives: int = Field(default=40, gt=0, description="per work")
-    random_share: float = Field(default=0.10, ge=0, le=0.9, description="of the negatives; the hard types share the rest")
+    random_share: float = Field(
+        default=0.10, ge=0, le=0.9, description="of the negatives; the hard types share the rest"
+    )
     seed: int = 0
     runtime: config.Runtime = config.Runtime()
 
@@ -47,9 +49,12 @@ def run(settings: PairsConfig) -> Artifact:
     facts = {split: records[index]["facts"] for index, split in enumerate(splits.SPLITS)}
     for split, counts in facts.items():
         if counts["counts"] and not (counts["counts"].get("positive") and len(counts["counts"]) > 1):
-            raise UserError(f"split {split!r} has only {counts['counts']}: too few works; add books or change split shares")
+            raise UserError(
+                f"split {split!r} has only {counts['counts']}: too few works; add books or change split shares"
+            )
     lines = [
-        f"{split:<12}" + "  ".join(f"{count:>6,} {kind}" for kind, count in fact["counts"].items()) for split, fact in facts.items()
+        f"{split:<12}" + "  ".join(f"{count:>6,} {kind}" for kind, count in fact["counts"].items())
+        for split, fact in facts.items()
     ]
     return draft.publish(num_shards=len(splits.SPLITS), summary="\n".join(lines), facts=facts)
 
@@ -63,8 +68,13 @@ def _sampler(chunks: Artifact, near: Artifact, settings: PairsConfig) -> Any:
         found = found.filter(pc.equal(found["split"], split))
         works, candidates = (_mapping(found, level) for level in ("work", "chunk"))
         made, rejects = pairs.sample_pairs(
-            table, works, candidates, num_positives_per_work=settings.num_positives,
-            num_negatives_per_work=settings.num_negatives, random_share=settings.random_share, seed=settings.seed,
+            table,
+            works,
+            candidates,
+            num_positives_per_work=settings.num_positives,
+            num_negatives_per_work=settings.num_negatives,
+            random_share=settings.random_share,
+            seed=settings.seed,
         )
         made = made.append_column("split", pa.array([split] * made.num_rows, pa.string()))
         kinds = Counter(kind or "positive" for kind in made["negative_type"].to_pylist())

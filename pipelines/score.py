@@ -60,8 +60,13 @@ def run(settings: ScoreConfig) -> Artifact:
     sizes = {count["values"]: count["counts"] for count in counts}
     items = [(split, start) for split in SPLITS for start in range(0, sizes.get(split, 0), settings.shard_size)]
     run_shards(
-        draft, items, _scorer, (inputs, settings), num_workers=settings.runtime.num_workers,
-        num_gpus=settings.runtime.num_gpus, memory=3 * 2**30,
+        draft,
+        items,
+        _scorer,
+        (inputs, settings),
+        num_workers=settings.runtime.num_workers,
+        num_gpus=settings.runtime.num_gpus,
+        memory=3 * 2**30,
     )
     rows = sum(record["rows_out"] for record in draft.finished_shards().values())
     summary = f"{rows:,} pairs by {len(SYSTEMS)} systems; {speed(draft, rows, 'pairs')}"

@@ -80,8 +80,14 @@ def run_shards(
         num_gpus=num_gpus or None,
         memory=memory,
     )
-    bar = tqdm(total=len(items), initial=len(done), desc=f"      {draft.folder}", unit="shard", file=sys.stderr,
-               mininterval=0.5 if sys.stderr.isatty() else 10)
+    bar = tqdm(
+        total=len(items),
+        initial=len(done),
+        desc=f"      {draft.folder}",
+        unit="shard",
+        file=sys.stderr,
+        mininterval=0.5 if sys.stderr.isatty() else 10,
+    )
     with bar:
         for _ in dataset.iter_rows():
             bar.update()

@@ -25,7 +25,18 @@ from quire import storage as storages
 from quire.errors import UserError
 from quire.storage import Storage
 
-KINDS = ("documents", "chunks", "embeddings", "neighbors", "pairs", "tokens", "models", "predictions", "sweeps", "reports")
+KINDS = (
+    "documents",
+    "chunks",
+    "embeddings",
+    "neighbors",
+    "pairs",
+    "tokens",
+    "models",
+    "predictions",
+    "sweeps",
+    "reports",
+)
 MANIFEST = "manifest.json"
 _DRAFT = "_draft.json"
 _SHARDS = "_shards"
@@ -158,7 +169,11 @@ class Draft:
         return record
 
     def publish(
-        self, *, num_shards: int | None = None, summary: str = "", facts: Mapping[str, Any] | None = None,
+        self,
+        *,
+        num_shards: int | None = None,
+        summary: str = "",
+        facts: Mapping[str, Any] | None = None,
         cost: Mapping[str, float] | None = None,
     ) -> Artifact:
         """Write the manifest, after checking that every shard is there, and clear the scratch.
@@ -227,7 +242,10 @@ def begin(
 
 
 def _refusal(where: str, state: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    old, new = _flat(found["recipe"] | {"input": found["inputs"]}), _flat(wanted["recipe"] | {"input": wanted["inputs"]})
+    old, new = (
+        _flat(found["recipe"] | {"input": found["inputs"]}),
+        _flat(wanted["recipe"] | {"input": wanted["inputs"]}),
+    )
     differing = [
         f"  {key}: {old.get(key, '(unset)')!r} there, {new.get(key, '(unset)')!r} asked for"
         for key in sorted(old.keys() | new.keys())
@@ -235,7 +253,8 @@ def _refusal(where: str, state: str, found: Mapping[str, Any], wanted: Mapping[s
     ]
     what = "was made" if state == MANIFEST else "was begun"
     return (
-        f"{where} {what} by another recipe:\n" + "\n".join(differing)
+        f"{where} {what} by another recipe:\n"
+        + "\n".join(differing)
         + "\nChoose another name=, or delete that folder to make it again."
     )
 

@@ -18,7 +18,11 @@ def char_tfidf(
     vectorised once.
     """
     vectorizer = TfidfVectorizer(
-        analyzer="char", ngram_range=(n, n), sublinear_tf=True, max_features=max_features, dtype=np.float32,
+        analyzer="char",
+        ngram_range=(n, n),
+        sublinear_tf=True,
+        max_features=max_features,
+        dtype=np.float32,
         preprocessor=lambda text: _SPACE.sub(" ", text).lower(),
     )
     vectorizer.fit(fit_texts)

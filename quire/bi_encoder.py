@@ -102,7 +102,9 @@ class BiEncoder:
     ) -> np.ndarray:
         """Logits (N,) float64 of pairs given by embeddings (N, D) and style features (N, S); symmetric."""
         where = self.head.out.weight.device
-        arrays = (torch.from_numpy(np.ascontiguousarray(x)).to(where) for x in (embeddings_a, embeddings_b, style_a, style_b))
+        arrays = (
+            torch.from_numpy(np.ascontiguousarray(x)).to(where) for x in (embeddings_a, embeddings_b, style_a, style_b)
+        )
         return self.head(*arrays).double().cpu().numpy()
 
     def score(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:

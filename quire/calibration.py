@@ -13,7 +13,17 @@ from scipy.special import expit
 from quire.errors import UserError
 from quire.metrics import check, quality
 
-__all__ = ["Fusion", "Scale", "Threshold", "choose_prefilter", "choose_threshold", "fit_fusion", "fit_scale", "fit_temperature", "quality"]
+__all__ = [
+    "Fusion",
+    "Scale",
+    "Threshold",
+    "choose_prefilter",
+    "choose_threshold",
+    "fit_fusion",
+    "fit_scale",
+    "fit_temperature",
+    "quality",
+]
 OBJECTIVES = ("accuracy", "balanced_accuracy", "f1", "precision", "recall")
 
 
@@ -102,9 +112,13 @@ def _solve(design: np.ndarray, target: np.ndarray) -> np.ndarray:
         p = expit(design @ weights)
         return (design * (p * (1 - p))[:, None]).T @ design / len(target)
 
-    solved = minimize(loss, np.zeros(design.shape[1]), jac=True, hess=hessian, method="trust-exact", options={"gtol": 1e-9})
+    solved = minimize(
+        loss, np.zeros(design.shape[1]), jac=True, hess=hessian, method="trust-exact", options={"gtol": 1e-9}
+    )
     if np.abs(solved.jac).max() > 1e-6:
-        raise UserError(f"calibration did not converge (gradient {np.abs(solved.jac).max():.1e}): are the labels separable?")
+        raise UserError(
+            f"calibration did not converge (gradient {np.abs(solved.jac).max():.1e}): are the labels separable?"
+        )
     return solved.x
 
 
@@ -130,7 +144,9 @@ def choose_threshold(
     if objective not in OBJECTIVES:
         raise UserError(f"objective = {objective!r}: one of {', '.join(OBJECTIVES)}")
     if (objective in ("precision", "recall")) != (target is not None):
-        raise UserError(f"target = {target!r}: objective {objective!r} {'needs one' if target is None else 'takes none'}")
+        raise UserError(
+            f"target = {target!r}: objective {objective!r} {'needs one' if target is None else 'takes none'}"
+        )
     values, table = _all_thresholds(labels, probabilities)
     if target is None:
         best = int(np.argmax(table[objective]))

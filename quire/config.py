@@ -131,9 +131,11 @@ def _locate(config_class: type[Config], location: Sequence[str]) -> tuple[list[s
             continue
         parts.append(part)
         if place < len(location) - 1:
-            inner = [f for m in models for f in _models(m.model_fields[part].annotation)] if any(
-                part in m.model_fields for m in models
-            ) else []
+            inner = (
+                [f for m in models for f in _models(m.model_fields[part].annotation)]
+                if any(part in m.model_fields for m in models)
+                else []
+            )
             models = inner or models
     return parts, models
 

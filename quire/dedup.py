@@ -53,9 +53,7 @@ def repeated(fingerprints: np.ndarray, works: Sequence[str], threshold: int) -> 
     Repeats within one work never count. `fingerprints` (n,) uint64, `works` n work ids.
     """
     if len(fingerprints) != len(works):
-        raise UserError(
-            f"{len(fingerprints)} fingerprints but {len(works)} works: give one work for each chunk"
-        )
+        raise UserError(f"{len(fingerprints)} fingerprints but {len(works)} works: give one work for each chunk")
     if not len(works):
         return np.zeros(0, bool)
     work = pa.array(works).dictionary_encode().indices.to_numpy().astype(np.int64)
@@ -95,9 +93,7 @@ def minhash(text: str, *, num_hashes: int = NUM_HASHES, shingle_size: int = SHIN
     return (signature >> np.uint64(32)).astype(np.uint32)
 
 
-def similar_documents(
-    ids: Sequence[str], signatures: np.ndarray, threshold: float = THRESHOLD
-) -> list[list[str]]:
+def similar_documents(ids: Sequence[str], signatures: np.ndarray, threshold: float = THRESHOLD) -> list[list[str]]:
     """Groups of two or more documents that are one work, sorted: editions, repeated downloads, poor scans.
 
     Candidates share a band of their signatures; a candidate pair joins when at least `threshold` of all
@@ -105,13 +101,9 @@ def similar_documents(
     large collection has a small Jaccard similarity and is not found.
     """
     if len(set(ids)) != len(ids):
-        raise UserError(
-            f"{len(ids) - len(set(ids))} of {len(ids)} document ids repeat: give each document once"
-        )
+        raise UserError(f"{len(ids) - len(set(ids))} of {len(ids)} document ids repeat: give each document once")
     if not 0 < threshold <= 1:
-        raise UserError(
-            f"threshold = {threshold}: give a similarity above 0 and up to 1 (default {THRESHOLD})"
-        )
+        raise UserError(f"threshold = {threshold}: give a similarity above 0 and up to 1 (default {THRESHOLD})")
     if not len(ids):
         return []
     # Exact copies share one row, or a file downloaded a thousand times would make half a million pairs.

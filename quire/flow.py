@@ -47,7 +47,9 @@ def load_flow(path: str, overrides: Sequence[str] = ()) -> Flow:
         raise UserError(f"{path}: two steps share a name: {', '.join(names)}")
     for name, change in changes.items():
         if name not in names or not isinstance(change, dict):
-            raise UserError(f"override {name!r}: expected root=, num_workers= or STEP.key= with STEP in {', '.join(names)}")
+            raise UserError(
+                f"override {name!r}: expected root=, num_workers= or STEP.key= with STEP in {', '.join(names)}"
+            )
     steps = [step.model_copy(update={"set": merge(step.set, changes.get(step.name, {}))}) for step in flow.steps]
     return flow.model_copy(update={"steps": steps})
 

@@ -30,7 +30,9 @@ class LoopConfig(Config):
 
     max_steps: int = Field(gt=0, description="optimiser steps; the schedule ends here")
     learning_rate: float = Field(gt=0)
-    head_multiplier: float = Field(default=1.0, gt=0, description="learning rate of `head.` parameters, which start anew")
+    head_multiplier: float = Field(
+        default=1.0, gt=0, description="learning rate of `head.` parameters, which start anew"
+    )
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -176,17 +178,26 @@ def _step(task, wrapped, optimizer, config, state, draft, rank, world, log) -> N
     metrics = _mean_over_ranks({**sums, "grad_norm": norm.detach().double()}, world)
     if not all(math.isfinite(metrics[key]) for key in ("loss", "grad_norm")):
         where = checkpoint.save_batch(draft, batch, state.step, rank)
-        raise NonFinite(f"step {state.step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; batch in {where}")
+        raise NonFinite(
+            f"step {state.step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; batch in {where}"
+        )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     state.step += 1
     seconds = time.perf_counter() - started
-    state.tokens, state.seconds, state.flops = state.tokens + tokens * world, state.seconds + seconds, state.flops + flops
+    state.tokens, state.seconds, state.flops = (
+        state.tokens + tokens * world,
+        state.seconds + seconds,
+        state.flops + flops,
+    )
     rate = config.learning_rate * learning_rate_factor(config, state.step - 1)
     record = {"step": state.step, "learning_rate": rate, **metrics}
     state.history.append(record)
     if rank == 0:
-        speed = {"tokens_per_second": tokens * world / seconds, "mfu": flops / seconds / device.peak_flops(device.precision())}
+        speed = {
+            "tokens_per_second": tokens * world / seconds,
+            "mfu": flops / seconds / device.peak_flops(device.precision()),
+        }
         log({**record, **speed})
 
 

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 
-def supervised_info_nce(embeddings: torch.Tensor, works: torch.Tensor, inverse_temperature: torch.Tensor) -> torch.Tensor:
+def supervised_info_nce(
+    embeddings: torch.Tensor, works: torch.Tensor, inverse_temperature: torch.Tensor
+) -> torch.Tensor:
     """Supervised contrastive loss, L_out of Khosla et al. 2020 (arXiv:2004.11362), eq. 2, as a scalar.
 
     `embeddings` (B, D) normalised, `works` (B,) int64: rows with equal works are positives. A row without a positive
@@ -31,6 +33,9 @@ def balanced_pair_loss(logits: torch.Tensor, works: torch.Tensor) -> torch.Tenso
     upper = torch.ones_like(logits, dtype=torch.bool).triu(1)
     same = works[:, None] == works[None, :]
     positive, negative = logits[same & upper], logits[~same & upper]
-    parts = [F.softplus(-positive).mean() if len(positive) else None, F.softplus(negative).mean() if len(negative) else None]
+    parts = [
+        F.softplus(-positive).mean() if len(positive) else None,
+        F.softplus(negative).mean() if len(negative) else None,
+    ]
     present = [part for part in parts if part is not None]
     return sum(present) / len(present)

@@ -103,7 +103,9 @@ def open_matcher(uri: str) -> tuple[MatcherSpec, Path, Path]:
         local = cached(storage, folder, f"matcher-{folder.replace('/', '-')}-{wanted[:16]}")
         found = hub.weights_sha256(local)
         if found != wanted:
-            raise UserError(f"{storage.uri(folder)}: weights {found[:12]} are not the calibrated {wanted[:12]}; calibrate again")
+            raise UserError(
+                f"{storage.uri(folder)}: weights {found[:12]} are not the calibrated {wanted[:12]}; calibrate again"
+            )
         folders.append(local)
     return spec, folders[0], folders[1]
 
@@ -111,7 +113,11 @@ def open_matcher(uri: str) -> tuple[MatcherSpec, Path, Path]:
 def passages(text: str, spec: MatcherSpec) -> list[str]:
     """The chunks of a text as the training data was cut; a text without a whole chunk is one passage."""
     made = chunk_text(
-        text, size=spec.size, overlap=spec.overlap, min_chars=spec.min_chars, max_chunks=spec.max_chunks_per_text,
+        text,
+        size=spec.size,
+        overlap=spec.overlap,
+        min_chars=spec.min_chars,
+        max_chunks=spec.max_chunks_per_text,
         english=False,
     )
     return [text[c.start : c.end] for c in made.chunks] or [text.strip()]

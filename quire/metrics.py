@@ -87,8 +87,13 @@ def by_negative_type(
 
 
 def author_bootstrap(
-    labels: np.ndarray, scores: np.ndarray, authors_a: Sequence[str], authors_b: Sequence[str], statistic: str = "auc",
-    num_samples: int = 500, seed: int = 0,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    authors_a: Sequence[str],
+    authors_b: Sequence[str],
+    statistic: str = "auc",
+    num_samples: int = 500,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """95 % percentile interval of the AUC when authors are drawn with replacement.
 

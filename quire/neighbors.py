@@ -34,9 +34,7 @@ def centroids(embeddings: np.ndarray, group_index: np.ndarray) -> np.ndarray:
         return np.zeros((0, embeddings.shape[1]), np.float32)
     counts = np.bincount(group_index) if group_index.min() >= 0 else np.zeros(1)
     if not counts.all():
-        raise UserError(
-            f"group_index: group {int(np.argmin(counts))} has no rows; number the groups 0, 1, 2 ..."
-        )
+        raise UserError(f"group_index: group {int(np.argmin(counts))} has no rows; number the groups 0, 1, 2 ...")
     if (group_index[1:] < group_index[:-1]).any():
         embeddings = embeddings[np.argsort(group_index, kind="stable")]
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
@@ -69,9 +67,7 @@ def search(
     _check_matrix("queries", queries, query_groups)
     _check_matrix("corpus", corpus, corpus_groups)
     if queries.shape[1] != corpus.shape[1]:
-        raise UserError(
-            f"queries have {queries.shape[1]} values, the corpus {corpus.shape[1]}: use one model"
-        )
+        raise UserError(f"queries have {queries.shape[1]} values, the corpus {corpus.shape[1]}: use one model")
     if k < 1 or block_size < 1:
         raise UserError(f"k = {k}, block_size = {block_size}: give 1 or more")
     ids = np.full((len(queries), k), -1, np.int64)
@@ -105,9 +101,7 @@ class _GroupedIndex:
         self.longest = float(np.sqrt(np.einsum("nd,nd->n", self.vectors, self.vectors).max()))
         self.fast: Any = faiss.index_cpu_to_all_gpus(self.flat) if gpu else self.flat
 
-    def candidates(
-        self, queries: np.ndarray, groups: np.ndarray, fetch: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def candidates(self, queries: np.ndarray, groups: np.ndarray, fetch: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the `fetch` best rows of other groups (q, m), -1 where there is none; bound (q,).
 
         No row left out scores above `bound` (-inf: none was left out). Where a group is small, it is searched
@@ -133,9 +127,7 @@ class _GroupedIndex:
         bound = np.where(num_others > width, scores[:, -1] if width else -np.inf, -np.inf)
         return positions, bound
 
-    def _search_range(
-        self, queries: np.ndarray, k: int, start: int, end: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _search_range(self, queries: np.ndarray, k: int, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         k = int(min(k, end - start))
         if k < 1:
             return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
@@ -193,9 +185,7 @@ def _rank(
 def _use_gpu(gpu: bool | None) -> bool:
     num_gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
     if gpu and not num_gpus:
-        raise UserError(
-            "gpu = true: FAISS finds no GPU; install faiss-gpu in place of faiss-cpu, or leave it out"
-        )
+        raise UserError("gpu = true: FAISS finds no GPU; install faiss-gpu in place of faiss-cpu, or leave it out")
     return bool(num_gpus) if gpu is None else gpu
 
 

@@ -241,9 +241,7 @@ def _neighbor_lists(
     return np.searchsorted(owner[order], np.arange(len(works.names) + 1)), neighbor[order]
 
 
-def _nearest_chunks(
-    works: _Works, neighbor_chunks: Mapping[str, Sequence[str]], missing: Counter[str]
-) -> np.ndarray:
+def _nearest_chunks(works: _Works, neighbor_chunks: Mapping[str, Sequence[str]], missing: Counter[str]) -> np.ndarray:
     """The first candidate of each chunk that is in another work of this split, else -1: (n,)."""
     nearest = np.full(len(works.work), -1)
     owner, candidate = _links(neighbor_chunks, works.table["chunk_id"])
@@ -255,9 +253,7 @@ def _nearest_chunks(
     return nearest
 
 
-def _links(
-    lists: Mapping[str, Sequence[str]], ids: pa.Array | pa.ChunkedArray
-) -> tuple[np.ndarray, np.ndarray]:
+def _links(lists: Mapping[str, Sequence[str]], ids: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """id -> ids as two columns of places in `ids`, in order; -1 for a target that is not there."""
     owner = _places(pa.array(lists.keys(), pa.string()), ids)
     length = np.fromiter(map(len, lists.values()), np.int64, len(lists))

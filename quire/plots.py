@@ -66,9 +66,13 @@ def reliability(systems: Systems) -> str:
 def losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "auc") -> str:
     """Training loss and validation metric over steps, a panel a model."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-    for axes, (name, history) in zip(figure.subplots(1, len(histories), squeeze=False)[0], histories.items(), strict=True):
+    for axes, (name, history) in zip(
+        figure.subplots(1, len(histories), squeeze=False)[0], histories.items(), strict=True
+    ):
         trained = np.asarray([(r["step"], r["loss"]) for r in history if "loss" in r]).reshape(-1, 2)
-        evaluated = np.asarray([(r["step"], r[f"eval_{metric}"]) for r in history if f"eval_{metric}" in r]).reshape(-1, 2)
+        evaluated = np.asarray([(r["step"], r[f"eval_{metric}"]) for r in history if f"eval_{metric}" in r]).reshape(
+            -1, 2
+        )
         axes.plot(trained[:, 0], trained[:, 1], color=COLORS[0], linewidth=1)
         axes.set(title=name, xlabel="optimiser step")
         axes.set_ylabel("training loss", color=COLORS[0])
@@ -85,7 +89,14 @@ def score_histograms(labels: np.ndarray, negative_types: np.ndarray, probabiliti
         kinds = {"same book": labels == 1}
         kinds |= {kind: (labels == 0) & (negative_types == kind) for kind in sorted(set(negative_types[labels == 0]))}
         for name, chosen in kinds.items():
-            axes.hist(probabilities[chosen], bins=np.linspace(0, 1, 26), density=True, histtype="step", linewidth=1.8, label=name)
+            axes.hist(
+                probabilities[chosen],
+                bins=np.linspace(0, 1, 26),
+                density=True,
+                histtype="step",
+                linewidth=1.8,
+                label=name,
+            )
         axes.set(xlabel="probability of the same book", ylabel="density", xlim=(0, 1))
         axes.legend(loc="upper center")
 
@@ -104,7 +115,9 @@ def _svg(name: str, draw: Callable[[Axes], None]) -> str:
 def _render(name: str, figure: Figure) -> str:
     """The figure as an <svg> element whose ids are its own and whose bytes depend on nothing but the data."""
     sink = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.5}):
+    with matplotlib.rc_context(
+        {"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.5}
+    ):
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
     svg = sink.getvalue()
     svg = svg[svg.index("<svg") :]

@@ -65,7 +65,10 @@ def table(rows: Rows, columns: Sequence[str] = tuple(COLUMNS)) -> str:
         lines.append(f"{title} ({counts['num_positives']} positives, {counts['num_negatives']} negatives)")
         lines.append(" " * width + "".join(f"{COLUMNS[column]:>15}" for column in columns))
         for name, system in rows.items():
-            cells = [f"{system[stratum][c]:.3f}{'*' if system[stratum][c] == best(rows, stratum, c) else ' '}" for c in columns]
+            cells = [
+                f"{system[stratum][c]:.3f}{'*' if system[stratum][c] == best(rows, stratum, c) else ' '}"
+                for c in columns
+            ]
             lines.append(f"  {name:<{width - 2}}" + "".join(f"{cell:>15}" for cell in cells))
     return "\n".join(lines)
 
@@ -73,12 +76,14 @@ def table(rows: Rows, columns: Sequence[str] = tuple(COLUMNS)) -> str:
 def render(report: Report) -> str:
     """The page: inline style and SVG, no script, nothing loaded from anywhere. All text is escaped."""
     parts = [
-        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head><body><main>",
         f'<h1>{escape(report.title)}</h1><p class="question">{escape(report.question)}</p>',
         f'<p class="headline">{escape(report.headline)}</p>',
-        "<h2>Results on the test split</h2>", _results(report.rows),
+        "<h2>Results on the test split</h2>",
+        _results(report.rows),
     ]
     if report.plots:
         parts.append('<h2>Plots</h2><div class="plots">')
@@ -102,7 +107,9 @@ def _results(rows: Rows) -> str:
         counts = next(system[stratum] for system in rows.values() if stratum in system)
         title = "Overall" if stratum == "overall" else f"Against {stratum.replace('_', ' ')} negatives"
         size = f"{counts['num_positives']} positives, {counts['num_negatives']} negatives"
-        body.append(f'<tr class="stratum"><th colspan="{len(COLUMNS) + 1}">{escape(title)} <small>{size}</small></th></tr>')
+        body.append(
+            f'<tr class="stratum"><th colspan="{len(COLUMNS) + 1}">{escape(title)} <small>{size}</small></th></tr>'
+        )
         for name, system in rows.items():
             cells = "".join(_cell(rows, stratum, column, system[stratum]) for column in COLUMNS)
             body.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")

@@ -28,9 +28,7 @@ def split_groups(
     smallest work if all is anonymous, so it stays the same when documents are added that do not join groups.
     """
     if not len(authors) == len(works) == len(anonymous):
-        raise UserError(
-            f"{len(authors)} authors, {len(works)} works, {len(anonymous)} anonymous: give one of each"
-        )
+        raise UserError(f"{len(authors)} authors, {len(works)} works, {len(anonymous)} anonymous: give one of each")
     if by == "work":
         return [f"work:{work}" for work in works]
     if by != "author":
@@ -87,8 +85,7 @@ def assign_splits(
             if method == "hash" and len(position) >= len(wanted):
                 remedy = "use method = 'balanced' (or another seed)"
             raise UserError(
-                f"split {split!r} with a share of {wanted[split]:g} gets none of the {len(position)} groups: "
-                f"{remedy}"
+                f"split {split!r} with a share of {wanted[split]:g} gets none of the {len(position)} groups: {remedy}"
             )
     return [split_of[group] for group in groups]
 

@@ -119,5 +119,3 @@ def flops_per_token(model: nn.Module) -> Callable[[int], float]:
     parameters = sum(p.numel() for p in model.parameters()) - embedded
     layers, width = model.config.num_hidden_layers, model.config.hidden_size
     return lambda length: 6.0 * parameters + 12.0 * layers * width * length
-
-

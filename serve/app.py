@@ -108,18 +108,37 @@ class Ingress:
         self.spec: MatcherSpec = matcher.open_matcher(args.matcher)[0]
 
     @app.post(
-        "/v1/match", response_model=Result | Results,
+        "/v1/match",
+        response_model=Result | Results,
         openapi_extra={
             "requestBody": {
                 "required": True,
-                "content": {"application/json": {"schema": {"anyOf": [Pair.model_json_schema(), {
-                    "type": "object", "required": ["pairs"], "additionalProperties": False,
-                    "properties": {"pairs": {"type": "array", "items": Pair.model_json_schema(), "minItems": 1}},
-                }]}}},
+                "content": {
+                    "application/json": {
+                        "schema": {
+                            "anyOf": [
+                                Pair.model_json_schema(),
+                                {
+                                    "type": "object",
+                                    "required": ["pairs"],
+                                    "additionalProperties": False,
+                                    "properties": {
+                                        "pairs": {"type": "array", "items": Pair.model_json_schema(), "minItems": 1}
+                                    },
+                                },
+                            ]
+                        }
+                    }
+                },
             },
-            "responses": {str(code): {"description": text} for code, text in {
-                400: "Not JSON, or not UTF-8", 413: "Too large: the body, a text, or the list", 422: "A field is wrong",
-            }.items()},
+            "responses": {
+                str(code): {"description": text}
+                for code, text in {
+                    400: "Not JSON, or not UTF-8",
+                    413: "Too large: the body, a text, or the list",
+                    422: "A field is wrong",
+                }.items()
+            },
         },
     )
     async def match(self, request: Request) -> Any:

@@ -1,6 +1,6 @@
 """Start the matcher's service, ask it one real question over HTTP, and stop it.
 
-    python -m serve.try_out serve/experiments/demo.toml [key=value ...]
+python -m serve.try_out serve/experiments/demo.toml [key=value ...]
 """
 
 import json

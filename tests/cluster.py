@@ -38,13 +38,31 @@ class Head:
         """`python -m ...` attached to this head, in a process group of its own."""
         environment = {**self.environment, "RAY_ADDRESS": self.address}
         return subprocess.Popen(
-            [sys.executable, "-m", *words], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, start_new_session=True, **options,
+            [sys.executable, "-m", *words],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            **options,
         )
 
     def submit(self, *words: str) -> subprocess.CompletedProcess:
         """`ray job submit --working-dir . -- python -m ...`, waited for."""
-        command = [RAY, "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", "python", "-m", *words]
+        command = [
+            RAY,
+            "job",
+            "submit",
+            "--address",
+            self.dashboard,
+            "--working-dir",
+            ".",
+            "--",
+            "python",
+            "-m",
+            *words,
+        ]
         return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=900)
 
     def workers(self, part: str) -> list[psutil.Process]:
@@ -67,9 +85,18 @@ def head(folder: Path, **environment: str):
     full = {**os.environ, "PATH": path, "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1", **environment}
     full.pop("RAY_ADDRESS", None)
     command = [
-        RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={client}", "--node-ip-address=127.0.0.1", "--object-store-memory=300000000",
-        f"--temp-dir={folder}", "--disable-usage-stats",
+        RAY,
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        f"--port={port}",
+        f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client}",
+        "--node-ip-address=127.0.0.1",
+        "--object-store-memory=300000000",
+        f"--temp-dir={folder}",
+        "--disable-usage-stats",
     ]
     log = (folder / "head.log").open("w")
     process = subprocess.Popen(command, env=full, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)

@@ -32,8 +32,13 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory):
 
     root = str(Path(__file__).parents[1])
     ray.init(
-        address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False,
-        _temp_dir=str(tmp_path_factory.mktemp("r", numbered=True)), runtime_env={"env_vars": {"PYTHONPATH": root}},
+        address="local",
+        num_cpus=2,
+        object_store_memory=200_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+        _temp_dir=str(tmp_path_factory.mktemp("r", numbered=True)),
+        runtime_env={"env_vars": {"PYTHONPATH": root}},
     )
     yield
     ray.shutdown()

@@ -31,8 +31,10 @@ def s3_root() -> Iterator[str]:
 
 @pytest.fixture(params=["disk", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path) if request.param == "disk" else f"{request.getfixturevalue('s3_root')}".replace(
-        "/quire?", f"/{tmp_path.name}?"
+    return (
+        str(tmp_path)
+        if request.param == "disk"
+        else f"{request.getfixturevalue('s3_root')}".replace("/quire?", f"/{tmp_path.name}?")
     )
 
 

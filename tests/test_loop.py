@@ -51,7 +51,14 @@ class Net(nn.Module):
 
 
 def config(**changes: object) -> loop.LoopConfig:
-    values = {"max_steps": 20, "learning_rate": 0.05, "warmup_steps": 3, "eval_every": 5, "checkpoint_every": 5, **changes}
+    values = {
+        "max_steps": 20,
+        "learning_rate": 0.05,
+        "warmup_steps": 3,
+        "eval_every": 5,
+        "checkpoint_every": 5,
+        **changes,
+    }
     return loop.LoopConfig(**values)
 
 
@@ -76,7 +83,10 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_losses_and_weights(tmp_pat
     resumed = Regression(dropout=0.3)
     state = loop.train(resumed, config(), draft(tmp_path / "cut"), log=lambda record: None)
     assert state.history == expected.history
-    assert all(torch.equal(a, b) for a, b in zip(whole.module.state_dict().values(), resumed.module.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.module.state_dict().values(), resumed.module.state_dict().values(), strict=True)
+    )
 
 
 def test_a_checkpoint_cut_off_while_writing_is_passed_over(tmp_path: Path) -> None:
@@ -108,7 +118,9 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_batch(tmp_path:
     made = draft(tmp_path)
     with pytest.raises(loop.NonFinite, match="step 7"):
         loop.train(Regression(poison=7), config(), made, log=lambda record: None)
-    assert any(name.startswith("nonfinite-step-00000007") for name in made.storage.files(f"{made.folder}/{artifact.WORK}"))
+    assert any(
+        name.startswith("nonfinite-step-00000007") for name in made.storage.files(f"{made.folder}/{artifact.WORK}")
+    )
 
 
 def test_weights_below_float32_are_refused() -> None:

@@ -14,7 +14,12 @@ from sentence_transformers import SentenceTransformer
 from quire import bi_encoder, cross_encoder, encoder, hub, losses, packing, sampler
 from quire.errors import UserError
 
-TEXTS = ["The ship and the sail.", "A judge in court, a judge at trial, and the jury.", "Rose.", "the crew was in the storm"]
+TEXTS = [
+    "The ship and the sail.",
+    "A judge in court, a judge at trial, and the jury.",
+    "Rose.",
+    "the crew was in the storm",
+]
 
 
 def naive_info_nce(embeddings: torch.Tensor, works: list[int], inverse: float) -> float:
@@ -24,7 +29,9 @@ def naive_info_nce(embeddings: torch.Tensor, works: list[int], inverse: float) -
         if not positives:
             continue
         denominator = sum(math.exp(inverse * float(embeddings[i] @ embeddings[k])) for k in range(len(works)) if k != i)
-        total -= sum(inverse * float(embeddings[i] @ embeddings[p]) - math.log(denominator) for p in positives) / len(positives)
+        total -= sum(inverse * float(embeddings[i] @ embeddings[p]) - math.log(denominator) for p in positives) / len(
+            positives
+        )
         rows += 1
     return total / max(rows, 1)
 
@@ -32,7 +39,9 @@ def naive_info_nce(embeddings: torch.Tensor, works: list[int], inverse: float) -
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=9), st.floats(1, 30), st.integers(0, 99))
 def test_info_nce_equals_its_naive_twin(works: list[int], inverse: float, seed: int) -> None:
-    made = torch.nn.functional.normalize(torch.randn(len(works), 5, generator=torch.Generator().manual_seed(seed)).double(), dim=1)
+    made = torch.nn.functional.normalize(
+        torch.randn(len(works), 5, generator=torch.Generator().manual_seed(seed)).double(), dim=1
+    )
     loss = losses.supervised_info_nce(made, torch.tensor(works), torch.tensor(inverse, dtype=torch.float64))
     assert float(loss) == pytest.approx(naive_info_nce(made, works, inverse), abs=1e-9)
 
@@ -84,10 +93,14 @@ def test_a_saved_bi_encoder_is_loaded_by_both_libraries_and_scores_alike(encoder
     a, b = TEXTS[:2], TEXTS[2:]
     np.testing.assert_allclose(again.score(a, b), made.score(a, b), atol=1e-6)
     np.testing.assert_allclose(again.score(a, b), again.score(b, a), atol=1e-6)
-    np.testing.assert_allclose(SentenceTransformer(str(tmp_path / "m"), device="cpu").encode(TEXTS), made.encode(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(
+        SentenceTransformer(str(tmp_path / "m"), device="cpu").encode(TEXTS), made.encode(TEXTS), atol=1e-5
+    )
 
 
-def test_a_saved_cross_encoder_is_loaded_by_both_libraries_and_scores_alike(encoder_folder: str, tmp_path: Path) -> None:
+def test_a_saved_cross_encoder_is_loaded_by_both_libraries_and_scores_alike(
+    encoder_folder: str, tmp_path: Path
+) -> None:
     made = cross_encoder.CrossEncoder(*cross_encoder.build_model(encoder_folder, 64))
     made.model.eval()
     made.save(tmp_path / "m")

@@ -49,8 +49,20 @@ def test_a_length_with_no_room_for_the_hash_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", " ", "Anonymous", "anon.", "Unknown", "unknown_author", "Various", "VARIOUS AUTHORS", "Misc.",
-             "Multiple Authors", "multiple_authors"]
+    "name",
+    [
+        "",
+        " ",
+        "Anonymous",
+        "anon.",
+        "Unknown",
+        "unknown_author",
+        "Various",
+        "VARIOUS AUTHORS",
+        "Misc.",
+        "Multiple Authors",
+        "multiple_authors",
+    ],
 )
 def test_nobody(name: str) -> None:
     assert is_anonymous(name)

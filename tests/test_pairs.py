@@ -85,8 +85,7 @@ def test_every_pair_obeys_its_rules_and_none_is_lost_silently(corpus, positives,
         elif r["negative_type"] == "neighbor":
             either = ((a, b), (b, a))
             assert any(
-                y["work_id"] in neighbors.get(x["work_id"], ())
-                or y["chunk_id"] in nearest.get(x["chunk_id"], ())
+                y["work_id"] in neighbors.get(x["work_id"], ()) or y["chunk_id"] in nearest.get(x["chunk_id"], ())
                 for x, y in either
             )
         else:
@@ -127,9 +126,7 @@ def test_the_types_are_mixed_as_asked_where_a_work_has_them_all():
     pairs, missing = sample_pairs(_table(works), _ring(works), random_share=0.2, seed=1)
     counts = Counter(pairs["negative_type"].to_pylist())
     assert missing == {} and counts[None] == 800 and sum(counts.values()) == 2400
-    assert [counts[t] / 1600 for t in ("random", "same_author", "neighbor")] == pytest.approx(
-        [0.2, 0.4, 0.4], abs=0.05
-    )
+    assert [counts[t] / 1600 for t in ("random", "same_author", "neighbor")] == pytest.approx([0.2, 0.4, 0.4], abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -167,9 +164,7 @@ def test_half_of_the_neighbor_pairs_take_the_nearest_chunk_of_another_work_in_th
     offsets = [abs(int(r["work_a"][1:]) - int(r["work_b"][1:])) in (7, 33) for r in rows]
     assert np.mean(offsets) == pytest.approx(0.5, abs=0.06)
     assert all(
-        r["chunk_a"].split(":")[1] == r["chunk_b"].split(":")[1]
-        for r, o in zip(rows, offsets, strict=True)
-        if o
+        r["chunk_a"].split(":")[1] == r["chunk_b"].split(":")[1] for r, o in zip(rows, offsets, strict=True) if o
     )
     assert missing == {"neighbor_chunk_outside_split": 1200}
 

@@ -29,10 +29,21 @@ def publish_matcher(root: Path, encoder_folder: str, prefilter: float) -> str:
     cross = CrossEncoder(*build_model(encoder_folder, 64))
     cross.save(root / "models" / "cross")
     spec = matcher.make_spec(
-        bi_encoder="models/bi", cross_encoder="models/cross", bi_encoder_sha256=hub.weights_sha256(root / "models/bi"),
-        cross_encoder_sha256=hub.weights_sha256(root / "models/cross"), bi_scale=calibration.Scale(1.0, 0.0),
-        fusion=calibration.Fusion(1.0, 0.5, 0.1), prefilter=prefilter, threshold=0.5, objective="accuracy", size=6,
-        overlap=2, min_chars=100, max_chunks_per_text=3, max_cross_pairs=2, num_calibration_pairs=100,
+        bi_encoder="models/bi",
+        cross_encoder="models/cross",
+        bi_encoder_sha256=hub.weights_sha256(root / "models/bi"),
+        cross_encoder_sha256=hub.weights_sha256(root / "models/cross"),
+        bi_scale=calibration.Scale(1.0, 0.0),
+        fusion=calibration.Fusion(1.0, 0.5, 0.1),
+        prefilter=prefilter,
+        threshold=0.5,
+        objective="accuracy",
+        size=6,
+        overlap=2,
+        min_chars=100,
+        max_chunks_per_text=3,
+        max_cross_pairs=2,
+        num_calibration_pairs=100,
     )
     Storage(str(root)).write_json("models/m/matcher.json", matcher.spec_dict(spec))
     return str(root / "models" / "m")

@@ -46,9 +46,7 @@ def test_groups_are_the_components_linked_by_a_named_author_or_a_work(rows):
 
 
 def test_two_authors_of_one_work_share_a_group_and_anonymous_works_do_not():
-    groups = split_groups(
-        ["ann", "bob", "bob", "unknown", "unknown"], ["1", "1", "2", "3", "4"], [0, 0, 0, 1, 1]
-    )
+    groups = split_groups(["ann", "bob", "bob", "unknown", "unknown"], ["1", "1", "2", "3", "4"], [0, 0, 0, 1, 1])
     assert groups == ["author:ann"] * 3 + ["work:3", "work:4"]
 
 
@@ -107,9 +105,7 @@ def test_another_seed_gives_other_splits(method):
 
 
 def test_a_split_without_a_share_stays_empty():
-    splits = assign_splits(
-        [f"g{i}" for i in range(50)], [1] * 50, {"train": 0.5, "test": 0.5, "validation": 0}, 1
-    )
+    splits = assign_splits([f"g{i}" for i in range(50)], [1] * 50, {"train": 0.5, "test": 0.5, "validation": 0}, 1)
     assert set(splits) == {"train", "test"}
 
 

@@ -33,7 +33,7 @@ def test_white_space_does_not_matter() -> None:
 
 def test_typed_and_typeset_marks_count_alike() -> None:
     typeset = TEXT.replace("--", "—").replace("...", "…").replace("'", "’").replace('"', "”")
-    assert np.allclose(style_features([TEXT])[:, :MARKS + 1], style_features([typeset])[:, :MARKS + 1])
+    assert np.allclose(style_features([TEXT])[:, : MARKS + 1], style_features([typeset])[:, : MARKS + 1])
 
 
 def test_a_title_ends_no_sentence() -> None:
@@ -51,7 +51,7 @@ def test_features_are_finite_and_within_bounds(texts: list[str]) -> None:
     features = style_features(texts)
     assert np.isfinite(features).all()
     assert (features >= 0).all()
-    assert (features[:, :MARKS + 1] <= 1).all()
+    assert (features[:, : MARKS + 1] <= 1).all()
 
 
 def test_each_text_stands_alone() -> None:

@@ -17,9 +17,16 @@ from quire.storage import Storage
 
 pytestmark = pytest.mark.system
 STEPS = {
-    "documents": "documents/demo", "chunk": "chunks/demo", "embed": "embeddings/demo", "neighbors": "neighbors/demo",
-    "pairs": "pairs/demo", "cross_encoder": "models/demo-cross-encoder", "bi_encoder": "models/demo-bi-encoder",
-    "score": "predictions/demo", "calibrate": "models/demo-matcher", "evaluate": "reports/demo",
+    "documents": "documents/demo",
+    "chunk": "chunks/demo",
+    "embed": "embeddings/demo",
+    "neighbors": "neighbors/demo",
+    "pairs": "pairs/demo",
+    "cross_encoder": "models/demo-cross-encoder",
+    "bi_encoder": "models/demo-bi-encoder",
+    "score": "predictions/demo",
+    "calibrate": "models/demo-matcher",
+    "evaluate": "reports/demo",
     "try_out": "reports/demo-answer",
 }
 
@@ -38,7 +45,9 @@ def s3() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def ray_head(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Iterator[Head]:
     environment = {
-        "AWS_ENDPOINT_URL": s3, "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_ENDPOINT_URL": s3,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_REGION": "us-east-1",
     }
     patch = pytest.MonkeyPatch()
@@ -53,13 +62,26 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Iterator[Head
 def words(encoder_folder: str, books_folder: Path) -> list[str]:
     """The demo flow, with a tiny encoder and few steps, on a folder of books."""
     changes = {
-        "documents.source.kind": "folder", "documents.source.folder": books_folder, "chunk.size": 6, "chunk.overlap": 2,
-        "documents.runtime.shard_bytes": 100_000, "embed.model": encoder_folder, "cross_encoder.model": encoder_folder,
-        "bi_encoder.model": encoder_folder, "score.untrained": encoder_folder, "score.shard_size": 60,
-        "cross_encoder.loop.max_steps": 60, "cross_encoder.loop.checkpoint_every": 10, "cross_encoder.max_length": 96,
-        "bi_encoder.loop.max_steps": 60, "bi_encoder.loop.checkpoint_every": 10, "bi_encoder.max_seq_length": 96,
-        "cross_encoder.loop.learning_rate": 0.001, "bi_encoder.loop.learning_rate": 0.001,
-        "cross_encoder.runtime.wandb": "disabled", "bi_encoder.runtime.wandb": "disabled",
+        "documents.source.kind": "folder",
+        "documents.source.folder": books_folder,
+        "chunk.size": 6,
+        "chunk.overlap": 2,
+        "documents.runtime.shard_bytes": 100_000,
+        "embed.model": encoder_folder,
+        "cross_encoder.model": encoder_folder,
+        "bi_encoder.model": encoder_folder,
+        "score.untrained": encoder_folder,
+        "score.shard_size": 60,
+        "cross_encoder.loop.max_steps": 60,
+        "cross_encoder.loop.checkpoint_every": 10,
+        "cross_encoder.max_length": 96,
+        "bi_encoder.loop.max_steps": 60,
+        "bi_encoder.loop.checkpoint_every": 10,
+        "bi_encoder.max_seq_length": 96,
+        "cross_encoder.loop.learning_rate": 0.001,
+        "bi_encoder.loop.learning_rate": 0.001,
+        "cross_encoder.runtime.wandb": "disabled",
+        "bi_encoder.runtime.wandb": "disabled",
     }
     return ["quire.flow", "flows/demo.toml", *(f"{key}={value}" for key, value in changes.items())]
 

@@ -12,14 +12,136 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 TOPICS = {
-    "sea": "ship sail wave captain deck storm anchor harbour mast crew tide rope gull fish boat".split(),
-    "war": "soldier cannon trench general march flag drum battle siege horse sword camp victory wound order".split(),
-    "love": "heart kiss letter garden moon dance rose tears promise waltz ribbon sigh bride candle window".split(),
-    "farm": "plough field barn cow harvest seed wheat mill fence orchard hay shepherd wool soil spring".split(),
-    "court": "judge jury witness trial lawyer verdict prison oath clerk debt statute guilty appeal robe bench".split(),
-    "rail": "engine steam track station whistle guard ticket tunnel coal signal bridge carriage timetable smoke porter".split(),
+    "sea": [
+        "ship",
+        "sail",
+        "wave",
+        "captain",
+        "deck",
+        "storm",
+        "anchor",
+        "harbour",
+        "mast",
+        "crew",
+        "tide",
+        "rope",
+        "gull",
+        "fish",
+        "boat",
+    ],
+    "war": [
+        "soldier",
+        "cannon",
+        "trench",
+        "general",
+        "march",
+        "flag",
+        "drum",
+        "battle",
+        "siege",
+        "horse",
+        "sword",
+        "camp",
+        "victory",
+        "wound",
+        "order",
+    ],
+    "love": [
+        "heart",
+        "kiss",
+        "letter",
+        "garden",
+        "moon",
+        "dance",
+        "rose",
+        "tears",
+        "promise",
+        "waltz",
+        "ribbon",
+        "sigh",
+        "bride",
+        "candle",
+        "window",
+    ],
+    "farm": [
+        "plough",
+        "field",
+        "barn",
+        "cow",
+        "harvest",
+        "seed",
+        "wheat",
+        "mill",
+        "fence",
+        "orchard",
+        "hay",
+        "shepherd",
+        "wool",
+        "soil",
+        "spring",
+    ],
+    "court": [
+        "judge",
+        "jury",
+        "witness",
+        "trial",
+        "lawyer",
+        "verdict",
+        "prison",
+        "oath",
+        "clerk",
+        "debt",
+        "statute",
+        "guilty",
+        "appeal",
+        "robe",
+        "bench",
+    ],
+    "rail": [
+        "engine",
+        "steam",
+        "track",
+        "station",
+        "whistle",
+        "guard",
+        "ticket",
+        "tunnel",
+        "coal",
+        "signal",
+        "bridge",
+        "carriage",
+        "timetable",
+        "smoke",
+        "porter",
+    ],
 }
-FILLER = "the a of and to in that it was he she his her with for as had but not at on by they said from".split()
+FILLER = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "to",
+    "in",
+    "that",
+    "it",
+    "was",
+    "he",
+    "she",
+    "his",
+    "her",
+    "with",
+    "for",
+    "as",
+    "had",
+    "but",
+    "not",
+    "at",
+    "on",
+    "by",
+    "they",
+    "said",
+    "from",
+]
 
 
 def sentence(draw: np.random.Generator, words: list[str]) -> str:
@@ -50,7 +172,11 @@ def write_books(folder: Path, authors: int = 12, books: int = 3, num_sentences: 
 def tiny_encoder(folder: Path) -> str:
     """A two-layer BERT of width 32 with mean pooling, as a sentence-transformers folder."""
     torch.manual_seed(0)
-    text = [" ".join(words) for words in TOPICS.values()] + [" ".join(FILLER)] + list("abcdefghijklmnopqrstuvwxyz0123456789")
+    text = (
+        [" ".join(words) for words in TOPICS.values()]
+        + [" ".join(FILLER)]
+        + list("abcdefghijklmnopqrstuvwxyz0123456789")
+    )
     trained = BertWordPieceTokenizer(lowercase=True)
     trained.train_from_iterator(text * 3, vocab_size=600, min_frequency=1, show_progress=False)
     raw = folder / "raw"
@@ -58,7 +184,11 @@ def tiny_encoder(folder: Path) -> str:
     trained.save_model(str(raw))
     tokenizer = BertTokenizerFast(vocab=str(raw / "vocab.txt"), do_lower_case=True)
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
         max_position_embeddings=128,
     )
     BertModel(config).save_pretrained(raw)
@@ -72,8 +202,15 @@ def tiny_encoder(folder: Path) -> str:
 def chunk_table(works: dict[str, tuple[str, int]]) -> pa.Table:
     """Chunks of `{work: (author, num_chunks)}`, 1000 characters each, 10 characters apart."""
     rows = [
-        {"chunk_id": f"{work}:{i}", "document_id": work, "work_id": work, "author": author, "anonymous": False,
-         "start": i * 1010, "end": i * 1010 + 1000}
+        {
+            "chunk_id": f"{work}:{i}",
+            "document_id": work,
+            "work_id": work,
+            "author": author,
+            "anonymous": False,
+            "start": i * 1010,
+            "end": i * 1010 + 1000,
+        }
         for work, (author, count) in works.items()
         for i in range(count)
     ]

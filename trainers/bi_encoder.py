@@ -52,7 +52,9 @@ CONFIG = BiEncoderConfig
 def run(settings: BiEncoderConfig) -> Artifact:
     """Make the `models` artefact, a folder that `SentenceTransformer(path)` and `BiEncoder.load` load."""
     root = settings.runtime.root
-    inputs = {kind: artifact.open_artifact(root, kind, getattr(settings, kind)) for kind in ("chunks", "pairs", "neighbors")}
+    inputs = {
+        kind: artifact.open_artifact(root, kind, getattr(settings, kind)) for kind in ("chunks", "pairs", "neighbors")
+    }
     inputs["model_weights"] = hub.weights_sha256(hub.find_model(settings.model))
     draft = artifact.begin(root, "models", settings.name, recipe=config.recipe(settings), inputs=inputs)
     if draft.published:
@@ -102,7 +104,9 @@ class Module(nn.Module):
         inverse = self.log_inverse_temperature.clamp(0.0, math.log(bi_encoder.MAX_INVERSE_TEMPERATURE)).exp()
         contrastive = losses.supervised_info_nce(embeddings, works, inverse)
         u, v, s, t = embeddings[:, None], embeddings[None], features[:, None], features[None]
-        pair = losses.balanced_pair_loss(self.head(*torch.broadcast_tensors(u, v), *torch.broadcast_tensors(s, t)), works)
+        pair = losses.balanced_pair_loss(
+            self.head(*torch.broadcast_tensors(u, v), *torch.broadcast_tensors(s, t)), works
+        )
         total = contrastive + self.pair_weight * pair
         return {"loss": total, "contrastive": contrastive, "pair": pair, "inverse_temperature": inverse}
 
@@ -127,8 +131,12 @@ class BiEncoderTask:
         self.module = Module(model, head, settings.initial_temperature, settings.pair_weight)
         self.validation = PairSet(chunks, pairs, "validation").spaced(settings.max_eval_pairs)
         self.batches = sampler.BookBatches(
-            rows, related_works(chunks, neighbors, "train"), works_per_batch=settings.works_per_batch,
-            chunks_per_work=settings.chunks_per_work, hard_share=settings.hard_share, seed=settings.loop.seed,
+            rows,
+            related_works(chunks, neighbors, "train"),
+            works_per_batch=settings.works_per_batch,
+            chunks_per_work=settings.chunks_per_work,
+            hard_share=settings.hard_share,
+            seed=settings.loop.seed,
         )
         self.flops_per_token = flops_per_token(model[0].model)
 

@@ -1,6 +1,6 @@
 """Fit the matcher's probabilities and thresholds on the calibration split, and publish what is served.
 
-    python -m trainers.calibrate trainers/experiments/books/calibrate.toml [key=value ...]
+python -m trainers.calibrate trainers/experiments/books/calibrate.toml [key=value ...]
 """
 
 from typing import Any, Literal
@@ -71,7 +71,9 @@ def _fit(
     table: pa.Table, labels: np.ndarray, inputs: dict[str, Artifact], settings: CalibrateConfig
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     systems = {name: table[name].to_numpy() for name in ("bi_encoder", "cross_encoder", *BASELINES)}
-    scales = {name: calibration.fit_scale(logits, labels) for name, logits in systems.items() if name != "cross_encoder"}
+    scales = {
+        name: calibration.fit_scale(logits, labels) for name, logits in systems.items() if name != "cross_encoder"
+    }
     bi = scales["bi_encoder"].probability(systems["bi_encoder"])
     prefilter = calibration.choose_prefilter(labels, bi, settings.prefilter_recall)
     passed = bi >= prefilter

@@ -1,6 +1,6 @@
 """Train the cross-encoder on pairs: stage two of the matcher, and the teacher.
 
-    python -m trainers.cross_encoder trainers/experiments/books/cross_encoder.toml [key=value ...]
+python -m trainers.cross_encoder trainers/experiments/books/cross_encoder.toml [key=value ...]
 """
 
 from collections.abc import Callable

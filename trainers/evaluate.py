@@ -1,6 +1,6 @@
 """Evaluate every system once on the test split: JSON, a table, and a self-contained HTML report.
 
-    python -m trainers.evaluate trainers/experiments/books/evaluate.toml [key=value ...]
+python -m trainers.evaluate trainers/experiments/books/evaluate.toml [key=value ...]
 """
 
 from typing import Any
@@ -62,8 +62,13 @@ def run(settings: EvaluateConfig) -> Artifact:
             chosen = np.ones(len(labels), bool) if stratum == "overall" else (labels == 1) | (kinds == stratum)
             values["auc_interval"] = list(
                 metrics.author_bootstrap(
-                    labels[chosen], probabilities[name][chosen], authors[0][chosen], authors[1][chosen], "auc",
-                    num_samples=settings.num_bootstraps, seed=settings.seed,
+                    labels[chosen],
+                    probabilities[name][chosen],
+                    authors[0][chosen],
+                    authors[1][chosen],
+                    "auc",
+                    num_samples=settings.num_bootstraps,
+                    seed=settings.seed,
                 )
             )
     ancestry = ancestors(root, inputs)
@@ -103,19 +108,40 @@ def ancestors(root: str, inputs: dict[str, Artifact]) -> list[Artifact]:
 
 
 def _page(
-    settings: EvaluateConfig, rows: dict, labels: np.ndarray, kinds: np.ndarray, probabilities: dict[str, np.ndarray],
-    calibration: dict, ancestry: list[Artifact],
+    settings: EvaluateConfig,
+    rows: dict,
+    labels: np.ndarray,
+    kinds: np.ndarray,
+    probabilities: dict[str, np.ndarray],
+    calibration: dict,
+    ancestry: list[Artifact],
 ) -> report.Report:
     systems = {title: (labels, probabilities[name]) for name, title in TITLES.items()}
     trained = {title: systems[title] for title in ("two-stage", "bi-encoder", "cross-encoder")}
-    histories = {a.name: a.read_json("history.json")["history"] for a in ancestry if "history.json" in a.manifest["files"]}
+    histories = {
+        a.name: a.read_json("history.json")["history"] for a in ancestry if "history.json" in a.manifest["files"]
+    }
     two, low_high = rows["two-stage"]["overall"], rows["two-stage"]["overall"]["auc_interval"]
     figures = [
         report.Plot("ROC", plots.roc(systems), "The further to the upper left, the better; the diagonal is guessing."),
-        report.Plot("Precision and recall", plots.precision_recall(systems), "How many are right among those called the same book, as more are found."),
-        report.Plot("Reliability", plots.reliability(trained), "On the diagonal, a stated probability is what happens."),
-        report.Plot("Scores by negative type", plots.score_histograms(labels, kinds, probabilities["two_stage"]), "Two-stage probabilities; negatives far to the right are the mistakes."),
-        report.Plot("Losses", plots.losses(histories), "Training loss falls, validation AUC rises; where they part, training overfits."),
+        report.Plot(
+            "Precision and recall",
+            plots.precision_recall(systems),
+            "How many are right among those called the same book, as more are found.",
+        ),
+        report.Plot(
+            "Reliability", plots.reliability(trained), "On the diagonal, a stated probability is what happens."
+        ),
+        report.Plot(
+            "Scores by negative type",
+            plots.score_histograms(labels, kinds, probabilities["two_stage"]),
+            "Two-stage probabilities; negatives far to the right are the mistakes.",
+        ),
+        report.Plot(
+            "Losses",
+            plots.losses(histories),
+            "Training loss falls, validation AUC rises; where they part, training overfits.",
+        ),
     ]
     before_after = [
         (TITLES[name], *(f"{facts[when][q]:.3f}" for q in ("nll", "brier", "ece") for when in ("before", "after")))
@@ -123,8 +149,10 @@ def _page(
     ]
     sections = [
         report.Section(
-            "Calibration", "On the calibration split: before is the sigmoid of the raw score, after the fitted scale.",
-            ("System", "NLL before", "after", "Brier before", "after", "ECE before", "after"), before_after,
+            "Calibration",
+            "On the calibration split: before is the sigmoid of the raw score, after the fitted scale.",
+            ("System", "NLL before", "after", "Brier before", "after", "ECE before", "after"),
+            before_after,
         ),
         *_tables(ancestry),
     ]
@@ -135,7 +163,9 @@ def _page(
             f"Two-stage AUC {two['auc']:.3f} (95 % interval over authors {low_high[0]:.3f} to {low_high[1]:.3f}) on "
             f"{len(labels)} pairs of authors that no model has seen; ECE {two['ece']:.3f}."
         ),
-        rows=rows, plots=figures, sections=sections,
+        rows=rows,
+        plots=figures,
+        sections=sections,
         details={
             f"{a.folder}: recipe and provenance": {
                 key: a.manifest[key] for key in ("recipe", "inputs", "fingerprint", "git_commit", "versions")
@@ -151,15 +181,23 @@ def _tables(ancestry: list[Artifact]) -> list[report.Section]:
     data = [(split, *(f"{count:,}" for count in counts.values())) for split, counts in splits.items()]
     names = tuple(next(iter(splits.values()))) if splits else ()
     stages = [
-        (a.folder, f"{a.manifest['cost']['wall']:.1f}", f"{a.manifest['cost']['cpu']:.1f}", f"{a.manifest['cost']['gpu']:.1f}",
-         f"{a.manifest['rows_out']:,}", a.manifest["summary"].splitlines()[-1] if a.manifest["summary"] else "")
+        (
+            a.folder,
+            f"{a.manifest['cost']['wall']:.1f}",
+            f"{a.manifest['cost']['cpu']:.1f}",
+            f"{a.manifest['cost']['gpu']:.1f}",
+            f"{a.manifest['rows_out']:,}",
+            a.manifest["summary"].splitlines()[-1] if a.manifest["summary"] else "",
+        )
         for a in ancestry
     ]
     dropped = [(a.folder, reason, f"{count:,}") for a in ancestry for reason, count in a.manifest["dropped"].items()]
     return [
         report.Section("Data", "No author stands in two splits.", ("Split", *names), data),
         report.Section("Stages", "Seconds.", ("Artefact", "wall", "CPU", "GPU", "rows", "summary"), stages),
-        report.Section("Dropped rows", "Each stands with its reason in rejects-*.parquet.", ("Artefact", "reason", "rows"), dropped),
+        report.Section(
+            "Dropped rows", "Each stands with its reason in rejects-*.parquet.", ("Artefact", "reason", "rows"), dropped
+        ),
     ]
 
 

@@ -42,7 +42,9 @@ def fit(module: str, settings: Any, draft: Draft) -> None:
     cpus = max(1, int(total.get("CPU", 1)) // workers)
     for what, need in (("GPU", workers * use_gpu), ("CPU", workers)):
         if need > total.get(what, 0):
-            raise UserError(f"runtime.num_workers = {workers}: needs {need} {what}, the cluster has {total.get(what, 0):g}")
+            raise UserError(
+                f"runtime.num_workers = {workers}: needs {need} {what}, the cluster has {total.get(what, 0):g}"
+            )
     # Workers run in folders of their own: addresses must not be relative.
     places = {"root": draft.storage.root, "wandb_folder": str(Path(runtime.wandb_folder).absolute())}
     settings = settings.model_copy(update={"runtime": runtime.model_copy(update=places)})
@@ -90,8 +92,13 @@ def tracking(settings: Any, draft: Draft, rank: int) -> tuple[Callable[[dict[str
         import wandb  # slow to import, and only one worker needs it
 
         run = wandb.init(
-            project=runtime.wandb_project, name=draft.name, id=f"{draft.name}-{draft.fingerprint[:12]}", resume="allow",
-            mode=runtime.wandb, dir=runtime.wandb_folder, config=settings.model_dump(mode="json"),
+            project=runtime.wandb_project,
+            name=draft.name,
+            id=f"{draft.name}-{draft.fingerprint[:12]}",
+            resume="allow",
+            mode=runtime.wandb,
+            dir=runtime.wandb_folder,
+            config=settings.model_dump(mode="json"),
             settings=wandb.Settings(silent=True, console="off"),
         )
 
@@ -116,14 +123,20 @@ def save(draft: Draft, state: State, settings: LoopConfig, write: Callable[[Any]
     draft.storage.write_json(
         f"{draft.folder}/history.json",
         {
-            "metric": settings.metric, "best": state.best, "best_step": state.best_step, "steps": state.step,
-            "untrained": first[f"eval_{settings.metric}"], "history": state.history,
+            "metric": settings.metric,
+            "best": state.best,
+            "best_step": state.best_step,
+            "steps": state.step,
+            "untrained": first[f"eval_{settings.metric}"],
+            "history": state.history,
         },
     )
     seconds = max(state.seconds, 1e-9)
     peak = device.peak_flops(device.precision())
     timing = {
-        "tokens": state.tokens, "seconds": seconds, "mfu": state.flops / seconds / peak,
+        "tokens": state.tokens,
+        "seconds": seconds,
+        "mfu": state.flops / seconds / peak,
         "cpu": seconds * torch.get_num_threads() * rank_and_world()[1],
     }
     draft.storage.write_json(f"{draft.folder}/{WORK}/timing.json", timing)
