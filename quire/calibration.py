@@ -42,8 +42,8 @@ class Scale:
 def fit_scale(logits: np.ndarray, labels: np.ndarray) -> Scale:
     """Platt scaling (Platt 1999): slope and bias of least cross-entropy, with Platt's smoothed targets.
 
-    The targets (n+ + 1)/(n+ + 2) and 1/(n- + 2) keep the solution finite for separable data. The solve is convex,
-    on standardised logits, and must converge: an early stop leaves the temperature where it began.
+    The targets (n+ + 1)/(n+ + 2) and 1/(n- + 2) keep the solution finite for separable data. The solve is
+    convex, on standardised logits, and must converge: an early stop leaves the temperature where it began.
     """
     logits, labels = _inputs(logits, labels)
     positives, negatives = int(labels.sum()), int((~labels).sum())
@@ -137,8 +137,8 @@ def choose_threshold(
 ) -> Threshold:
     """The best threshold among all that give different decisions, midway between neighbouring probabilities.
 
-    `precision` and `recall` need a target: the lowest threshold that reaches the precision, the highest that reaches
-    the recall. Raises UserError naming the best that can be had when the target cannot be met.
+    `precision` and `recall` need a target: the lowest threshold that reaches the precision, the highest that
+    reaches the recall. Raises UserError naming the best that can be had when the target cannot be met.
     """
     labels, probabilities = check(labels, probabilities)
     if objective not in OBJECTIVES:
@@ -154,14 +154,18 @@ def choose_threshold(
         feasible = np.flatnonzero(table[objective] >= target)
         if not len(feasible):
             top = float(table[objective].max())
-            raise UserError(f"target = {target}: {objective} reaches {top:.4f} at most on these {len(labels)} pairs")
+            raise UserError(
+                f"target = {target}: {objective} reaches {top:.4f} at most on these {len(labels)} pairs"
+            )
         best = int(feasible[-1] if objective == "precision" else feasible[0])
     achieved = {name: float(column[best]) for name, column in table.items()}
     return Threshold(float(values[best]), objective, target, achieved)
 
 
 def _all_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Thresholds in falling order, each saying "same" to one more distinct probability, and what each achieves."""
+    """Thresholds in falling order, each saying "same" to one more distinct probability, and what each
+    achieves.
+    """
     order = np.argsort(-probabilities, kind="stable")
     p, y = probabilities[order], labels[order]
     last = np.flatnonzero(np.r_[p[1:] != p[:-1], True])  # the last row of each distinct probability
@@ -181,5 +185,7 @@ def _all_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.n
 
 
 def choose_prefilter(labels: np.ndarray, probabilities: np.ndarray, recall: float) -> float:
-    """The highest first-stage threshold that still lets `recall` of the positives through to the second stage."""
+    """The highest first-stage threshold that still lets `recall` of the positives through to the second
+    stage.
+    """
     return choose_threshold(labels, probabilities, "recall", recall).value

@@ -17,16 +17,23 @@ def check(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np
     """Labels (n,) as bool and probabilities (n,) as float64. Raises UserError for what cannot be measured."""
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     if labels.shape != probabilities.shape:
-        raise UserError(f"{labels.shape[0]} labels but {probabilities.shape[0]} probabilities: one each, in one order")
+        raise UserError(
+            f"{labels.shape[0]} labels but {probabilities.shape[0]} probabilities: one each, in one order"
+        )
     if not np.isfinite(probabilities).all() or ((probabilities < 0) | (probabilities > 1)).any():
         raise UserError("probabilities must be numbers from 0 to 1: calibrate the scores first")
     if len(set(labels.tolist())) < 2:
-        raise UserError(f"all {len(labels)} labels are {labels[0] if len(labels) else 'missing'}: need both classes")
+        raise UserError(
+            f"all {len(labels)} labels are {labels[0] if len(labels) else 'missing'}: need both classes"
+        )
     return labels.astype(bool), probabilities
 
 
-def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = NUM_BINS) -> float:
-    """ECE of P(label = 1) over equal-mass bins: sum over bins of their share x |mean probability - share of positives|.
+def expected_calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, num_bins: int = NUM_BINS
+) -> float:
+    """ECE of P(label = 1) over equal-mass bins: sum over bins of their share x |mean probability - share of
+    positives|.
 
     Equal-mass bins after Nixon et al. 2019 (arXiv:1904.01685). Equal probabilities stay in one bin, so that a
     constant prediction is one bin.
@@ -97,9 +104,9 @@ def author_bootstrap(
 ) -> tuple[float, float]:
     """95 % percentile interval of the AUC when authors are drawn with replacement.
 
-    A pair within one author weighs as often as the author was drawn, a pair of two authors the product of both
-    (the pigeonhole bootstrap of Owen 2007, doi:10.1214/07-AOAS122). Pairs of one author are not independent; treating
-    them so gives intervals that are too narrow.
+    A pair within one author weighs as often as the author was drawn, a pair of two authors the product of
+    both (the pigeonhole bootstrap of Owen 2007, doi:10.1214/07-AOAS122). Pairs of one author are not
+    independent; treating them so gives intervals that are too narrow.
     """
     if statistic != "auc":
         raise UserError(f"statistic = {statistic!r}: only 'auc'")
