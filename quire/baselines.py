@@ -1,12 +1,13 @@
 """The classical baseline that a neural model must beat: character n-grams with tf-idf weights."""
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-_SPACE = re.compile(r"\s+")
+from quire.errors import UserError
+
+PAIRS_PER_BLOCK = 8192  # bounds the rows that are copied; two texts of 300 words take about 20 kB
 
 
 def char_tfidf(
@@ -15,19 +16,32 @@ def char_tfidf(
     """Cosine similarity (pairs,) float32 of tf-idf weighted character n-grams (as in PAN's baselines).
 
     The weights come from `fit_texts` (the training split). White space counts as one blank; each distinct text is
-    vectorised once.
+    vectorised once. Raises UserError for unequal lengths, or `fit_texts` without a text of `n` characters.
     """
+    if len(texts_a) != len(texts_b):
+        raise UserError(f"texts_a has {len(texts_a)} texts, texts_b {len(texts_b)}: expected as many")
+    if not any(len(_plain(text)) >= n for text in fit_texts):
+        raise UserError(f"fit_texts: none of {len(fit_texts)} has {n} characters; give the texts of the training split")
     vectorizer = TfidfVectorizer(
         analyzer="char",
         ngram_range=(n, n),
         sublinear_tf=True,
         max_features=max_features,
         dtype=np.float32,
-        preprocessor=lambda text: _SPACE.sub(" ", text).lower(),
+        preprocessor=_plain,
     )
     vectorizer.fit(fit_texts)
-    distinct = list(dict.fromkeys([*texts_a, *texts_b]))
-    row = {text: index for index, text in enumerate(distinct)}
-    vectors = vectorizer.transform(distinct)
-    a, b = (vectors[[row[text] for text in texts]] for texts in (texts_a, texts_b))
-    return np.asarray(a.multiply(b).sum(1), dtype=np.float32).reshape(-1)
+    cosines = np.zeros(len(texts_a), dtype=np.float32)
+    if not len(cosines):
+        return cosines
+    row = {text: index for index, text in enumerate(dict.fromkeys([*texts_a, *texts_b]))}
+    vectors = vectorizer.transform(row)
+    rows_a, rows_b = (np.asarray([row[text] for text in texts]) for texts in (texts_a, texts_b))
+    for start in range(0, len(cosines), PAIRS_PER_BLOCK):
+        block = slice(start, start + PAIRS_PER_BLOCK)
+        cosines[block] = np.asarray(vectors[rows_a[block]].multiply(vectors[rows_b[block]]).sum(1)).reshape(-1)
+    return cosines
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())

@@ -46,12 +46,11 @@ def fit_scale(logits: np.ndarray, labels: np.ndarray) -> Scale:
     convex, on standardised logits, and must converge: an early stop leaves the temperature where it began.
     """
     logits, labels = _inputs(logits, labels)
-    positives, negatives = int(labels.sum()), int((~labels).sum())
-    target = np.where(labels, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     center, spread = logits.mean(), max(logits.std(), 1e-12)
     x = (logits - center) / spread
-    slope, bias = _solve(np.stack([x, np.ones_like(x)], axis=1), target)
-    return Scale(float(slope / spread), float(bias - slope * center / spread))
+    slope, bias = _solve(np.stack([x, np.ones_like(x)], axis=1), _smoothed(labels))
+    slope = _rising(slope / spread)
+    return Scale(slope, float(bias - slope * center))
 
 
 @dataclass(frozen=True)
@@ -75,21 +74,39 @@ def fit_fusion(cross_logits: np.ndarray, bi_logits: np.ndarray, labels: np.ndarr
     """
     cross, labels = _inputs(cross_logits, labels)
     bi, _ = _inputs(bi_logits, labels)
-    positives, negatives = int(labels.sum()), int((~labels).sum())
-    target = np.where(labels, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     columns = [((x - x.mean()) / max(x.std(), 1e-12), x.mean(), max(x.std(), 1e-12)) for x in (cross, bi)]
-    *slopes, bias = _solve(np.stack([columns[0][0], columns[1][0], np.ones(len(labels))], axis=1), target)
+    design = np.stack([columns[0][0], columns[1][0], np.ones(len(labels))], axis=1)
+    *slopes, bias = _solve(design, _smoothed(labels))
     slopes = [float(slope / spread) for slope, (_, _, spread) in zip(slopes, columns, strict=True)]
     bias -= sum(slope * mean for slope, (_, mean, _) in zip(slopes, columns, strict=True))
     return Fusion(*slopes, float(bias))
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> Scale:
-    """Temperature scaling (Guo et al. 2017, arXiv:1706.04599): slope 1/T of least cross-entropy, no bias."""
+    """Temperature scaling (Guo et al. 2017, arXiv:1706.04599): slope 1/T of least cross-entropy, no bias.
+
+    The targets are smoothed as in `fit_scale`: without, separable data have T = 0.
+    """
     logits, labels = _inputs(logits, labels)
     spread = max(np.abs(logits).max(), 1e-12)
-    (slope,) = _solve((logits / spread)[:, None], labels.astype(np.float64))
-    return Scale(float(slope / spread), 0.0)
+    (slope,) = _solve((logits / spread)[:, None], _smoothed(labels))
+    return Scale(_rising(slope / spread), 0.0)
+
+
+def _rising(slope: float) -> float:
+    # A falling scale would turn the ranking round, and its AUC with it. Scores worse than chance mean swapped labels
+    # or an untrained model: refused, since a slope clamped at 0 would silently make one constant of all scores.
+    if not slope > 0:
+        raise UserError(
+            f"logits: higher ones are no more often the same book (slope {slope:.3g}); "
+            "see whether the labels are swapped and the model is trained"
+        )
+    return float(slope)
+
+
+def _smoothed(labels: np.ndarray) -> np.ndarray:
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    return np.where(labels, (positives + 1) / (positives + 2), 1 / (negatives + 2))
 
 
 def _inputs(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -147,6 +164,8 @@ def choose_threshold(
         raise UserError(
             f"target = {target!r}: objective {objective!r} {'needs one' if target is None else 'takes none'}"
         )
+    if target is not None and not 0 < target <= 1:
+        raise UserError(f"target = {target}: {objective} can be above 0 and at most 1")
     values, table = _all_thresholds(labels, probabilities)
     if target is None:
         best = int(np.argmax(table[objective]))
@@ -154,38 +173,37 @@ def choose_threshold(
         feasible = np.flatnonzero(table[objective] >= target)
         if not len(feasible):
             top = float(table[objective].max())
-            raise UserError(
-                f"target = {target}: {objective} reaches {top:.4f} at most on these {len(labels)} pairs"
-            )
+            raise UserError(f"target = {target}: {objective} reaches {top:.4f} at most on these {len(labels)} pairs")
         best = int(feasible[-1] if objective == "precision" else feasible[0])
     achieved = {name: float(column[best]) for name, column in table.items()}
     return Threshold(float(values[best]), objective, target, achieved)
 
 
 def _all_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Thresholds in falling order, each saying "same" to one more distinct probability, and what each
-    achieves.
+    """Thresholds in falling order, each saying "same" to one more distinct probability, and what each achieves.
+
+    The last one says it to none: it wins only where it is strictly better.
     """
     order = np.argsort(-probabilities, kind="stable")
     p, y = probabilities[order], labels[order]
     last = np.flatnonzero(np.r_[p[1:] != p[:-1], True])  # the last row of each distinct probability
     below = np.r_[p[1:], 0.0][last]
-    values = (p[last] + below) / 2
-    true_positive = np.cumsum(y)[last].astype(np.float64)
-    false_positive = np.cumsum(~y)[last].astype(np.float64)
+    middle = (p[last] + below) / 2
+    # Between neighbouring floats there is no middle, and rounding may give the lower one, which would let it in.
+    values = np.append(np.where(middle > below, middle, p[last]), max((p[0] + 1) / 2, np.nextafter(p[0], 2)))
+    true_positive = np.append(np.cumsum(y)[last], 0.0)
+    false_positive = np.append(np.cumsum(~y)[last], 0.0)
     positives, negatives = y.sum(), (~y).sum()
     recall = true_positive / positives
     return values, {
         "accuracy": (true_positive + negatives - false_positive) / len(y),
         "balanced_accuracy": (recall + 1 - false_positive / negatives) / 2,
         "f1": 2 * true_positive / (true_positive + false_positive + positives),
-        "precision": true_positive / (true_positive + false_positive),
+        "precision": true_positive / np.maximum(true_positive + false_positive, 1),
         "recall": recall,
     }
 
 
 def choose_prefilter(labels: np.ndarray, probabilities: np.ndarray, recall: float) -> float:
-    """The highest first-stage threshold that still lets `recall` of the positives through to the second
-    stage.
-    """
+    """The highest first-stage threshold that still lets `recall` of the positives through to the second stage."""
     return choose_threshold(labels, probabilities, "recall", recall).value

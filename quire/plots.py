@@ -3,6 +3,7 @@
 `systems` maps a name to (labels (n,), probabilities (n,)).
 """
 
+import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from quire.metrics import NUM_BINS
+from quire.metrics import calibration_bins
 
 # Okabe & Ito 2008: eight colours that colour-blind readers tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -27,7 +28,7 @@ def roc(systems: Systems) -> str:
     def draw(axes: Axes) -> None:
         for name, (labels, probabilities) in systems.items():
             false, true, _ = roc_curve(labels, probabilities)
-            axes.plot(false, true, label=name)
+            axes.plot(false, true, label=_label(name))
         axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
         axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01))
         axes.legend(loc="lower right")
@@ -41,7 +42,7 @@ def precision_recall(systems: Systems) -> str:
     def draw(axes: Axes) -> None:
         for name, (labels, probabilities) in systems.items():
             precision, recall, _ = precision_recall_curve(labels, probabilities)
-            axes.plot(recall, precision, label=name)
+            axes.plot(recall, precision, label=_label(name))
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.01))
         axes.legend(loc="lower left")
 
@@ -53,9 +54,8 @@ def reliability(systems: Systems) -> str:
 
     def draw(axes: Axes) -> None:
         for name, (labels, probabilities) in systems.items():
-            bins = np.array_split(np.argsort(probabilities, kind="stable"), min(NUM_BINS, len(labels)))
-            points = np.asarray([(probabilities[b].mean(), labels[b].mean()) for b in bins if len(b)])
-            axes.plot(points[:, 0], points[:, 1], marker="o", markersize=4, label=name)
+            predicted, observed, _ = calibration_bins(labels, probabilities)
+            axes.plot(predicted, observed, marker="o", markersize=4, label=_label(name))
         axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
         axes.set(xlabel="predicted probability", ylabel="observed share of the same book", xlim=(0, 1), ylim=(0, 1))
         axes.legend(loc="upper left")
@@ -74,7 +74,7 @@ def losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "
             -1, 2
         )
         axes.plot(trained[:, 0], trained[:, 1], color=COLORS[0], linewidth=1)
-        axes.set(title=name, xlabel="optimiser step")
+        axes.set(title=_label(name), xlabel="optimiser step")
         axes.set_ylabel("training loss", color=COLORS[0])
         other = axes.twinx()
         other.plot(evaluated[:, 0], evaluated[:, 1], color=COLORS[1], marker="o")
@@ -95,12 +95,16 @@ def score_histograms(labels: np.ndarray, negative_types: np.ndarray, probabiliti
                 density=True,
                 histtype="step",
                 linewidth=1.8,
-                label=name,
+                label=_label(name),
             )
         axes.set(xlabel="probability of the same book", ylabel="density", xlim=(0, 1))
         axes.legend(loc="upper center")
 
     return _svg("scores", draw)
+
+
+def _label(name: str) -> str:
+    return name.replace("$", r"\$")  # a pair of dollar signs would open matplotlib's mathematics
 
 
 def _svg(name: str, draw: Callable[[Axes], None]) -> str:
@@ -122,5 +126,7 @@ def _render(name: str, figure: Figure) -> str:
     svg = sink.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    # Two plots of one kind differ in content, so the prefix holds its hash. Tags only: a name may read like an id.
+    prefix = f"{name}-{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", tag[0]), svg)
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', svg, count=1)

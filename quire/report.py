@@ -50,25 +50,31 @@ def strata(rows: Rows) -> list[str]:
 
 
 def best(rows: Rows, stratum: str, column: str) -> float:
-    """The best value of a column within a stratum."""
-    values = [system[stratum][column] for system in rows.values() if stratum in system]
+    """The best value of a column within a stratum, as shown: three digits, so that what reads equal counts equal."""
+    values = [round(system[stratum][column], 3) for system in rows.values() if stratum in system]
     return min(values) if column in _LOWER_IS_BETTER else max(values)
 
 
 def table(rows: Rows, columns: Sequence[str] = tuple(COLUMNS)) -> str:
-    """Systems x metrics as aligned text, a block per stratum; the best value of a column is starred."""
-    width = max(len(name) for name in rows) + 2
+    """Systems x metrics as aligned text, a block per stratum; the best value of a column is starred.
+
+    At most 100 columns wide with the standard five metrics: a longer system name stands on a line of its own.
+    """
+    width = min(max(len(name) for name in rows) + 2, 24)
     lines = []
     for stratum in strata(rows):
         counts = next(system[stratum] for system in rows.values() if stratum in system)
         title = "overall" if stratum == "overall" else f"against {stratum} negatives"
         lines.append(f"{title} ({counts['num_positives']} positives, {counts['num_negatives']} negatives)")
-        lines.append(" " * width + "".join(f"{COLUMNS[column]:>15}" for column in columns))
-        for name, system in rows.items():
+        lines.append(" " * width + "".join(f"{COLUMNS.get(column, column):>15}" for column in columns))
+        for name, system in ((name, system) for name, system in rows.items() if stratum in system):
             cells = [
-                f"{system[stratum][c]:.3f}{'*' if system[stratum][c] == best(rows, stratum, c) else ' '}"
+                f"{system[stratum][c]:.3f}{'*' if round(system[stratum][c], 3) == best(rows, stratum, c) else ' '}"
                 for c in columns
             ]
+            if len(name) > width - 2:
+                lines.append(f"  {name}")
+                name = ""
             lines.append(f"  {name:<{width - 2}}" + "".join(f"{cell:>15}" for cell in cells))
     return "\n".join(lines)
 
@@ -89,7 +95,8 @@ def render(report: Report) -> str:
         parts.append('<h2>Plots</h2><div class="plots">')
         for plot in report.plots:
             parts.append(
-                f"<figure><figcaption><b>{escape(plot.title)}</b> {escape(plot.how_to_read)}</figcaption>{plot.svg}</figure>"
+                f"<figure><figcaption><b>{escape(plot.title)}</b> {escape(plot.how_to_read)}</figcaption>"
+                f"{plot.svg}</figure>"
             )
         parts.append("</div>")
     parts += [_section(section) for section in report.sections]
@@ -110,7 +117,7 @@ def _results(rows: Rows) -> str:
         body.append(
             f'<tr class="stratum"><th colspan="{len(COLUMNS) + 1}">{escape(title)} <small>{size}</small></th></tr>'
         )
-        for name, system in rows.items():
+        for name, system in ((name, system) for name, system in rows.items() if stratum in system):
             cells = "".join(_cell(rows, stratum, column, system[stratum]) for column in COLUMNS)
             body.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
@@ -118,7 +125,7 @@ def _results(rows: Rows) -> str:
 
 def _cell(rows: Rows, stratum: str, column: str, values: Mapping[str, Any]) -> str:
     shown = f"{values[column]:.3f}"
-    if values[column] == best(rows, stratum, column):
+    if round(values[column], 3) == best(rows, stratum, column):
         shown = f"<b>{shown}</b>"
     interval = values.get(f"{column}_interval")
     if interval:
@@ -142,7 +149,8 @@ main{max-width:72rem;margin:0 auto;padding:1.5rem}h1{margin:.2em 0}h2{margin-top
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #eee;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}small{color:#666;font-weight:normal}
-.stratum th{text-align:left;background:#f4f6f8}.plots{display:grid;gap:1.5rem;grid-template-columns:repeat(auto-fit,minmax(22rem,1fr))}
+.stratum th{text-align:left;background:#f4f6f8}.plots{display:grid;gap:1.5rem;
+grid-template-columns:repeat(auto-fit,minmax(22rem,1fr))}
 figure{margin:0}figcaption{font-size:.9rem;color:#444;min-height:3em}svg{width:100%;height:auto}
 details{margin:.6rem 0}pre{overflow-x:auto;background:#f6f6f6;padding:1rem;font-size:.8rem}
 @media print{details{display:none}}

@@ -1,10 +1,14 @@
 """Metrics, calibration and the classical baseline on data whose answer is known."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
+from sklearn.metrics import roc_auc_score
 
 from quire import baselines, calibration, metrics
 from quire.errors import UserError
@@ -31,10 +35,19 @@ def test_scale_and_bias_are_recovered_wherever_the_scores_lie() -> None:
 
 def test_separable_scores_give_finite_scales() -> None:
     scores, labels = np.r_[np.zeros(50), np.ones(50)], np.r_[np.zeros(50), np.ones(50)]
-    for fit in (calibration.fit_scale,):
-        assert np.isfinite(fit(scores, labels).slope)
+    assert np.isfinite(calibration.fit_scale(scores, labels).slope)
+    # Smoothed targets of 50 a class: the best probability of a positive is 51 / 52, wherever the scores lie.
+    assert calibration.fit_temperature(scores - 0.5, labels).probability(0.5) == pytest.approx(51 / 52, abs=1e-6)
     fusion = calibration.fit_fusion(scores, -scores, labels)
     assert np.isfinite([fusion.cross_slope, fusion.bi_slope, fusion.bias]).all()
+
+
+@pytest.mark.parametrize("fit", [calibration.fit_scale, calibration.fit_temperature])
+def test_scores_that_rank_the_wrong_way_round_are_refused_not_reversed(fit) -> None:
+    logits, labels = sample(1000)
+    for wrong in (-logits, np.zeros(1000)):
+        with pytest.raises(UserError, match="labels are swapped"):
+            fit(wrong, labels)
 
 
 def test_fusion_ignores_a_second_stage_that_knows_nothing() -> None:
@@ -51,6 +64,7 @@ def test_calibration_lowers_nll_and_ece_of_overconfident_scores() -> None:
     assert after["nll"] < before["nll"] and after["ece"] < 0.02 < before["ece"]
 
 
+@settings(deadline=None, max_examples=30)  # a busy machine is no fault
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(0, 10)), min_size=4, max_size=40),
     st.sampled_from(["accuracy", "balanced_accuracy", "f1"]),
@@ -62,9 +76,8 @@ def test_no_threshold_beats_the_chosen_one(rows: list[tuple[bool, int]], objecti
         return
     chosen = calibration.choose_threshold(labels, probabilities, objective)
     assert metrics.metrics(labels, probabilities, chosen.value)[objective] == pytest.approx(chosen.achieved[objective])
-    for value in np.arange(0.0, 1.0, 0.05):
-        if (probabilities >= value).any():
-            assert metrics.metrics(labels, probabilities, value)[objective] <= chosen.achieved[objective] + 1e-12
+    for value in np.arange(0.0, 1.1, 0.05):  # "same" to all of them, to some, to none
+        assert metrics.metrics(labels, probabilities, value)[objective] <= chosen.achieved[objective] + 1e-12
 
 
 def test_a_target_is_met_or_refused_with_the_best_that_can_be_had() -> None:
@@ -73,6 +86,45 @@ def test_a_target_is_met_or_refused_with_the_best_that_can_be_had() -> None:
     assert calibration.choose_threshold(labels, probabilities, "precision", 0.75).value == pytest.approx(0.55)
     with pytest.raises(UserError, match="precision reaches 0.75"):
         calibration.choose_threshold(labels, probabilities, "precision", 0.9)
+
+
+def test_the_threshold_between_neighbouring_floats_parts_them() -> None:
+    low = np.nextafter(np.nextafter(0.7, 0), 0)
+    probabilities, labels = np.asarray([low, np.nextafter(low, 1)]), np.asarray([0, 1])
+    assert ((probabilities >= calibration.choose_threshold(labels, probabilities).value) == labels).all()
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, 1.5, float("nan")])
+def test_a_target_that_is_no_share_is_refused(target: float) -> None:
+    with pytest.raises(UserError, match="above 0 and at most 1"):
+        calibration.choose_threshold(np.asarray([0, 1]), np.asarray([0.1, 0.9]), "recall", target)
+
+
+@settings(deadline=None)  # a busy machine is no fault
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(1, 4)), min_size=2, max_size=30))
+def test_the_weighted_auc_is_that_of_scikit_learn(rows: list[tuple[bool, int, int]]) -> None:
+    labels, scores, weights = (np.asarray(column, dtype=float) for column in zip(*rows, strict=True))
+    if len(set(labels.tolist())) == 2:
+        expected = roc_auc_score(labels, scores, sample_weight=weights)
+        assert metrics.auc(labels, scores, weights) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_negative_without_type_is_refused() -> None:
+    for kind in (None, "", "overall"):
+        with pytest.raises(UserError, match=r"negative_types\[1\]"):
+            metrics.by_negative_type([1, 0], [None, kind], [0.9, 0.1], 0.5)
+
+
+def test_one_author_a_pair_gives_the_interval_over_pairs() -> None:
+    logits, labels = sample(2000)
+    authors = [str(i) for i in range(2000)]
+    low, high = metrics.author_bootstrap(labels, logits, authors, authors, seed=3)
+    value, positives, negatives = metrics.auc(labels, logits), labels.sum(), (1 - labels).sum()
+    # Hanley & McNeil 1982, eq. 1, holds for exponential scores; near enough for a tenth or two of the width.
+    q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)
+    variance = value * (1 - value) + (positives - 1) * (q1 - value**2) + (negatives - 1) * (q2 - value**2)
+    width = 2 * 1.96 * np.sqrt(variance / (positives * negatives))
+    assert high - low == pytest.approx(width, rel=0.2)
 
 
 def test_a_constant_prediction_is_one_bin() -> None:
@@ -107,6 +159,8 @@ def test_intervals_over_authors_hold_the_value_and_are_wider_than_over_pairs() -
     [
         ([1, 1], [0.2, 0.3], "both classes"),
         ([1, 0], [0.2, 1.2], "from 0 to 1"),
+        ([2, 0], [0.2, 0.3], "expected 1"),
+        ([1, float("nan")], [0.2, 0.3], "expected 1"),
         ([1, 0], [0.2], "one each"),
         ([1, 0], [0.2, float("nan")], "from 0 to 1"),
     ],
@@ -121,3 +175,31 @@ def test_texts_that_share_phrases_are_nearer_than_texts_that_do_not() -> None:
     a, b = ["The  whale\nship"] * 3, ["the whale ship", "the ship", "jury duty"]
     same, near, far = baselines.char_tfidf(corpus, a, b)
     assert same == pytest.approx(1.0, abs=1e-6) and same > near > far
+
+
+def test_pairs_and_training_texts_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match="expected as many"):
+        baselines.char_tfidf(["a text"], ["a text"] * 3, ["a text"])
+    with pytest.raises(UserError, match="training split"):
+        baselines.char_tfidf(["a"], ["a text"], ["a text"])
+
+
+def test_pairs_beyond_one_block_score_as_they_do_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = ["the whale and the sea", "a court of law", "the ship at sea", "the judge of the court"]
+    whole = baselines.char_tfidf(corpus, corpus, corpus[::-1])
+    monkeypatch.setattr(baselines, "PAIRS_PER_BLOCK", 3)
+    np.testing.assert_array_equal(baselines.char_tfidf(corpus, corpus, corpus[::-1]), whole)
+
+
+def test_character_n_grams_tell_same_book_from_another_author_on_real_novels() -> None:
+    books = Path(__file__).parents[2] / "shared" / "data" / "books"
+    if not books.is_dir():
+        pytest.skip(f"no novels at {books}")
+    rows = [json.loads(line) for line in (books / "manifest.jsonl").read_text("utf-8").splitlines()]
+    rows = sorted({row["author_slug"]: row for row in rows}.values(), key=lambda row: row["file"])  # one book an author
+    texts = [(books / row["file"]).read_text("utf-8") for row in rows]
+    first, second = ([text[start : start + 2000] for text in texts] for start in (60_000, 90_000))
+    fitted, tested = first[:15] + second[:15], range(15, len(texts))
+    pairs = [(i, j) for i in tested for j in tested]
+    scores = baselines.char_tfidf(fitted, [first[i] for i, _ in pairs], [second[j] for _, j in pairs])
+    assert metrics.auc(np.asarray([i == j for i, j in pairs], dtype=int), scores) > 0.7

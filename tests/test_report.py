@@ -99,6 +99,28 @@ def test_ids_of_several_plots_do_not_clash() -> None:
 def test_the_terminal_table_fits_and_stars_the_best() -> None:
     _, rows = page()
     text = report.table(rows)
-    assert max(len(line) for line in text.splitlines()) <= 120
+    assert max(len(line) for line in text.splitlines()) <= 100
     starred = [line for line in text.splitlines() if line.startswith("  good") and "*" in line]
     assert len(starred) == 3
+
+
+def test_a_system_without_a_stratum_is_left_out_there_alone() -> None:
+    _, rows = page()
+    rows["good"].pop("random")
+    made = report.Report(title="t", question="q", headline="h", rows=rows)
+    assert report.table(rows).count("  good") == 2 and report.render(made).count("<td>good</td>") == 2
+
+
+def test_two_plots_of_one_kind_share_no_ids_and_names_are_shown_as_they_are() -> None:
+    labels = np.asarray([0, 1, 0, 1])
+    names = ["costs $5_{ or $6", 'id="x"']
+    drawn = [plots.roc({name: (labels, np.linspace(0, 1, 4))}) for name in names]
+    ids = [set(re.findall(r'\bid="([^"]+)"', re.sub(r">[^<]*<", "><", svg))) for svg in drawn]
+    assert ids[0] and not ids[0] & ids[1]
+    assert all(f">{name}<" in svg for name, svg in zip(names, drawn, strict=True))
+
+
+def test_a_constant_prediction_is_one_point_of_the_reliability_plot() -> None:
+    labels = np.asarray([1] * 30 + [0] * 70)
+    constant, spread = (plots.reliability({"c": (labels, p)}) for p in (np.full(100, 0.3), np.linspace(0, 1, 100)))
+    assert spread.count("<use ") - constant.count("<use ") == metrics.NUM_BINS - 1
