@@ -101,8 +101,9 @@ def _publish(draft: Draft, settings: DocumentsConfig, num_shards: int) -> Artifa
             f"no document survived: {schema.summarise(_dropped(records))}; look at rejects in {draft.folder}"
         )
     summary = (
-        f"{rows:,} documents from {total / 1e6:.1f} MB; kept {sum(kept.values()) / len(kept):.1%} of the text on average, "
-        f"least {min(kept.values()):.1%}; {schema.summarise(_dropped(records))}; {speed(draft, total / 1e6, 'MB')}"
+        f"{rows:,} documents from {total / 1e6:.1f} MB; "
+        f"kept {sum(kept.values()) / len(kept):.1%} of the text on average, least {min(kept.values()):.1%}; "
+        f"{schema.summarise(_dropped(records))}; {speed(draft, total / 1e6, 'MB')}"
     )
     return draft.publish(num_shards=num_shards, summary=summary, facts={"kept": kept})
 

@@ -80,7 +80,7 @@ def _scorer(inputs: dict[str, Any], settings: ScoreConfig) -> Any:
     ids = chunks["chunk_id"].combine_chunks()
     train = np.flatnonzero(pc.equal(chunks["split"], "train").to_numpy())
     train = train[:: max(1, len(train) // settings.num_fit_chunks)]
-    fit_texts = chunks["text"].take(train).to_pylist()
+    tfidf = baselines.CharTfidf(chunks["text"].take(train).to_pylist())
     pairs = inputs["pairs"].read()
 
     def process(item: tuple[str, int]) -> Shard:
@@ -94,7 +94,7 @@ def _scorer(inputs: dict[str, Any], settings: ScoreConfig) -> Any:
             "bi_encoder": bi.score(a, b),
             "cross_encoder": cross.logits(list(zip(a, b, strict=True))),
             "untrained": (vectors[: len(a)] * vectors[len(a) :]).sum(1).astype(np.float64),
-            "char_4gram": baselines.char_tfidf(fit_texts, a, b).astype(np.float64),
+            "char_4gram": tfidf.score(a, b).astype(np.float64),
         }
         for name in SYSTEMS:
             table = table.append_column(name, pa.array(logits[name], pa.float64()))

@@ -68,6 +68,13 @@ class Artifact:
     def fingerprint(self) -> str:
         return self.manifest["fingerprint"]
 
+    def told(self, started: float) -> str:
+        """For the terminal: what the step that began at `started` (seconds since the epoch) did, and its summary."""
+        fresh = self.manifest["ended"] >= started
+        how = f"done in {time.time() - started:.1f} s" if fresh else "already published, skipped"
+        lines = [f"{how}: {self.storage.uri(self.folder)}", *self.manifest["summary"].splitlines()]
+        return "\n".join(f"      {line}" for line in lines)
+
     @property
     def parts(self) -> list[str]:
         """Parquet parts in order, relative to the root."""

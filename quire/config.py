@@ -8,6 +8,7 @@ bare string. File and overrides are merged first and validated once, as a whole.
 
 import json
 import sys
+import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -170,7 +171,8 @@ def main(config_class: type[C], run: Callable[[C], Any], arguments: Sequence[str
         if show:
             print(to_toml(config), end="")
             return
-        run(config)
+        started = time.time()
+        print(run(config).told(started), flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

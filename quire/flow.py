@@ -76,12 +76,8 @@ def run(flow: Flow) -> dict[str, Artifact]:
     for number, (step, module, config) in enumerate(prepared, start=1):
         print(f"[{number}/{len(prepared)}] {step.name}: {step.run}", flush=True)
         started = time.time()
-        made[step.name] = artifact = module.run(config)
-        fresh = artifact.manifest["ended"] >= started
-        how = f"done in {time.time() - started:.1f} s" if fresh else "already published, skipped"
-        print(f"      {how}: {artifact.storage.uri(artifact.folder)}", flush=True)
-        for line in artifact.manifest["summary"].splitlines():
-            print(f"      {line}", flush=True)
+        made[step.name] = module.run(config)
+        print(made[step.name].told(started), flush=True)
     print(f"flow finished in {time.time() - begun:.1f} s", flush=True)
     return made
 

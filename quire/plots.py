@@ -67,7 +67,7 @@ def losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "
     """Training loss and validation metric over steps, a panel a model."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     for axes, (name, history) in zip(
-        figure.subplots(1, len(histories), squeeze=False)[0], histories.items(), strict=True
+        figure.subplots(1, max(1, len(histories)), squeeze=False)[0], histories.items(), strict=False
     ):
         trained = np.asarray([(r["step"], r["loss"]) for r in history if "loss" in r]).reshape(-1, 2)
         evaluated = np.asarray([(r["step"], r[f"eval_{metric}"]) for r in history if f"eval_{metric}" in r]).reshape(

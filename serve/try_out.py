@@ -52,7 +52,8 @@ def run(settings: TryOutConfig) -> Artifact:
     exchange = {"request": question, "answer": answer, "same_book_in_truth": same}
     draft.storage.write_json(f"{draft.folder}/exchange.json", exchange)
     shown = {key: value if len(value) < 70 else f"{value[:67]}..." for key, value in question.items()}
-    summary = f"POST /v1/match {json.dumps(shown, ensure_ascii=False)}\n200 {json.dumps(answer)}\n(the same book in truth: {same})"
+    asked = json.dumps(shown, ensure_ascii=False)
+    summary = f"POST /v1/match {asked}\n200 {json.dumps(answer)}\n(the same book in truth: {same})"
     return draft.publish(summary=summary)
 
 

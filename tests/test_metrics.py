@@ -173,22 +173,22 @@ def test_what_cannot_be_measured_is_refused(labels: list, probabilities: list, w
 def test_texts_that_share_phrases_are_nearer_than_texts_that_do_not() -> None:
     corpus = ["the whale and the sea", "a court of law", "the ship at sea", "the judge of the court"]
     a, b = ["The  whale\nship"] * 3, ["the whale ship", "the ship", "jury duty"]
-    same, near, far = baselines.char_tfidf(corpus, a, b)
+    same, near, far = baselines.CharTfidf(corpus).score(a, b)
     assert same == pytest.approx(1.0, abs=1e-6) and same > near > far
 
 
 def test_pairs_and_training_texts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match="expected as many"):
-        baselines.char_tfidf(["a text"], ["a text"] * 3, ["a text"])
+        baselines.CharTfidf(["a text"]).score(["a text"] * 3, ["a text"])
     with pytest.raises(UserError, match="training split"):
-        baselines.char_tfidf(["a"], ["a text"], ["a text"])
+        baselines.CharTfidf(["a"])
 
 
 def test_pairs_beyond_one_block_score_as_they_do_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = ["the whale and the sea", "a court of law", "the ship at sea", "the judge of the court"]
-    whole = baselines.char_tfidf(corpus, corpus, corpus[::-1])
+    whole = baselines.CharTfidf(corpus).score(corpus, corpus[::-1])
     monkeypatch.setattr(baselines, "PAIRS_PER_BLOCK", 3)
-    np.testing.assert_array_equal(baselines.char_tfidf(corpus, corpus, corpus[::-1]), whole)
+    np.testing.assert_array_equal(baselines.CharTfidf(corpus).score(corpus, corpus[::-1]), whole)
 
 
 def test_character_n_grams_tell_same_book_from_another_author_on_real_novels() -> None:
@@ -201,5 +201,5 @@ def test_character_n_grams_tell_same_book_from_another_author_on_real_novels() -
     first, second = ([text[start : start + 2000] for text in texts] for start in (60_000, 90_000))
     fitted, tested = first[:15] + second[:15], range(15, len(texts))
     pairs = [(i, j) for i in tested for j in tested]
-    scores = baselines.char_tfidf(fitted, [first[i] for i, _ in pairs], [second[j] for _, j in pairs])
+    scores = baselines.CharTfidf(fitted).score([first[i] for i, _ in pairs], [second[j] for _, j in pairs])
     assert metrics.auc(np.asarray([i == j for i, j in pairs], dtype=int), scores) > 0.7

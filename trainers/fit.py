@@ -55,7 +55,7 @@ def fit(module: str, settings: Any, draft: Draft) -> None:
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
-            # A fresh name each time: Ray would silently continue an old run of the same name. Ours resumes by the draft.
+            # A fresh name each time: Ray would silently continue an old run of this name. Ours resumes by the draft.
             name=f"run-{uuid.uuid4().hex[:12]}",
             storage_path=draft.storage.path(f"{draft.folder}/{WORK}/ray"),
             storage_filesystem=draft.storage.filesystem,

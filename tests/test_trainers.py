@@ -1,0 +1,61 @@
+"""The trainers' own modules over several workers: the same gradients as one worker with the global batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from quire import bi_encoder, encoder, packing, style
+from trainers.bi_encoder import Module
+
+pytestmark = pytest.mark.ray  # the rooms above quire/ import ray
+
+TEXTS = [
+    f"the {word} and the {other}, a {word}." for word in ("ship", "rose", "judge", "crew") for other in ("sea", "war")
+]
+WORKS = torch.tensor([0, 0, 1, 1, 2, 2, 0, 3])
+
+
+def bi_module(folder: str) -> tuple[bi_encoder.BiEncoder, Module]:
+    torch.manual_seed(1)
+    model = bi_encoder.build_encoder(folder, pooling="mean", max_seq_length=32)
+    head = bi_encoder.PairHead(model.get_embedding_dimension(), 8)
+    torch.nn.init.normal_(head.out.weight)
+    return bi_encoder.BiEncoder(model, head), Module(model, head, 0.1, 1.0).eval()  # eval: no dropout
+
+
+def bi_batch(bi: bi_encoder.BiEncoder, mine: slice) -> dict[str, torch.Tensor]:
+    ids, mask = packing.pad(encoder.tokenize(bi.model, TEXTS[mine]), 0)
+    features = torch.from_numpy(style.style_features(TEXTS[mine]))
+    return {"input_ids": ids, "attention_mask": mask, "style": features, "works": WORKS[mine]}
+
+
+def _worker(rank: int, world: int, folder: str, encoder_folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    bi, module = bi_module(encoder_folder)
+    size = len(TEXTS) // world
+    wrapped = DistributedDataParallel(module, find_unused_parameters=True)
+    out = wrapped(bi_batch(bi, slice(rank * size, (rank + 1) * size)))
+    out["loss"].backward()
+    if rank == 0:
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+        torch.save({"loss": out["loss"].detach(), "gradients": gradients}, f"{folder}/two.pt")
+    dist.destroy_process_group()
+
+
+def test_the_bi_encoder_on_two_workers_has_the_gradients_of_one(encoder_folder: str, tmp_path: Path) -> None:
+    multiprocessing.spawn(_worker, args=(2, str(tmp_path), encoder_folder), nprocs=2)
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    bi, module = bi_module(encoder_folder)
+    loss = module(bi_batch(bi, slice(None)))["loss"]
+    loss.backward()
+    torch.testing.assert_close(two["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    assert gradients.keys() == two["gradients"].keys()
+    assert any(gradient.abs().max() > 1e-3 for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
