@@ -81,7 +81,7 @@ class CrossEncoderModel:
 
     @ray_serve.batch(max_batch_size=16, batch_wait_timeout_s=0.01, max_concurrent_batches=BATCHES)
     async def score(self, pairs: list[tuple[str, str]]) -> list[float]:
-        """One logit a pair, the mean over both orders."""
+        """One logit a pair, whichever way round it came."""
         return (await asyncio.to_thread(self.model.logits, pairs)).tolist()
 
     def check_health(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,22 +102,35 @@ def test_a_saved_bi_encoder_is_loaded_by_both_libraries_and_scores_alike(encoder
 def test_a_saved_cross_encoder_is_loaded_by_both_libraries_and_scores_alike(
     encoder_folder: str, tmp_path: Path
 ) -> None:
-    made = cross_encoder.CrossEncoder(*cross_encoder.build_model(encoder_folder, 64))
+    made = cross_encoder.CrossEncoder(cross_encoder.build_model(encoder_folder, 64))
     made.model.eval()
     made.save(tmp_path / "m")
     pairs = [(TEXTS[0], TEXTS[1]), (TEXTS[2], TEXTS[3])]
     again = cross_encoder.CrossEncoder.load(tmp_path / "m")
     np.testing.assert_allclose(again.one_order(pairs), made.one_order(pairs), atol=1e-6)
-    np.testing.assert_allclose(again.logits(pairs), again.logits([(b, a) for a, b in pairs]), atol=1e-6)
+    np.testing.assert_array_equal(again.logits(pairs), again.logits([(b, a) for a, b in pairs]))
     users = UsersCrossEncoder(str(tmp_path / "m"), device="cpu").predict(pairs, activation_fn=torch.nn.Identity())
     np.testing.assert_allclose(users, made.one_order(pairs), atol=1e-5)
 
 
+def test_a_new_cross_encoder_scores_near_texts_above_far_ones_on_a_standard_scale(encoder_folder: str) -> None:
+    torch.manual_seed(0)
+    made = cross_encoder.CrossEncoder(cross_encoder.build_model(encoder_folder, 64))
+    made.model.eval()
+    words = [" ".join(words[:8]) for words in tiny.TOPICS.values()]
+    same = [(text, text) for text in words]
+    other = [(a, b) for a in words for b in words if a != b]
+    made.standardise(same + other)
+    logits = made.one_order(same + other)
+    assert (logits.mean(), logits.std()) == pytest.approx((0, 1), abs=0.05)
+    assert logits[: len(same)].mean() > logits[len(same) :].mean() + 0.2
+
+
 def test_both_sides_of_a_pair_are_cut_fairly(encoder_folder: str) -> None:
-    _, tokenizer = cross_encoder.build_model(encoder_folder, 43)
+    model = cross_encoder.build_model(encoder_folder, 43)
     long, short = "ship " * 100, "rose rose rose"
     for pair, expected in (((long, long), (20, 20)), ((long, short), (37, 3)), ((short, long), (3, 37))):
-        tokens, types = cross_encoder.tokenize_pairs(tokenizer, [pair])
+        tokens, types = cross_encoder.tokenize_pairs(model, [pair])
         # side a stands between [CLS] and [SEP], side b before the last [SEP]
         assert (int((types[0] == 0).sum()) - 2, int((types[0] == 1).sum()) - 1) == expected
         assert len(tokens[0]) == 43

@@ -26,7 +26,7 @@ def publish_matcher(root: Path, encoder_folder: str, prefilter: float) -> str:
     torch.manual_seed(1)
     bi = BiEncoder(build_encoder(encoder_folder, pooling="mean", max_seq_length=64), PairHead(32))
     bi.save(root / "models" / "bi")
-    cross = CrossEncoder(*build_model(encoder_folder, 64))
+    cross = CrossEncoder(build_model(encoder_folder, 64))
     cross.save(root / "models" / "cross")
     spec = matcher.make_spec(
         bi_encoder="models/bi",

@@ -9,6 +9,8 @@ import torch.multiprocessing as multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from quire import bi_encoder, encoder, packing, style
+from quire.cross_encoder import build_model, features, tokenize_pairs
+from trainers import cross_encoder as cross_trainer
 from trainers.bi_encoder import Module
 
 pytestmark = pytest.mark.ray  # the rooms above quire/ import ray
@@ -59,3 +61,35 @@ def test_the_bi_encoder_on_two_workers_has_the_gradients_of_one(encoder_folder: 
     assert any(gradient.abs().max() > 1e-3 for gradient in gradients.values())
     for name, gradient in gradients.items():
         torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_each_text_alone_has_the_tokens_that_it_has_in_the_pair(encoder_folder: str) -> None:
+    model = build_model(encoder_folder, 40)
+    pairs = [("the ship", "a rose and a judge and a crew"), ("the judge, the crew, the rose " * 9, "ship " * 99)]
+    tokens, types = tokenize_pairs(model, pairs)
+    joint, _ = packing.pad(tokens, 0)
+    apart = cross_trainer.alone(tokens, types, 0)
+    same = joint.flatten()[apart["place"]], apart["alone_ids"].flatten()[apart["alone_place"]]
+    assert torch.equal(*same) and len(same[0]) == sum(len(ids) - 3 for ids in tokens)  # without [CLS], [SEP], [SEP]
+    expected, _ = packing.pad([ids for pair in pairs for ids in encoder.tokenize(model, pair, 40)][:2], 0)
+    assert torch.equal(apart["alone_ids"][:2, : expected.shape[1]], expected)
+
+
+def test_imitation_teaches_the_pair_model_to_keep_two_texts_apart(encoder_folder: str) -> None:
+    model = build_model(encoder_folder, 40)
+    module = cross_trainer.Module(model, 1.0).eval()
+    tokens, types = tokenize_pairs(model, [(TEXTS[0], TEXTS[3]), (TEXTS[5], TEXTS[6])])
+    batch = {
+        **features(tokens, types, model),
+        **cross_trainer.alone(tokens, types, 0),
+        "labels": torch.tensor([0.0, 1.0]),
+    }
+    optimizer = torch.optim.Adam(module.parameters(), 1e-3)
+    before = module(dict(batch))["imitation"]
+    assert len(list(module.parameters())) == len(list(model.parameters()))  # the copy that is imitated is not trained
+    for _ in range(20):
+        optimizer.zero_grad()
+        out = module(dict(batch))
+        out["loss"].backward()
+        optimizer.step()
+    assert 0 < out["imitation"] < 0.5 * before

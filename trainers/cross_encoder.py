@@ -3,6 +3,7 @@
 python -m trainers.cross_encoder trainers/experiments/books/cross_encoder.toml [key=value ...]
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from quire import artifact, config, hub, loop, sampler
 from quire.artifact import Artifact, Draft
 from quire.cross_encoder import CrossEncoder, build_model, features, tokenize_pairs
+from quire.packing import pad
 from quire.training_sets import PairSet, flops_per_token, mean_auc, set_dropout
 from trainers.fit import TrainRuntime, fit, publish, save
 
@@ -25,8 +27,15 @@ class CrossEncoderConfig(config.Config):
     chunks: str
     pairs: str
     model: str = hub.MINILM
-    max_length: int = Field(default=512, ge=16, description="tokens of both texts together")
+    start: str | None = Field(
+        default=None, description="a trained bi-encoder (models artefact) to start from, not `model`"
+    )
+    max_length: int = Field(default=512, ge=16, description="tokens of both texts together, once trained")
+    train_length: int | None = Field(default=None, ge=16, description="tokens in training, where shorter is faster")
     batch_size: int = Field(default=16, ge=2, description="pairs, over all workers")
+    imitation_weight: float = Field(
+        default=0.0, ge=0, description="of the loss that keeps token vectors near those of each text read alone"
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1)
     max_eval_pairs: int = Field(default=400, gt=0)
     loop: loop.LoopConfig
@@ -42,8 +51,11 @@ def run(settings: CrossEncoderConfig) -> Artifact:
     inputs = {
         "chunks": artifact.open_artifact(root, "chunks", settings.chunks),
         "pairs": artifact.open_artifact(root, "pairs", settings.pairs),
-        "model_weights": hub.weights_sha256(hub.find_model(settings.model)),
     }
+    if settings.start:
+        inputs["start"] = artifact.open_artifact(root, "models", settings.start)
+    else:
+        inputs["model_weights"] = hub.weights_sha256(hub.find_model(settings.model))
     draft = artifact.begin(root, "models", settings.name, recipe=config.recipe(settings), inputs=inputs)
     if draft.published:
         return draft.published
@@ -52,16 +64,54 @@ def run(settings: CrossEncoderConfig) -> Artifact:
 
 
 class Module(nn.Module):
-    """Binary cross-entropy of the pair logit."""
+    """Binary cross-entropy of the pair logit, and the imitation loss.
 
-    def __init__(self, model: nn.Module):
+    A pretrained encoder has never read two texts at once: each text's vectors blur when the other stands beside it.
+    The imitation loss, the squared error to the vectors that the starting encoder gives each text alone (over their
+    variance), says a hundred thousand numbers a batch where the labels say sixteen bits, so the ability to keep two
+    texts apart comes back in minutes.
+    """
+
+    def __init__(self, model: nn.Sequential, imitation_weight: float):
         super().__init__()
-        self.model = model
+        transformer, pooling, hidden, score = model
+        self.body, self.head = nn.Sequential(transformer, pooling), nn.Sequential(hidden, score)
+        self.imitation_weight = imitation_weight
+        self.alone = (
+            [copy.deepcopy(transformer).requires_grad_(False).eval()] if imitation_weight else []
+        )  # not trained
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        labels = batch.pop("labels")
-        logits = self.model(**batch).logits[:, 0].float()
-        return {"loss": nn.functional.binary_cross_entropy_with_logits(logits, labels)}
+        labels, alone_ids, alone_mask, place, alone_place = (
+            batch.pop(key) for key in ("labels", "alone_ids", "alone_mask", "place", "alone_place")
+        )
+        out = self.head(self.body(batch))
+        pair = nn.functional.binary_cross_entropy_with_logits(out["scores"][:, 0].float(), labels)
+        if not self.alone:
+            return {"loss": pair}
+        with torch.no_grad():
+            target = self.alone[0].to(labels.device)({"input_ids": alone_ids, "attention_mask": alone_mask})
+        wanted = target["token_embeddings"].flatten(0, 1)[alone_place].float()
+        found = out["token_embeddings"].flatten(0, 1)[place].float()
+        imitation = nn.functional.mse_loss(found, wanted) / wanted.var()
+        return {"loss": pair + self.imitation_weight * imitation, "pair": pair, "imitation": imitation}
+
+
+def alone(tokens: list[np.ndarray], types: list[np.ndarray], padding: int) -> dict[str, torch.Tensor]:
+    """Each text of B joint sequences by itself, (2B, T'), and where the same tokens stand in both, flattened."""
+    apart, place, alone_place = [], [], []
+    for ids, kinds in zip(tokens, types, strict=True):
+        first = int((kinds == 0).sum())  # [CLS] a [SEP]
+        apart += [ids[:first], np.concatenate([ids[:1], ids[first:]])]
+    ids, mask = pad(apart, padding)
+    joint_width, width = max(map(len, tokens)), ids.shape[1]
+    for row, (a, b) in enumerate(zip(apart[::2], apart[1::2], strict=True)):
+        for number, start, length in ((2 * row, 0, len(a)), (2 * row + 1, len(a) - 1, len(b))):
+            inside = np.arange(1, length - 1)  # without [CLS] and [SEP]
+            place.append(row * joint_width + start + inside)
+            alone_place.append(number * width + inside)
+    places = (torch.from_numpy(np.concatenate(p)) for p in (place, alone_place))
+    return dict(zip(("alone_ids", "alone_mask", "place", "alone_place"), (ids, mask, *places), strict=True))
 
 
 class CrossEncoderTask:
@@ -72,22 +122,27 @@ class CrossEncoderTask:
         chunks = artifact.open_artifact(root, "chunks", settings.chunks)
         pairs = artifact.open_artifact(root, "pairs", settings.pairs)
         self.settings = settings
-        model, tokenizer = build_model(hub.find_model(settings.model), settings.max_length)
-        set_dropout(model, settings.dropout)
-        self.cross = CrossEncoder(model, tokenizer)
-        self.module = Module(model)
+        start = settings.start and artifact.open_artifact(root, "models", settings.start).local()
+        model = build_model(str(start or hub.find_model(settings.model)), settings.max_length)
+        set_dropout(model[0].model, settings.dropout)
+        self.cross = CrossEncoder(model)
+        self.module = Module(model, settings.imitation_weight)
         self.train, self.validation = (PairSet(chunks, pairs, split) for split in ("train", "validation"))
         self.validation = self.validation.spaced(settings.max_eval_pairs)
         seed = settings.loop.seed
         self.batches = sampler.PairBatches(self.train.labels, batch_size=settings.batch_size, seed=seed)
-        self.flops_per_token = flops_per_token(model)
+        sample, _ = self.batches.plan(0, 0, 1)
+        self.cross.standardise([self.train.texts(int(row)) for row in sample])
+        self.flops_per_token = flops_per_token(model[0].model)
 
     def batch(self, step: int, micro: int, rank: int, world: int) -> loop.Batch:
         rows, swapped = self.batches.plan(step, micro, self.settings.loop.accumulation)
         mine = np.arange(len(rows))[rank::world]
         texts = [self.train.texts(int(rows[i]), swapped=bool(swapped[i])) for i in mine]
-        tokens, types = tokenize_pairs(self.cross.tokenizer, texts)
-        inputs = features(tokens, types, self.cross.tokenizer.pad_token_id, self.cross.model)
+        length = min(self.settings.train_length or self.settings.max_length, self.settings.max_length)
+        tokens, types = tokenize_pairs(self.cross.model, texts, length)
+        inputs = features(tokens, types, self.cross.model)
+        inputs |= alone(tokens, types, self.cross.model.tokenizer.pad_token_id or 0)
         labels = torch.from_numpy(self.train.labels[rows[mine]].astype(np.float32))
         return {**inputs, "labels": labels}
 
