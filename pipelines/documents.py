@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines.shards import groups, run_shards, speed
-from quire import artifact, config, decode, docstrings, english, gutenberg, names, schema
+from quire import artifact, config, decode, docstrings, english, gutenberg, gutenberg_header, names, schema
 from quire.artifact import Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.storage import Storage
@@ -178,7 +178,7 @@ def _read_book(item: dict[str, Any], data: bytes, settings: DocumentsConfig) -> 
         decoded = decode.decode(data)
     except decode.Unreadable as error:
         return None, (error.reason, str(error))
-    header = gutenberg.parse_header(decoded.text)
+    header = gutenberg_header.parse_header(decoded.text)
     languages = [language.lower() for language in header.languages]
     if settings.english and languages and "english" not in languages:
         return None, ("not_english", f"its header says {', '.join(header.languages)}")

@@ -1,4 +1,4 @@
-"""Project Gutenberg files: what the header says, and the book alone, every removed character accounted for.
+"""Project Gutenberg files: the header apart, and the book alone, every removed character accounted for.
 
 `clean` only deletes, each rule within a bound of its own, and repeats its rules until none applies: so it is
 idempotent, a stray mark costs no more than its rule's bound, and an unclosed bracket costs nothing.
@@ -18,8 +18,8 @@ _MAX_LICENCE_CHARS = 3_000  # of one paragraph
 _NUM_CREDIT_PARAGRAPHS = 12  # credits stand among the first paragraphs, or are none
 
 # Patterns for the beginning of a line; the words are what a plain search for such lines may look for.
-_EBOOK = r"E-?\s?(?:BOOK|TEXT)"
-_OF_EBOOK = rf"[ \t]+OF[ \t]+(?:THIS|THE)[ \t]+PROJECT[ \t]+GUTENBERG[ \t]+{_EBOOK}"
+EBOOK = r"E-?\s?(?:BOOK|TEXT)"
+_OF_EBOOK = rf"[ \t]+OF[ \t]+(?:THIS|THE)[ \t]+PROJECT[ \t]+GUTENBERG[ \t]+{EBOOK}"
 _START = re.compile(rf"[ \t]*\*{{2,}}[ \t]*START{_OF_EBOOK}", re.I)
 _END = re.compile(rf"[ \t]*\*{{2,}}[ \t]*END{_OF_EBOOK}", re.I)
 _END_WORDS = re.compile(r"[ \t]*End of (?:the |this )?Project Gutenberg", re.I)
@@ -68,34 +68,7 @@ _NOTE_WORDS = re.compile(
 _CAPTION_OPEN = re.compile(r"\[\s*_?(?:Illustrations?\b|(?:Picture|Frontispiece):)", re.I)
 _BRACKET = re.compile(r"[\[\]]")
 
-_FIELD = re.compile(
-    r"(Title|Authors?|Editors?|Illustrators?|Translators?|Contributors?|Commentators?|Annotators?|Release Date"
-    r"|Posting Date|Last Updated|First Posted|Languages?|Character set encoding|Original publication|Credits"
-    r"|Subtitle)[ \t]*:(.*)",
-    re.I,
-)
-_EBOOK_NUMBER = re.compile(rf"\[\s*{_EBOOK}\s*#\s*(\d+)\s*\]", re.I)
-_TITLE_BY_AUTHOR = re.compile(
-    rf"(?:The )?Project Gutenberg(?:['’]s)?(?: {_EBOOK})?(?: of|,)? (?P<title>.+?),? by (?P<author>[^,]+?)(?:,|$)",
-    re.I,
-)
-_AND = re.compile(r"\s*;\s*|\s+(?:and|&)\s+", re.I)
-_LIST = re.compile(r"\s*[,;/]\s*|\s+and\s+")
-_BRACKETED = re.compile(r"[(\[][^)\]]*[)\]]")
-_LIFE_DATES = re.compile(r",?\s*\d{4}\??\s*[-–]\s*(?:\d{4}\??)?$")
-
 Span = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a Project Gutenberg header states; empty where it states nothing."""
-
-    title: str = ""
-    authors: tuple[str, ...] = ()
-    languages: tuple[str, ...] = ()  # lower case
-    gutenberg_id: int | None = None
-    encoding: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,52 +79,19 @@ class Cleaned:
     removed: dict[str, int]
 
 
-def parse_header(text: str) -> Header:
-    """What an actual Project Gutenberg header says, else an empty Header: no line of the book is ever asked.
+def header_of(text: str) -> str:
+    """The Project Gutenberg header of a file, blank runs dropped, or "" when it has none: no line of the book.
 
-    The header is what precedes the START line or, in old files, the end of the small print; where both are missing,
-    the paragraphs that only a header has. Editors are no authors. Wrapped titles are joined, volumes kept.
+    It is what precedes the START line or, in old files, the end of the small print; where both are missing, the
+    paragraphs that only a header has.
     """
     text = _drop_blanks(text[:_MAX_HEADER_CHARS], dict.fromkeys(_RULE_NAMES, 0))
     spans = _header(text)
     if not spans or not _HINT.search(text, 0, spans[0][1]):
-        return Header()
+        return ""
     header = text[: spans[0][1]]
-    if starts := _marks(header, _START, *_GUTENBERG):
-        header = header[: starts[0].start()]
-    fields = _fields(header)
-    opening = _TITLE_BY_AUTHOR.match(" ".join(header.partition("\n\n")[0].split()))
-    title = next(iter(fields.get("title", [])), opening["title"] if opening else "")
-    authors = fields.get("author") or ([opening["author"]] if opening else [])
-    number = _EBOOK_NUMBER.search(header)
-    return Header(
-        title=title,
-        authors=tuple(dict.fromkeys(name for field in authors for name in _names(field))),
-        languages=tuple(part for field in fields.get("language", []) for part in _LIST.split(field.lower())),
-        gutenberg_id=int(number[1]) if number else None,
-        encoding=next(iter(fields.get("character set encoding", [])), ""),
-    )
-
-
-def _fields(header: str) -> dict[str, list[str]]:
-    """The header's "Name: value" lines by lower-case singular name; lines that continue one are joined to it."""
-    fields: dict[str, list[str]] = {}
-    current: list[str] | None = None
-    for line in header.split("\n"):
-        if match := _FIELD.match(line):
-            current = fields.setdefault(match[1].lower().removesuffix("s"), [])
-            current.append(match[2].strip())
-        elif not line or line.startswith(("[", "*")):
-            current = None
-        elif current is not None:
-            current[-1] = f"{current[-1]} {line.strip()}".strip()
-    return {name: [" ".join(value.split()) for value in values if value] for name, values in fields.items()}
-
-
-def _names(field: str) -> list[str]:
-    """The people of one author line: no alias in brackets, no years of life."""
-    names = (_LIFE_DATES.sub("", _BRACKETED.sub(" ", part)).strip(" ,;:-") for part in _AND.split(field))
-    return [" ".join(name.split()) for name in names if name]
+    starts = _marks(header, _START, *_GUTENBERG)
+    return header[: starts[0].start()] if starts else header
 
 
 def clean(text: str) -> Cleaned:

@@ -9,22 +9,25 @@ POST /v1/match takes {"a": ..., "b": ...} and answers one result, or {"pairs": [
 
 import asyncio
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve as ray_serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
+from swagger_ui_bundle import swagger_ui_path
 
 from quire import matcher
 from quire.matcher import MatcherSpec
 from quire.style import style_features
 from serve.checks import Pair, RequestError, Result, Results, parse, read_body, validate
 
+DOCS_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")  # served here: no other host is asked
 BATCHES = 2  # concurrent batches a replica may hold; its queue must have room for both
 
 
@@ -182,7 +185,21 @@ class Ingress:
     @app.get("/docs", include_in_schema=False)
     async def docs(self) -> HTMLResponse:
         """The OpenAPI page."""
-        return get_swagger_ui_html(openapi_url="/openapi.json", title="Quire")
+        script, style, icon = (f"/docs/{file}" for file in DOCS_FILES)
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="Quire",
+            swagger_js_url=script,
+            swagger_css_url=style,
+            swagger_favicon_url=icon,
+        )
+
+    @app.get("/docs/{file}", include_in_schema=False)
+    async def docs_file(self, file: str) -> FileResponse:
+        """What the OpenAPI page is made of."""
+        if file not in DOCS_FILES:
+            raise RequestError(404, "path", f"/docs/{file}: there is /docs alone")
+        return FileResponse(Path(swagger_ui_path) / file)
 
 
 def build(args: MatcherArgs) -> Application:

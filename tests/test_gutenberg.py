@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.decode import decode
-from quire.gutenberg import Header, clean, parse_header
+from quire.gutenberg import clean
+from quire.gutenberg_header import Header, parse_header
 
 BOOKS = Path(__file__).parents[2] / "shared" / "data" / "books"
 

@@ -1,6 +1,7 @@
 """The service over real HTTP: right answers, refusals that name the field, and life after a bad request."""
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,4 +164,9 @@ def test_health_docs_and_schema(client: httpx.Client) -> None:
     schema = client.get("/openapi.json").json()
     assert set(schema["paths"]) == {"/v1/match", "/healthz"}
     assert "requestBody" in schema["paths"]["/v1/match"]["post"]
-    assert client.get("/docs").status_code == 200
+    page = client.get("/docs")
+    assert page.status_code == 200
+    wanted = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+    assert wanted and all(address.startswith("/docs/") for address in wanted)  # nothing from another host
+    assert all(client.get(address).status_code == 200 for address in wanted)
+    assert client.get("/docs/index.j2").status_code == 404

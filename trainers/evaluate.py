@@ -12,6 +12,7 @@ from pydantic import Field
 from quire import artifact, config, metrics, plots, report
 from quire.artifact import Artifact
 from quire.calibration import Fusion, Scale
+from trainers.tracker import TrackedRuntime, log_report
 
 TITLES = {
     "two_stage": "two-stage",
@@ -30,7 +31,7 @@ class EvaluateConfig(config.Config):
     matcher: str
     num_bootstraps: int = Field(default=500, gt=0)
     seed: int = 0
-    runtime: config.Runtime = config.Runtime()
+    runtime: TrackedRuntime = TrackedRuntime()
 
 
 CONFIG = EvaluateConfig
@@ -77,6 +78,7 @@ def run(settings: EvaluateConfig) -> Artifact:
     draft.storage.write_json(f"{draft.folder}/results.json", rows)
     draft.storage.write_bytes(f"{draft.folder}/table.txt", text.encode())
     draft.storage.write_bytes(f"{draft.folder}/index.html", page.encode())
+    log_report(settings, draft, page, rows)
     where = draft.storage.uri(f"{draft.folder}/index.html")
     return draft.publish(summary=f"{text}\nreport: {where}", facts={"results": rows})
 
@@ -196,7 +198,10 @@ def _tables(ancestry: list[Artifact]) -> list[report.Section]:
         report.Section("Data", "No author stands in two splits.", ("Split", *names), data),
         report.Section("Stages", "Seconds.", ("Artefact", "wall", "CPU", "GPU", "rows", "summary"), stages),
         report.Section(
-            "Dropped rows", "Each stands with its reason in rejects-*.parquet.", ("Artefact", "reason", "rows"), dropped
+            "Dropped rows",
+            "Each stands with its reason in rejects-*.parquet." if dropped else "Nothing was dropped.",
+            ("Artefact", "reason", "rows") if dropped else (),
+            dropped,
         ),
     ]
 

@@ -14,21 +14,19 @@ from pydantic import Field
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from quire import config, device
+from quire import device
 from quire.artifact import WORK, Artifact, Draft
 from quire.errors import UserError
 from quire.loop import LoopConfig, NonFinite, State, rank_and_world
+from trainers import tracker
 
 
-class TrainRuntime(config.Runtime):
+class TrainRuntime(tracker.TrackedRuntime):
     """Where and with what a trainer runs. With GPUs, one worker per GPU; without, one worker with all CPUs."""
 
     num_workers: int | None = Field(default=None, gt=0)
     use_gpu: bool | None = Field(default=None, description="default: if the cluster has one")
     max_failures: int = Field(default=3, ge=0, description="restarts from the newest checkpoint")
-    wandb: str = Field(default="offline", pattern="^(offline|online|disabled)$")
-    wandb_project: str = "quire"
-    wandb_folder: str = "artifacts"
 
 
 def fit(module: str, settings: Any, draft: Draft) -> None:
@@ -86,21 +84,7 @@ def tracking(settings: Any, draft: Draft, rank: int) -> tuple[Callable[[dict[str
     """Where a run's numbers go on rank 0: a line to the terminal now and then, and every one to Weights & Biases."""
     if rank != 0:
         return (lambda record: None), (lambda: None)
-    runtime: TrainRuntime = settings.runtime
-    run = None
-    if runtime.wandb != "disabled":
-        import wandb  # slow to import, and only one worker needs it
-
-        run = wandb.init(
-            project=runtime.wandb_project,
-            name=draft.name,
-            id=f"{draft.name}-{draft.fingerprint[:12]}",
-            resume="allow",
-            mode=runtime.wandb,
-            dir=runtime.wandb_folder,
-            config=settings.model_dump(mode="json"),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+    run = tracker.start(settings, draft)
 
     def log(record: dict[str, Any]) -> None:
         step = record["step"]
