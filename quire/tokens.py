@@ -1,0 +1,144 @@
+"""The token store: all documents of a corpus as one memory-mapped file of token ids, with an index.
+
+tokens.bin       little-endian uint16 (uint32 when the vocabulary needs it), documents one after another, no header
+index.parquet    document_id, category, categories, split, offset, length (both in tokens), in the order of the file
+store.json       dtype, vocab_size, num_tokens, num_documents
+tokenizer/       what `AutoTokenizer.from_pretrained` loads
+index.jsonl, splits.json   the same index in the layout of the earlier system
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from quire.artifact import Artifact
+from quire.errors import UserError
+
+INDEX = pa.schema(
+    [
+        ("document_id", pa.string()),
+        ("category", pa.string()),  # the first, by which windows are drawn
+        ("categories", pa.list_(pa.string())),
+        ("split", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+    ]
+)
+SPLITS = ("train", "validation", "test")
+
+
+def token_type(vocab_size: int) -> np.dtype:
+    """The smallest type that holds every id. Raises UserError beyond 2^32 ids."""
+    if not 0 < vocab_size <= 2**32:
+        raise UserError(f"vocab_size = {vocab_size}: token ids are stored in at most 32 bits")
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """An opened store. Arrays have one entry a document, except `tokens`, which lies on disk."""
+
+    tokens: np.ndarray
+    vocab_size: int
+    document_ids: np.ndarray
+    categories: np.ndarray
+    splits: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+    fingerprint: str
+    folder: Path
+
+    @classmethod
+    def open(cls, store: Artifact) -> "TokenStore":
+        """Map the store, downloaded first if it is remote. Raises UserError when tokens.bin is missing or cut off."""
+        return open_folder(store.local(), store.fingerprint)
+
+    def names(self, split: str = "train") -> list[str]:
+        """The categories that occur in a split, sorted."""
+        return sorted(set(self.categories[self.splits == split]))
+
+    def read(self, row: int, start: int, length: int) -> np.ndarray:
+        """`length` ids (int64) of one document from `start` on."""
+        begin = int(self.offsets[row]) + start
+        return self.tokens[begin : begin + length].astype(np.int64)
+
+
+def open_folder(folder: Path, fingerprint: str = "") -> TokenStore:
+    """A store by its folder."""
+    facts = json.loads((folder / "store.json").read_text("utf-8"))
+    file, dtype = folder / "tokens.bin", np.dtype(facts["dtype"])
+    expected, found = facts["num_tokens"] * dtype.itemsize, file.stat().st_size if file.exists() else None
+    if found != expected:
+        state = "missing" if found is None else f"{found:,} bytes long"
+        raise UserError(f"{file}: {state}, store.json says {expected:,} bytes; delete the store and tokenize again")
+    index = pq.read_table(folder / "index.parquet")
+    strings = {name: np.asarray(index[name].to_pylist(), dtype=object) for name in ("document_id", "category", "split")}
+    return TokenStore(
+        tokens=np.memmap(file, dtype=dtype, mode="r") if expected else np.zeros(0, dtype),
+        vocab_size=facts["vocab_size"],
+        document_ids=strings["document_id"],
+        categories=strings["category"],
+        splits=strings["split"],
+        offsets=index["offset"].to_numpy(),
+        lengths=index["length"].to_numpy(),
+        fingerprint=fingerprint,
+        folder=folder,
+    )
+
+
+class StoreWriter:
+    """Writes a store document by document; memory holds the index alone."""
+
+    def __init__(self, folder: Path, vocab_size: int):
+        self.folder, self.vocab_size, self.dtype = folder, vocab_size, token_type(vocab_size)
+        self.rows: list[dict[str, Any]] = []
+        self.num_tokens = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = (folder / "tokens.bin").open("wb")
+
+    def add(self, document_id: str, categories: list[str], split: str, ids: np.ndarray) -> None:
+        """Append a document. Raises UserError for an id beyond the vocabulary."""
+        if len(ids) and int(ids.max()) >= self.vocab_size:
+            raise UserError(
+                f"document {document_id!r}: token id {int(ids.max())} is not below vocab_size = {self.vocab_size}"
+            )
+        self.file.write(ids.astype(self.dtype).tobytes())
+        row = {"document_id": document_id, "category": categories[0], "categories": categories, "split": split}
+        self.rows.append({**row, "offset": self.num_tokens, "length": len(ids)})
+        self.num_tokens += len(ids)
+
+    def close(self) -> None:
+        """Write the index in both layouts, and store.json."""
+        self.file.close()
+        columns = {name: [row[name] for row in self.rows] for name in INDEX.names}
+        pq.write_table(pa.table(columns, schema=INDEX), self.folder / "index.parquet", compression="zstd")
+        with (self.folder / "index.jsonl").open("w", encoding="utf-8") as file:
+            for row in self.rows:
+                old = {"paper_id": row["document_id"], "cat": row["category"]}
+                file.write(json.dumps({**old, "offset": row["offset"], "length": row["length"]}) + "\n")
+        splits = {name: [row["document_id"] for row in self.rows if row["split"] == name] for name in SPLITS}
+        (self.folder / "splits.json").write_text(json.dumps(splits, indent=4), "utf-8")
+        facts = {
+            "dtype": self.dtype.str,
+            "vocab_size": self.vocab_size,
+            "num_tokens": self.num_tokens,
+            "num_documents": len(self.rows),
+        }
+        (self.folder / "store.json").write_text(json.dumps(facts), "utf-8")
+
+
+def write_store(
+    folder: Path, documents: Iterable[tuple[str, list[str], str, np.ndarray]], vocab_size: int
+) -> TokenStore:
+    """A whole store from (document_id, categories, split, ids) in one process."""
+    writer = StoreWriter(folder, vocab_size)
+    for document in documents:
+        writer.add(*document)
+    writer.close()
+    return open_folder(folder)

@@ -1,0 +1,168 @@
+"""Random windows of a token store as a stateless function of (seed, step, slot), and the frozen ones to evaluate on.
+
+Any number of workers sees the same global batch, seeking costs nothing, and a checkpoint stores the step alone.
+Shape letters: B slots, L tokens of a window, N windows.
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from quire.errors import UserError
+from quire.sampler import generator
+from quire.tokens import TokenStore
+
+
+def choose_categories(names: Sequence[str], k: int, seed: int) -> list[str]:
+    """K of the names, sorted; for one seed the sets are nested in K.
+
+    The sorted names are shuffled by CPython's Mersenne twister, the first K taken: the choice of the earlier system,
+    whose published sets are reproduced. Raises UserError unless 1 <= k <= len(names).
+    """
+    shuffled = sorted(names)
+    if not 1 <= k <= len(shuffled):
+        raise UserError(f"k = {k}: there are {len(shuffled)} categories: {', '.join(shuffled)}")
+    random.Random(seed).shuffle(shuffled)
+    return sorted(shuffled[:k])
+
+
+class Windows:
+    """Random windows of L tokens of one split and some categories, never across documents.
+
+    `component`: category, then document, then start, each uniform. `token`: every window start alike, so that long
+    documents and large categories come up more. With `tokens_per_category` only that many distinct tokens of each
+    category are ever shown. Raises UserError for an unknown category, or when no document is long enough.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        split: str,
+        categories: Sequence[str],
+        sequence_length: int,
+        *,
+        weighting: Literal["component", "token"] = "component",
+        seed: int = 0,
+        tokens_per_category: int | None = None,
+    ):
+        self.store, self.sequence_length, self.weighting, self.seed = store, sequence_length, weighting, seed
+        pools = [_long_enough(store, split, category, sequence_length) for category in categories]
+        self.left_out = sum(pool.left_out for pool in pools)
+        used = [(pool.rows, store.lengths[pool.rows]) for pool in pools]
+        if tokens_per_category is not None:
+            used = [
+                _capped(store, category, rows, tokens_per_category, sequence_length, seed)
+                for category, (rows, _) in zip(categories, used, strict=True)
+            ]
+        self.rows = np.concatenate([rows for rows, _ in used])
+        self.lengths = np.concatenate([lengths for _, lengths in used])  # usable tokens of each document
+        self.first = np.concatenate([[0], np.cumsum([len(rows) for rows, _ in used])])  # of each category
+        self.ends = np.cumsum(self.lengths - sequence_length + 1)  # window starts up to and with each document
+
+    def plan(self, step: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows in the store and starts in the documents, (B,) int64 each, of the windows of these slots."""
+        draws = generator(self.seed, step).random((int(slots.max()) + 1, 3))[slots]
+        if self.weighting == "token":
+            place = (draws[:, 0] * self.ends[-1]).astype(np.int64)
+            which = np.searchsorted(self.ends, place, side="right")
+            starts = place - (self.ends[which] - (self.lengths[which] - self.sequence_length + 1))
+            return self.rows[which], starts
+        component = (draws[:, 0] * (len(self.first) - 1)).astype(np.int64)
+        size = self.first[component + 1] - self.first[component]
+        which = self.first[component] + (draws[:, 1] * size).astype(np.int64)
+        starts = (draws[:, 2] * (self.lengths[which] - self.sequence_length + 1)).astype(np.int64)
+        return self.rows[which], starts
+
+    def batch(self, step: int, slots: np.ndarray) -> np.ndarray:
+        """Token ids (B, L) int64 of the windows of these slots."""
+        rows, starts = self.plan(step, slots)
+        return _gather(self.store, rows, starts, self.sequence_length)
+
+
+class FrozenWindows(NamedTuple):
+    """Windows to evaluate on: token ids (N, L) int64, and the document row of each (N,)."""
+
+    ids: np.ndarray
+    rows: np.ndarray
+
+
+def evaluation_windows(
+    store: TokenStore, split: str, categories: Sequence[str], sequence_length: int, num_windows: int, seed: int = 0
+) -> dict[str, FrozenWindows]:
+    """The same windows for every run: a category's depend on store, split, length and seed, never on its company.
+
+    Documents in a seeded order, each once before any comes again; the start uniform.
+    """
+    found = {}
+    for category in categories:
+        pool = _long_enough(store, split, category, sequence_length).rows
+        draw = generator(seed, _number(f"{split} {category}"), stream=1)
+        order = draw.permutation(len(pool))
+        rows = pool[order[np.arange(num_windows) % len(pool)]]
+        starts = (draw.random(num_windows) * (store.lengths[rows] - sequence_length + 1)).astype(np.int64)
+        found[category] = FrozenWindows(_gather(store, rows, starts, sequence_length), rows)
+    return found
+
+
+class _Pool(NamedTuple):
+    rows: np.ndarray
+    left_out: int
+
+
+def _long_enough(store: TokenStore, split: str, category: str, sequence_length: int) -> _Pool:
+    rows = np.flatnonzero((store.splits == split) & (store.categories == category))
+    if not len(rows):
+        raise UserError(f"category {category!r}: not in split {split!r}, which has {', '.join(store.names(split))}")
+    long = rows[store.lengths[rows] >= sequence_length]
+    if not len(long):
+        raise UserError(
+            f"sequence_length = {sequence_length}: the longest of {len(rows)} documents of {category!r} in {split!r} "
+            f"has {int(store.lengths[rows].max())} tokens; choose a shorter window"
+        )
+    return _Pool(long, len(rows) - len(long))
+
+
+def _capped(
+    store: TokenStore, category: str, rows: np.ndarray, num_tokens: int, sequence_length: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Documents and usable lengths that add up to exactly `num_tokens`, every one long enough for a window.
+
+    Documents come in the order of hash(seed, document_id); the last is cut. What would be left too short for a
+    window is filled up from what the documents before it can spare.
+    """
+    if num_tokens < sequence_length:
+        raise UserError(f"{num_tokens} tokens a category are fewer than a window of {sequence_length}")
+    order = sorted(range(len(rows)), key=lambda i: _number(f"{seed} {store.document_ids[rows[i]]}"))
+    rows = rows[order]
+    lengths = store.lengths[rows].copy()
+    if int(lengths.sum()) < num_tokens:
+        raise UserError(
+            f"category {category!r} has {int(lengths.sum()):,} tokens in documents long enough, {num_tokens:,} are "
+            "asked for: lower distinct_tokens, or leave the category out"
+        )
+    count = int(np.searchsorted(np.cumsum(lengths), num_tokens)) + 1
+    rows, lengths = rows[:count], lengths[:count]
+    lengths[-1] -= int(lengths.sum()) - num_tokens
+    lack = max(0, sequence_length - int(lengths[-1]))
+    lengths[-1] += lack
+    for i in range(count - 2, -1, -1):
+        given = min(lack, int(lengths[i]) - sequence_length)
+        lengths[i] -= given
+        lack -= given
+    if lack:
+        raise UserError(
+            f"{num_tokens} tokens of {category!r} cannot be cut into documents of {sequence_length} or more"
+        )
+    return rows, lengths
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def _gather(store: TokenStore, rows: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    places = (store.offsets[rows] + starts)[:, None] + np.arange(length)
+    return store.tokens[places].astype(np.int64)
