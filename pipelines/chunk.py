@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipelines.shards import run_shards, speed
+from pipelines.shards import drop_rows, run_shards, speed
 from quire import artifact, chunks, config, dedup, schema, splits
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.errors import UserError
@@ -152,28 +152,9 @@ def _drop_repeated(draft: Draft, num_shards: int, max_repeats: int) -> None:
         mask = repeated[start : start + len(marks[index])]
         start += len(marks[index])
         if mask.any():
-            _rewrite(draft, index, name, mask)
-
-
-def _rewrite(draft: Draft, index: int, name: str, mask: np.ndarray) -> None:
-    table = draft.storage.read_table(name)
-    gone = table.filter(pa.array(mask))
-    rows = [
-        {"id": r["chunk_id"], "reason": "repeated", "start": r["start"], "end": r["end"]}
-        for r in gone.select(["chunk_id", "start", "end"]).to_pylist()
-    ]
-    rejects_name = f"{draft.folder}/rejects-{index:05d}.parquet"
-    new = schema.rejects(rows)
-    old = draft.storage.read_table(rejects_name) if draft.storage.exists(rejects_name) else None
-    record = draft.finished_shards()[index]
-    shard = Shard(
-        table=table.filter(pa.array(~mask)),
-        rows_in=record["rows_in"],
-        bytes_in=record["bytes_in"],
-        cpu=record["cpu"],
-        rejects=new if old is None else pa.concat_tables([old, new]),
-    )
-    draft.write_shard(index, shard)
+            gone = draft.storage.read_table(name, ["chunk_id", "start", "end"]).filter(pa.array(mask)).to_pylist()
+            rows = [{"id": r["chunk_id"], "reason": "repeated", "start": r["start"], "end": r["end"]} for r in gone]
+            drop_rows(draft, index, mask, rows)
 
 
 def _publish(draft: Draft, documents: Artifact, num_shards: int, works: dict[str, tuple[str, str]]) -> Artifact:

@@ -10,10 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import ray
 from ray import cloudpickle
 from tqdm import tqdm
 
+from quire import schema
 from quire.artifact import Draft, Shard
 from quire.errors import UserError
 
@@ -115,6 +118,23 @@ def groups(sizes: Sequence[int], max_size: int) -> list[list[int]]:
         grouped[-1].append(index)
         room -= size
     return grouped
+
+
+def drop_rows(draft: Draft, index: int, mask: np.ndarray, rows: list[dict[str, Any]]) -> None:
+    """Rewrite a finished shard without the rows of `mask`, which go to its rejects as `rows`."""
+    table = draft.storage.read_table(f"{draft.folder}/part-{index:05d}.parquet")
+    rejects_name = f"{draft.folder}/rejects-{index:05d}.parquet"
+    new = schema.rejects(rows)
+    old = draft.storage.read_table(rejects_name) if draft.storage.exists(rejects_name) else None
+    record = draft.finished_shards()[index]
+    shard = Shard(
+        table=table.filter(pa.array(~mask)),
+        rows_in=record["rows_in"],
+        bytes_in=record["bytes_in"],
+        cpu=record["cpu"],
+        rejects=new if old is None else pa.concat_tables([old, new]),
+    )
+    draft.write_shard(index, shard)
 
 
 def speed(draft: Draft, amount: float, unit: str) -> str:

@@ -1,0 +1,234 @@
+"""Papers to documents with categories: arXiv metadata, a data set from the hub, or any table with a category column.
+
+    python -m pipelines.papers pipelines/experiments/arxiv/papers.toml source.folder=FOLDER [key=value ...]
+
+Files are read in ranges of bytes, so memory does not grow with the corpus.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from pipelines.shards import drop_rows, run_shards, speed
+from quire import artifact, config, papers, schema
+from quire.artifact import Artifact, Draft, Shard
+from quire.errors import UserError
+from quire.storage import Storage
+
+
+class Arxiv(config.Config):
+    """The arXiv metadata snapshot, JSON lines as published (`id`, `title`, `abstract`, `categories`), plain or .gz."""
+
+    kind: Literal["arxiv"] = "arxiv"
+    folder: str
+    files: tuple[str, ...] = Field(default=(), description="of the folder; default: every .json, .jsonl, .gz")
+
+
+class Table(config.Config):
+    """JSON lines (plain or .gz) or Parquet files with a column of text and one of categories (a name or a list)."""
+
+    kind: Literal["table"] = "table"
+    folder: str
+    files: tuple[str, ...] = ()
+    text: str = "text"
+    category: str = "category"
+    title: str | None = None
+    key: str | None = Field(default=None, description="column of ids; default: the place in the file")
+
+
+class Hub(config.Config):
+    """A labelled data set by its name on the hub or by a local folder of it; its own splits are kept."""
+
+    kind: Literal["hub"] = "hub"
+    dataset: str = "ccdv/arxiv-classification"
+    subset: str | None = "no_ref"
+    text: str = "text"
+    category: str = "label"
+    shard_rows: int = Field(default=1000, gt=0)
+
+
+class PapersRuntime(config.Runtime):
+    shard_bytes: int = Field(default=16 * 2**20, gt=0, description="decompressed source bytes per shard")
+
+
+class PapersConfig(config.Config):
+    """What `pipelines.papers` computes."""
+
+    name: str
+    source: Arxiv | Table | Hub = Field(discriminator="kind")
+    runtime: PapersRuntime = PapersRuntime()
+
+
+CONFIG = PapersConfig
+SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+
+
+def run(settings: PapersConfig) -> Artifact:
+    """Make the `documents` artefact. Raises UserError when no document is left."""
+    items, content = _hub_items(settings) if isinstance(settings.source, Hub) else _file_items(settings)
+    recipe = config.recipe(settings)
+    recipe["source"].pop("folder", None)  # where it lies does not matter, only what is in it
+    draft = artifact.begin(settings.runtime.root, "documents", settings.name, recipe=recipe, inputs={"source": content})
+    if draft.published:
+        return draft.published
+    run_shards(draft, items, _reader, (settings,), num_workers=settings.runtime.num_workers)
+    _drop_repeated(draft, len(items))
+    return _publish(draft, len(items))
+
+
+def _file_items(settings: PapersConfig) -> tuple[list[dict[str, Any]], str]:
+    """Ranges of bytes of every file (a Parquet file is one), and a SHA-256 over names and contents."""
+    source = settings.source
+    storage = Storage(source.folder)
+    every = [f for f in storage.files() if f.endswith((".json", ".jsonl", ".gz", ".parquet"))]
+    missing = sorted(set(source.files) - set(every))
+    if missing or not every:
+        what = f"no file {missing[0]!r}" if missing else "no .json, .jsonl, .gz or .parquet file below it"
+        raise UserError(f"source.folder = {source.folder!r}: {what}")
+    items, step = [], settings.runtime.shard_bytes
+    for file in sorted(source.files or every):
+        size = 1 if file.endswith(".parquet") else papers.text_size(storage, file)
+        items += [{"file": file, "start": at, "end": min(at + step, size)} for at in range(0, size, step)]
+    with ThreadPoolExecutor(4) as pool:
+        names = sorted({item["file"] for item in items})
+        digests = list(pool.map(lambda name: _sha256(storage, name), names))
+    return items, hashlib.sha256(json.dumps(list(zip(names, digests, strict=True))).encode()).hexdigest()
+
+
+def _sha256(storage: Storage, file: str) -> str:
+    digest = hashlib.sha256()
+    with storage.filesystem.open_input_file(storage.path(file)) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _load(source: Hub) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(source.dataset, source.subset)
+    except (ConnectionError, FileNotFoundError, ValueError) as error:  # what datasets raises for names and networks
+        raise UserError(f"source.dataset = {source.dataset!r} ({source.subset}): cannot be loaded: {error}") from error
+
+
+def _hub_items(settings: PapersConfig) -> tuple[list[dict[str, Any]], str]:
+    source = settings.source
+    loaded = _load(source)
+    unknown = sorted(set(loaded) - set(SPLIT_NAMES))
+    if unknown:
+        raise UserError(
+            f"source.dataset = {source.dataset!r}: split {unknown[0]!r} is none of {', '.join(SPLIT_NAMES)}"
+        )
+    step = source.shard_rows
+    items = [
+        {"split": split, "start": at, "end": min(at + step, len(loaded[split]))}
+        for split in loaded
+        for at in range(0, len(loaded[split]), step)
+    ]
+    return items, hashlib.sha256(json.dumps({s: loaded[s]._fingerprint for s in loaded}).encode()).hexdigest()
+
+
+def _reader(settings: PapersConfig) -> Callable[[dict[str, Any]], Shard]:
+    source = settings.source
+    loaded = _load(source) if isinstance(source, Hub) else None
+
+    def process(item: dict[str, Any]) -> Shard:
+        found = list(_hub_rows(loaded, source, item) if loaded else _file_rows(source, item))
+        rows = [row for row in found if isinstance(row, dict)]
+        dropped = [
+            {"id": "", "reason": reason, "detail": why} for reason, why in (d for d in found if type(d) is tuple)
+        ]
+        columns = {name: [row[name] for row in rows] for name in papers.PAPERS.names}
+        return Shard(
+            table=pa.table(columns, schema=papers.PAPERS),
+            rows_in=len(found),
+            rejects=schema.rejects(dropped),
+            bytes_in=sum(len(row["text"].encode()) for row in rows),
+        )
+
+    return process
+
+
+def _file_rows(source: Arxiv | Table, item: dict[str, Any]) -> Iterable[papers.Row | papers.Dropped]:
+    storage, file = Storage(source.folder), item["file"]
+    if file.endswith(".parquet"):
+        with storage.filesystem.open_input_file(storage.path(file)) as opened:
+            records = enumerate(pq.read_table(opened).to_pylist())
+    else:
+        lines = papers.json_lines(storage, file, item["start"], item["end"])
+        records = ((place, papers.parse(line)) for place, line in lines)
+    for place, record in records:
+        if isinstance(record, tuple):
+            yield record
+        elif isinstance(source, Arxiv):
+            yield papers.arxiv_row(record, file)
+        else:
+            names = {"text": source.text, "category": source.category, "title": source.title, "key": source.key}
+            yield papers.table_row(record, file, place, **names)
+
+
+def _hub_rows(loaded: Any, source: Hub, item: dict[str, Any]) -> Iterable[papers.Row | papers.Dropped]:
+    split = loaded[item["split"]]
+    label = split.features[source.category]
+    for number in range(item["start"], item["end"]):
+        record = split[number]
+        value = record[source.category]
+        if hasattr(label, "int2str") and value is not None:
+            value = [label.int2str(value)]  # class names may carry blanks and line breaks: never split
+        record = {**record, source.category: value, "split": SPLIT_NAMES[item["split"]]}
+        key = {"key": f"{item['split']}_{number}"}  # as the earlier system numbered them
+        row = papers.table_row(
+            {**record, **key}, source.dataset, number, text=source.text, category=source.category, title=None, key="key"
+        )
+        yield row
+
+
+def _drop_repeated(draft: Draft, num_shards: int) -> None:
+    """Of documents that share an id the first stays."""
+    seen: set[str] = set()
+    for index in range(num_shards):
+        name = f"{draft.folder}/part-{index:05d}.parquet"
+        ids = draft.storage.read_table(name, ["document_id"])["document_id"].to_pylist()
+        repeated = np.zeros(len(ids), bool)
+        for row, document in enumerate(ids):
+            repeated[row] = document in seen
+            seen.add(document)
+        if repeated.any():
+            dropped = [{"id": ids[row], "reason": "repeated_id"} for row in np.flatnonzero(repeated)]
+            drop_rows(draft, index, repeated, dropped)
+
+
+def _publish(draft: Draft, num_shards: int) -> Artifact:
+    records = draft.finished_shards().values()
+    rows = sum(record["rows_out"] for record in records)
+    dropped: dict[str, int] = {}
+    for record in records:
+        for reason, count in record["dropped"].items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    if not rows:
+        raise UserError(f"no document survived: {schema.summarise(dropped)}; look at rejects in {draft.folder}")
+    size = sum(record["bytes_in"] for record in records) / 1e6
+    counts: dict[str, int] = {}
+    for index in range(num_shards):
+        table = draft.storage.read_table(f"{draft.folder}/part-{index:05d}.parquet", ["category"])
+        for found in table["category"].value_counts().to_pylist():
+            counts[found["values"]] = counts.get(found["values"], 0) + found["counts"]
+    top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{name} {count:,}" for name, count in top[:8]) + (", ..." if len(top) > 8 else "")
+    summary = (
+        f"{rows:,} documents, {size:.1f} MB of text, {len(counts)} categories: {shown}\n"
+        f"{schema.summarise(dropped)}; {speed(draft, size, 'MB')}"
+    )
+    return draft.publish(num_shards=num_shards, summary=summary, facts={"categories": dict(top)})
+
+
+if __name__ == "__main__":
+    config.main(CONFIG, run)

@@ -1,0 +1,107 @@
+"""Papers and other labelled documents: one record of a source to one row with its categories, or the reason why not."""
+
+import gzip
+import io
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from quire.storage import Storage
+
+PAPERS = pa.schema(
+    [
+        ("document_id", pa.string()),
+        ("title", pa.string()),
+        ("text", pa.string()),
+        ("category", pa.string()),  # the first of them
+        ("categories", pa.list_(pa.string())),
+        ("split", pa.string()),  # null where the source has none
+        ("created", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+Row = dict[str, Any]
+Dropped = tuple[str, str]  # reason, detail
+
+
+def arxiv_row(record: Mapping[str, Any], source: str) -> Row | Dropped:
+    """A record of the arXiv metadata snapshot (JSON lines as published, or with categories as a list).
+
+    The text is title, blank line, abstract; line breaks inside both are the snapshot's wrapping and go.
+    """
+    title, abstract = (" ".join(str(record.get(key) or "").split()) for key in ("title", "abstract"))
+    created = record.get("created") or record.get("update_date")
+    if versions := record.get("versions"):
+        created = versions[0].get("created", created)
+    found = {"document_id": record.get("id"), "title": title, "text": f"{title}\n\n{abstract}" if abstract else ""}
+    return _row({**found, "created": created}, record.get("categories"), source)
+
+
+def table_row(
+    record: Mapping[str, Any], source: str, number: int, *, text: str, category: str, title: str | None, key: str | None
+) -> Row | Dropped:
+    """A record of a table with named columns; without an id column its place in the source is the id."""
+    found = {
+        "document_id": record.get(key) if key else f"{source}:{number}",
+        "title": str(record.get(title) or "") if title else "",
+        "text": record.get(text) or "",
+        "created": record.get("created"),
+        "split": record.get("split"),
+    }
+    return _row(found, record.get(category), source)
+
+
+def _row(found: Row, categories: Any, source: str) -> Row | Dropped:
+    names = categories.split() if isinstance(categories, str) else list(categories or ())
+    names = list(dict.fromkeys(str(name).strip() for name in names if str(name).strip()))
+    if not found["document_id"]:
+        return "no_id", str(found["text"])[:80]
+    if not isinstance(found["text"], str) or not found["text"].strip():
+        return "no_text", str(found["document_id"])
+    if not names:
+        return "no_category", str(found["document_id"])
+    created = None if found.get("created") is None else str(found["created"])
+    row = dict.fromkeys(PAPERS.names) | found | {"category": names[0], "categories": names, "source": source}
+    return row | {"document_id": str(found["document_id"]), "created": created}
+
+
+def text_size(storage: Storage, file: str) -> int:
+    """Bytes of a JSON-lines file once decompressed."""
+    if not file.endswith(".gz"):
+        return storage.size(file)
+    with _opened(storage, file) as stream:
+        return sum(len(block) for block in iter(lambda: stream.read(1 << 20), b""))
+
+
+def json_lines(storage: Storage, file: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """(place, line) of the lines that begin in the bytes [start, end) of a file, decompressed if it ends in .gz.
+
+    Ranges that tile a file give each of its lines once. Memory holds one line.
+    """
+    with _opened(storage, file) as stream:
+        place = start
+        if start:
+            stream.seek(start - 1)
+            place = start - 1 + len(stream.readline())  # the line that begins before belongs to the range before
+        while place < end and (line := stream.readline()):
+            if line.strip():
+                yield place, line
+            place += len(line)
+
+
+def parse(line: bytes) -> dict[str, Any] | Dropped:
+    """One JSON object, or why it is none."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        return "not_json", f"{error}: {line[:80]!r}"
+    return record if isinstance(record, dict) else ("not_json", f"not an object: {line[:80]!r}")
+
+
+def _opened(storage: Storage, file: str) -> BinaryIO:
+    raw = storage.filesystem.open_input_file(storage.path(file))
+    if file.endswith(".gz"):
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20)
+    return io.BufferedReader(raw, 1 << 20)
