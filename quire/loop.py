@@ -7,13 +7,15 @@ a process group is there (Ray Train sets one up), and never Ray.
 
 import math
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,6 +23,7 @@ from quire import checkpoint, device
 from quire.artifact import Draft
 from quire.config import Config
 from quire.errors import UserError
+from quire.optimizer import learning_rate_factor, optimizer_for
 
 Batch = dict[str, torch.Tensor]
 
@@ -28,24 +31,49 @@ Batch = dict[str, torch.Tensor]
 class LoopConfig(Config):
     """What the loop computes. All of it is part of the recipe."""
 
-    max_steps: int = Field(gt=0, description="optimiser steps; the schedule ends here")
+    max_steps: int | None = Field(default=None, gt=0, description="optimiser steps; the schedule ends here")
+    max_tokens: int | None = Field(default=None, gt=0, description="a budget instead of max_steps")
     learning_rate: float = Field(gt=0)
     head_multiplier: float = Field(
         default=1.0, gt=0, description="learning rate of `head.` parameters, which start anew"
     )
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: int = Field(default=0, ge=0)
+    min_learning_rate_share: float = Field(default=0.0, ge=0, le=1, description="of the peak, where the schedule ends")
+    warmup_steps: int = Field(default=0, ge=0, description="optimiser steps, whatever the accumulation")
     accumulation: int = Field(default=1, gt=0, description="micro-batches per optimiser step")
     clip_norm: float = Field(default=1.0, gt=0)
     eval_every: int = Field(default=100, gt=0)
     checkpoint_every: int = Field(default=100, gt=0)
     patience: int | None = Field(default=None, gt=0, description="evaluations without improvement before stopping")
-    min_delta: float = Field(default=0.0, ge=0)
+    min_delta: float = Field(default=0.0, ge=0, description="less is no improvement")
+    ema_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the past in the metric that decides")
+    keep_every: int | None = Field(default=None, gt=0, description="steps between models that are kept")
+    geometric_ratio: float | None = Field(
+        default=None, gt=0, lt=1, description="keep a model whenever the metric fell below this share of the last kept"
+    )
     metric: str = "loss"
     higher_is_better: bool = False
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "LoopConfig":
+        if (self.max_steps is None) == (self.max_tokens is None):
+            raise ValueError("set exactly one of max_steps and max_tokens")
+        if self.geometric_ratio and self.higher_is_better:
+            raise ValueError("geometric_ratio needs a metric that falls")
+        return self
+
+    def with_steps(self, tokens_per_step: int) -> "LoopConfig":
+        """The same with a token budget turned into steps. Raises UserError when it does not pay for one."""
+        if self.max_tokens is None:
+            return self
+        steps = self.max_tokens // tokens_per_step
+        if not steps:
+            raise UserError(f"loop.max_tokens = {self.max_tokens:,}: one step takes {tokens_per_step:,} tokens")
+        return self.model_copy(update={"max_steps": steps, "max_tokens": None})
 
 
 class Task(Protocol):
@@ -62,8 +90,11 @@ class Task(Protocol):
     def flops(self, batch: Batch) -> float:
         """FLOPs of forward and backward for the batch, for the model's FLOP utilisation."""
 
-    def evaluate(self, rank: int, world: int) -> dict[str, float]:
+    def evaluate(self, rank: int, world: int) -> dict[str, float | list[float]]:
         """Metrics on a frozen set; every rank calls it and every rank gets the same numbers."""
+
+    def save_model(self, folder: Path) -> None:
+        """Write the model as published. Needed for models that are kept on the way."""
 
 
 class NonFinite(RuntimeError):
@@ -76,6 +107,8 @@ class State:
 
     step: int = 0
     best: float | None = None
+    average: float | None = None  # of the metric, exponentially weighted
+    kept: float | None = None  # the metric when a model was last kept for having fallen
     best_step: int = 0
     bad_evaluations: int = 0
     stopped: bool = False
@@ -88,37 +121,6 @@ class State:
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of workers; (0, 1) without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-
-
-def learning_rate_factor(config: LoopConfig, step: int) -> float:
-    """Share of the peak learning rate at optimiser step `step` (0-based): linear warm-up, then the schedule."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
-    if config.schedule == "constant":
-        return 1.0
-    return 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def optimizer_for(module: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); biases, norms and scalars are not decayed."""
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    wrong = [name for name, p in named if p.dtype != torch.float32]
-    if wrong:  # bf16 weights lose updates smaller than 1/256 of themselves, silently
-        raise UserError(f"parameter {wrong[0]} is not float32: master weights must be, autocast does the rest")
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in named:
-        groups.setdefault((".head." in f".{name}", parameter.ndim >= 2), []).append(parameter)
-    settings = [
-        {
-            "params": parameters,
-            "multiplier": config.head_multiplier if is_head else 1.0,
-            "weight_decay": config.weight_decay if is_matrix else 0.0,
-        }
-        for (is_head, is_matrix), parameters in sorted(groups.items())
-    ]
-    fused = device.device().type == "cuda"
-    return torch.optim.AdamW(settings, lr=config.learning_rate, betas=config.betas, fused=fused)
 
 
 def over_ranks(values: "dict[int, float]", count: int) -> list[float]:
@@ -137,6 +139,8 @@ def train(task: Task, config: LoopConfig, draft: Draft, log: Any = print) -> Sta
     Resumes from the draft's newest checkpoint. `log` is called on rank 0 with a dict per step or evaluation.
     Raises NonFinite after saving the offending batch.
     """
+    if config.max_steps is None:
+        raise UserError("loop.max_tokens: this trainer's steps differ in tokens; set loop.max_steps instead")
     rank, world = rank_and_world()
     module = task.module.to(device.device()).train()
     optimizer = optimizer_for(module, config)
@@ -144,18 +148,54 @@ def train(task: Task, config: LoopConfig, draft: Draft, log: Any = print) -> Sta
     wrapped = DistributedDataParallel(module, broadcast_buffers=False) if world > 1 else module
     if state.step == 0 and not state.history:
         _evaluate(task, config, state, draft, rank, world, log)
+    batches = Ahead(task, config, rank, world)
     while state.step < config.max_steps and not state.stopped:
-        _step(task, wrapped, optimizer, config, state, draft, rank, world, log)
+        _step(task, wrapped, optimizer, config, state, draft, rank, world, log, batches)
         last = state.step == config.max_steps
         if state.step % config.eval_every == 0 or last:
             _evaluate(task, config, state, draft, rank, world, log)
+        if config.keep_every and state.step % config.keep_every == 0:
+            keep_model(task, draft, state, rank)
         if state.step % config.checkpoint_every == 0 or last or state.stopped:
             checkpoint.save(draft, module, optimizer, state, rank)
+    batches.close()
     checkpoint.load_best(draft, module)
     return state
 
 
-def _step(task, wrapped, optimizer, config, state, draft, rank, world, log) -> None:
+class Ahead:
+    """Prepares the next batch on a thread while the model works. A batch is a function of its place alone, so this
+    changes nothing but the time."""
+
+    def __init__(self, task: Task, config: LoopConfig, rank: int, world: int):
+        self.make = lambda step, micro: task.batch(step, micro, rank, world)
+        self.config, self.pool = config, ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self.next: tuple[tuple[int, int], Future[Batch]] | None = None
+        self.waited = 0.0  # seconds, since last asked
+
+    def get(self, step: int, micro: int) -> Batch:
+        """The batch of this place; the one after it is begun."""
+        started = time.perf_counter()
+        ready = self.next[1].result() if self.next and self.next[0] == (step, micro) else self.make(step, micro)
+        self.waited += time.perf_counter() - started
+        after = (step, micro + 1) if micro + 1 < self.config.accumulation else (step + 1, 0)
+        if after[0] < self.config.max_steps:
+            self.next = (after, self.pool.submit(self.make, *after))
+        return ready
+
+    def close(self) -> None:
+        """Wait for what was begun."""
+        self.pool.shutdown()
+
+
+def keep_model(task: Task, draft: Draft, state: State, rank: int) -> None:
+    """Rank 0 writes the model of this step into the artefact, where it stays."""
+    if rank == 0:
+        with draft.storage.local_folder(f"{draft.folder}/checkpoints/step-{state.step:08d}") as folder:
+            task.save_model(folder)
+
+
+def _step(task, wrapped, optimizer, config, state, draft, rank, world, log, batches) -> None:
     started = time.perf_counter()
     # One generator state per (seed, step, rank): dropout is the same after a resume, and differs between ranks.
     torch.manual_seed((config.seed * 1_000_003 + state.step) * 4096 + rank)
@@ -164,7 +204,7 @@ def _step(task, wrapped, optimizer, config, state, draft, rank, world, log) -> N
     sums: dict[str, torch.Tensor] = {}
     tokens, flops = 0, 0.0
     for micro in range(config.accumulation):
-        batch = task.batch(state.step, micro, rank, world)
+        batch = batches.get(state.step, micro)
         tokens, flops = tokens + task.num_tokens(batch), flops + task.flops(batch)
         on_device = {key: tensor.to(device.device(), non_blocking=True) for key, tensor in batch.items()}
         last_micro = micro == config.accumulation - 1
@@ -182,6 +222,8 @@ def _step(task, wrapped, optimizer, config, state, draft, rank, world, log) -> N
             f"step {state.step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; batch in {where}"
         )
     optimizer.step()
+    weights = [p.detach() for p in wrapped.parameters()]
+    metrics["parameter_norm"] = float(torch.stack(torch._foreach_norm(weights)).norm())
     optimizer.zero_grad(set_to_none=True)
     state.step += 1
     seconds = time.perf_counter() - started
@@ -197,8 +239,10 @@ def _step(task, wrapped, optimizer, config, state, draft, rank, world, log) -> N
         speed = {
             "tokens_per_second": tokens * world / seconds,
             "mfu": flops / seconds / device.peak_flops(device.precision()),
+            "data_share": batches.waited / seconds,
         }
         log({**record, **speed})
+    batches.waited = 0.0
 
 
 def _no_sync(wrapped: nn.Module, last_micro: bool) -> Any:
@@ -221,7 +265,9 @@ def _evaluate(task, config, state, draft, rank, world, log) -> None:
     task.module.train()
     if config.metric not in metrics:
         raise UserError(f"loop.metric = {config.metric!r}: the evaluation gives {', '.join(sorted(metrics))}")
-    value = metrics[config.metric]
+    raw = metrics[config.metric]
+    share = 0.0 if state.average is None else config.ema_smoothing
+    value = state.average = raw if not share else share * state.average + (1 - share) * raw
     gain = math.inf if state.best is None else (value - state.best) * (1 if config.higher_is_better else -1)
     if gain > config.min_delta:
         state.best, state.best_step, state.bad_evaluations = value, state.step, 0
@@ -229,6 +275,9 @@ def _evaluate(task, config, state, draft, rank, world, log) -> None:
     else:
         state.bad_evaluations += 1
         state.stopped = config.patience is not None and state.bad_evaluations >= config.patience
+    if config.geometric_ratio and (state.kept is None or raw < config.geometric_ratio * state.kept):
+        state.kept = raw
+        keep_model(task, draft, state, rank)
     record = {"step": state.step, **{f"eval_{key}": number for key, number in metrics.items()}}
     state.history.append(record)
     if rank == 0:

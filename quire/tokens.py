@@ -9,7 +9,7 @@ index.jsonl, splits.json   the same index in the layout of the earlier system
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from quire.artifact import Artifact
 from quire.errors import UserError
+from quire.sampler import generator
 
 INDEX = pa.schema(
     [
@@ -62,6 +63,14 @@ class TokenStore:
     def names(self, split: str = "train") -> list[str]:
         """The categories that occur in a split, sorted."""
         return sorted(set(self.categories[self.splits == split]))
+
+    def shuffled(self, seed: int) -> "TokenStore":
+        """The same documents with their categories permuted inside each split: a control without real components."""
+        categories = self.categories.copy()
+        for split in SPLITS:
+            rows = np.flatnonzero(self.splits == split)
+            categories[rows] = categories[generator(seed, 0, stream=2).permutation(rows)]
+        return replace(self, categories=categories)
 
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """`length` ids (int64) of one document from `start` on."""

@@ -1,7 +1,9 @@
 """One trainer run on Ray Train: workers with a process group, restarted from our own checkpoints when one dies."""
 
 import importlib
+import math
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,8 @@ from quire.artifact import WORK, Artifact, Draft
 from quire.errors import UserError
 from quire.loop import LoopConfig, NonFinite, State, rank_and_world
 from trainers import tracker
+
+SECONDS_BETWEEN_LINES = 30
 
 
 class TrainRuntime(tracker.TrackedRuntime):
@@ -85,14 +89,17 @@ def tracking(settings: Any, draft: Draft, rank: int) -> tuple[Callable[[dict[str
     if rank != 0:
         return (lambda record: None), (lambda: None)
     run = tracker.start(settings, draft)
+    shown_at = -math.inf
 
     def log(record: dict[str, Any]) -> None:
+        nonlocal shown_at
         step = record["step"]
-        if any(key.startswith("eval_") for key in record) or step % max(1, settings.loop.max_steps // 20) == 0:
+        if any(key.startswith("eval_") for key in record) or time.monotonic() - shown_at > SECONDS_BETWEEN_LINES:
+            shown_at = time.monotonic()
             shown = "  ".join(f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, int | float))
             sys.stdout.write(f"      {draft.name}: {shown}\n")  # print would show twice: Ray Train logs it as well
         if run is not None:
-            run.log({key: value for key, value in record.items() if key != "step"}, step=step)
+            run.log({k: v for k, v in record.items() if k != "step" and not isinstance(v, list)}, step=step)
 
     return log, (run.finish if run is not None else lambda: None)
 

@@ -1,0 +1,245 @@
+"""Documents to a token store: one memory-mapped file of token ids, an index, splits by document.
+
+    python -m pipelines.tokenize pipelines/experiments/arxiv/tokenize.toml [key=value ...]
+
+Shards are tokenised in parallel and merged in order, so the bytes do not depend on the workers. Whole documents, no
+special tokens, nothing between documents.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from pipelines.shards import run_shards, speed
+from quire import artifact, bpe, config, schema, tokens
+from quire.artifact import WORK, Artifact, Draft, Shard
+from quire.errors import UserError
+
+
+class Pretrained(config.Config):
+    """A tokenizer by its name on the hub or its folder."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    name: str = "EleutherAI/pythia-70m-deduped"
+
+
+class Trained(config.Config):
+    """A byte-level BPE trained on documents of the corpus, chosen by the hashes of their ids."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocab_size: int = Field(default=4096, ge=257)
+    max_documents: int = Field(default=20_000, gt=0)
+
+
+class Categories(config.Config):
+    """Which categories documents are filed under."""
+
+    level: Literal["full", "archive"] = Field(default="full", description="archive: cs.LG is filed under cs")
+    min_documents: int = Field(default=1, gt=0, description="documents of rarer categories are dropped")
+
+
+class Shares(config.Config):
+    """Share of each split; they add up to 1."""
+
+    train: float = Field(default=0.8, ge=0)
+    validation: float = Field(default=0.1, ge=0)
+    test: float = Field(default=0.1, ge=0)
+
+
+class TokenizeConfig(config.Config):
+    """What `pipelines.tokenize` computes."""
+
+    name: str
+    documents: str
+    tokenizer: Pretrained | Trained = Field(discriminator="kind")
+    vocab_size: int | None = Field(default=None, gt=0, description="default: the tokenizer's, rounded up to 64")
+    categories: Categories = Categories()
+    shares: Shares = Field(default=Shares(), description="for documents whose source has no splits")
+    split_seed: int = 0
+    runtime: config.Runtime = config.Runtime()
+
+
+CONFIG = TokenizeConfig
+
+
+def run(settings: TokenizeConfig) -> Artifact:
+    """Make the `tokens` artefact. Raises UserError when no document yields a token."""
+    total = sum(settings.shares.model_dump().values())
+    if abs(total - 1) > 1e-9:
+        raise UserError(f"shares add up to {total:g}, not to 1")
+    documents = artifact.open_artifact(settings.runtime.root, "documents", settings.documents)
+    inputs: dict[str, Any] = {"documents": documents}
+    if isinstance(settings.tokenizer, Pretrained):
+        inputs["tokenizer"] = _sha256(bpe.load(settings.tokenizer.name))
+    draft = artifact.begin(
+        settings.runtime.root, "tokens", settings.name, recipe=config.recipe(settings), inputs=inputs
+    )
+    if draft.published:
+        return draft.published
+    tokenizer, vocab_size = _tokenizer(draft, documents, settings)
+    frequent = _frequent(documents, settings.categories)
+    items = list(enumerate(documents.parts))
+    arguments = (documents, draft, settings, tokenizer.backend_tokenizer.to_str(), frequent)
+    run_shards(draft, items, _encoder, arguments, num_workers=settings.runtime.num_workers)
+    facts = _merge(draft, len(items), tokenizer, vocab_size)
+    return _publish(draft, len(items), facts)
+
+
+def _sha256(tokenizer: Any) -> str:
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def _tokenizer(draft: Draft, documents: Artifact, settings: TokenizeConfig) -> tuple[Any, int]:
+    """The tokenizer and the store's vocabulary; a trained one is kept in the draft for a resumed run."""
+    choice = settings.tokenizer
+    if isinstance(choice, Pretrained):
+        tokenizer = bpe.load(choice.name)
+    else:
+        kept = f"{draft.folder}/{WORK}/tokenizer"
+        if not draft.storage.exists(f"{kept}/done.json"):
+            ids = documents.read(["document_id"])["document_id"].to_pylist()
+            trained = bpe.train(_texts(documents, bpe.spread(ids, choice.max_documents)), choice.vocab_size)
+            with draft.storage.local_folder(kept) as folder:
+                bpe.save(trained, Path(folder))
+            draft.storage.write_json(f"{kept}/done.json", {})
+        with tempfile.TemporaryDirectory() as folder:
+            draft.storage.download(kept, folder)
+            tokenizer = bpe.load(folder)
+    vocab_size = settings.vocab_size or -(-len(tokenizer) // 64) * 64
+    if vocab_size < len(tokenizer):
+        raise UserError(f"vocab_size = {vocab_size}: the tokenizer has {len(tokenizer)} ids")
+    return tokenizer, vocab_size
+
+
+def _texts(documents: Artifact, places: list[int]) -> Any:
+    """The texts at these places, one part of the documents in memory at a time."""
+    wanted, start = np.asarray(places), 0
+    for part in documents.parts:
+        texts = documents.storage.read_table(part, ["text"])["text"]
+        inside = wanted[(wanted >= start) & (wanted < start + len(texts))] - start
+        yield from texts.take(pa.array(inside)).to_pylist()
+        start += len(texts)
+
+
+def _filed(category: str, level: str) -> str:
+    return category.split(".")[0] if level == "archive" else category
+
+
+def _frequent(documents: Artifact, categories: Categories) -> set[str]:
+    counts: Counter[str] = Counter()
+    for found in documents.read(["category"])["category"].value_counts().to_pylist():
+        counts[_filed(found["values"], categories.level)] += found["counts"]
+    kept = {name for name, count in counts.items() if count >= categories.min_documents}
+    if not kept:
+        most = counts.most_common(1)[0]
+        raise UserError(f"categories.min_documents = {categories.min_documents}: the largest, {most[0]}, has {most[1]}")
+    return kept
+
+
+def split_of(document_id: str, shares: Shares, seed: int) -> str:
+    """The split of a document, by the hash of its id alone."""
+    place = int.from_bytes(hashlib.sha256(f"{seed} {document_id}".encode()).digest()[:8], "big") / 2**64
+    for name, share in shares.model_dump().items():
+        place -= share
+        if place < 0:
+            return name
+    return "train"
+
+
+def _encoder(
+    documents: Artifact, draft: Draft, settings: TokenizeConfig, tokenizer: str, frequent: set[str]
+) -> Callable[[tuple[int, str]], Shard]:
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer)
+    backend.no_padding()
+    backend.no_truncation()
+    level = settings.categories.level
+
+    def process(item: tuple[int, str]) -> Shard:
+        index, part = item
+        rows, dropped, size, found = [], [], 0, 0
+        for batch in documents.storage.read_table(part).to_batches(max_chunksize=256):
+            records = batch.to_pylist()
+            texts = [record["text"] for record in records]
+            for record, encoded in zip(
+                records, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True
+            ):
+                found += 1
+                names = list(dict.fromkeys(_filed(name, level) for name in record["categories"]))
+                reason = "no_token" if not encoded.ids else "rare_category" if names[0] not in frequent else None
+                if reason:
+                    dropped.append({"id": record["document_id"], "reason": reason, "detail": names[0]})
+                    continue
+                size += len(record["text"].encode())
+                split = record["split"] or split_of(record["document_id"], settings.shares, settings.split_seed)
+                rows.append((record["document_id"], names, split, encoded.ids))
+        names = ("document_id", "categories", "split", "ids")
+        types = (pa.string(), pa.list_(pa.string()), pa.string(), pa.list_(pa.uint32()))
+        columns = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(types)]
+        draft.storage.write_table(f"{draft.folder}/{WORK}/{index:05d}.parquet", pa.table(columns, names=names))
+        facts = {"documents": len(rows), "tokens": sum(len(row[3]) for row in rows)}
+        return Shard(rows_in=found, rejects=schema.rejects(dropped), bytes_in=size, facts=facts)
+
+    return process
+
+
+def _merge(draft: Draft, num_shards: int, tokenizer: Any, vocab_size: int) -> dict[str, Any]:
+    """tokens.bin and its index from the shards in order, one shard in memory at a time."""
+    with draft.storage.local_folder(draft.folder) as target:
+        folder = Path(target)
+        writer = tokens.StoreWriter(folder, vocab_size)
+        for index in range(num_shards):
+            table = draft.storage.read_table(f"{draft.folder}/{WORK}/{index:05d}.parquet")
+            ids, ends = table["ids"].combine_chunks(), table["ids"].combine_chunks().offsets.to_numpy()
+            flat = ids.values.to_numpy()
+            columns = [table[name].to_pylist() for name in ("document_id", "categories", "split")]
+            for row, (document, categories, split) in enumerate(zip(*columns, strict=True)):
+                writer.add(document, categories, split, flat[ends[row] : ends[row + 1]])
+        writer.close()
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+        bpe.save(tokenizer, folder / "tokenizer")
+        facts = json.loads((folder / "store.json").read_text("utf-8"))
+        counts = Counter((row["split"], row["category"]) for row in writer.rows)
+        sizes: Counter[str] = Counter()
+        for row in writer.rows:
+            sizes[row["category"]] += row["length"]
+    if not facts["num_tokens"]:
+        raise UserError(f"{draft.folder}: no document yields a token; look at its rejects")
+    categories = {
+        name: {**{split: counts[split, name] for split in tokens.SPLITS}, "tokens": size}
+        for name, size in sorted(sizes.items())
+    }
+    return {**facts, "categories": categories}
+
+
+def _publish(draft: Draft, num_shards: int, facts: dict[str, Any]) -> Artifact:
+    records = draft.finished_shards().values()
+    size = sum(record["bytes_in"] for record in records) / 1e6
+    dropped: Counter[str] = Counter()
+    for record in records:
+        dropped.update(record["dropped"])
+    lines = [
+        f"{name:<20}{c['tokens']:>14,} tokens " + " ".join(f"{c[split]:>8,} {split}" for split in tokens.SPLITS)
+        for name, c in facts["categories"].items()
+    ]
+    if len(lines) > 20:
+        lines = [*lines[:20], f"and {len(lines) - 20} more categories"]
+    lines.append(
+        f"{facts['num_tokens']:,} tokens of {facts['num_documents']:,} documents, vocabulary {facts['vocab_size']:,}; "
+        f"{schema.summarise(dropped)}; {speed(draft, size, 'MB')}"
+    )
+    return draft.publish(num_shards=num_shards, summary="\n".join(lines), facts=facts)
+
+
+if __name__ == "__main__":
+    config.main(CONFIG, run)
