@@ -136,7 +136,8 @@ def over_ranks(values: "dict[int, float]", count: int) -> list[float]:
 def train(task: Task, config: LoopConfig, draft: Draft, log: Any = print) -> State:
     """Train until the step budget or early stopping; leave the best weights in `task.module`.
 
-    Resumes from the draft's newest checkpoint. `log` is called on rank 0 with a dict per step or evaluation.
+    Resumes from the draft's newest checkpoint. `log` is called with a dict: per step on rank 0, per
+    evaluation on every rank.
     Raises NonFinite after saving the offending batch.
     """
     if config.max_steps is None:
@@ -280,5 +281,4 @@ def _evaluate(task, config, state, draft, rank, world, log) -> None:
         keep_model(task, draft, state, rank)
     record = {"step": state.step, **{f"eval_{key}": number for key, number in metrics.items()}}
     state.history.append(record)
-    if rank == 0:
-        log({**record, "best": state.best, "best_step": state.best_step})
+    log({**record, "best": state.best, "best_step": state.best_step})

@@ -51,16 +51,23 @@ CONFIG = BiEncoderConfig
 
 def run(settings: BiEncoderConfig) -> Artifact:
     """Make the `models` artefact, a folder that `SentenceTransformer(path)` and `BiEncoder.load` load."""
-    root = settings.runtime.root
-    inputs = {
-        kind: artifact.open_artifact(root, kind, getattr(settings, kind)) for kind in ("chunks", "pairs", "neighbors")
-    }
-    inputs["model_weights"] = hub.weights_sha256(hub.find_model(settings.model))
-    draft = artifact.begin(root, "models", settings.name, recipe=config.recipe(settings), inputs=inputs)
+    draft = artifact.begin(
+        settings.runtime.root, "models", settings.name, recipe=config.recipe(settings), inputs=inputs(settings)
+    )
     if draft.published:
         return draft.published
     fit("trainers.bi_encoder", settings, draft)
     return publish(draft)
+
+
+def inputs(settings: BiEncoderConfig) -> dict[str, Artifact | str]:
+    """What the model is made from, besides the recipe."""
+    root = settings.runtime.root
+    found = {
+        kind: artifact.open_artifact(root, kind, getattr(settings, kind)) for kind in ("chunks", "pairs", "neighbors")
+    }
+    found["model_weights"] = hub.weights_sha256(hub.find_model(settings.model))
+    return found
 
 
 class Gather(torch.autograd.Function):

@@ -47,20 +47,27 @@ CONFIG = CrossEncoderConfig
 
 def run(settings: CrossEncoderConfig) -> Artifact:
     """Make the `models` artefact, a folder that `CrossEncoder(path)` loads."""
-    root = settings.runtime.root
-    inputs = {
-        "chunks": artifact.open_artifact(root, "chunks", settings.chunks),
-        "pairs": artifact.open_artifact(root, "pairs", settings.pairs),
-    }
-    if settings.start:
-        inputs["start"] = artifact.open_artifact(root, "models", settings.start)
-    else:
-        inputs["model_weights"] = hub.weights_sha256(hub.find_model(settings.model))
-    draft = artifact.begin(root, "models", settings.name, recipe=config.recipe(settings), inputs=inputs)
+    draft = artifact.begin(
+        settings.runtime.root, "models", settings.name, recipe=config.recipe(settings), inputs=inputs(settings)
+    )
     if draft.published:
         return draft.published
     fit("trainers.cross_encoder", settings, draft)
     return publish(draft)
+
+
+def inputs(settings: CrossEncoderConfig) -> dict[str, Artifact | str]:
+    """What the model is made from, besides the recipe."""
+    root = settings.runtime.root
+    found = {
+        "chunks": artifact.open_artifact(root, "chunks", settings.chunks),
+        "pairs": artifact.open_artifact(root, "pairs", settings.pairs),
+    }
+    if settings.start:
+        found["start"] = artifact.open_artifact(root, "models", settings.start)
+    else:
+        found["model_weights"] = hub.weights_sha256(hub.find_model(settings.model))
+    return found
 
 
 class Module(nn.Module):

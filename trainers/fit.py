@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
 
 from quire import device
 from quire.artifact import WORK, Artifact, Draft
@@ -30,6 +31,9 @@ class TrainRuntime(tracker.TrackedRuntime):
 
     num_workers: int | None = Field(default=None, gt=0)
     use_gpu: bool | None = Field(default=None, description="default: if the cluster has one")
+    cpus_per_worker: int | None = Field(default=None, gt=0, description="default: an equal part of the cluster's")
+    gpus_per_worker: float = Field(default=1.0, ge=0, description="where GPUs are used; below 1 several runs share one")
+    in_sweep: bool = Field(default=False, description="report every evaluation to Ray Tune")
     max_failures: int = Field(default=3, ge=0, description="restarts from the newest checkpoint")
 
 
@@ -41,8 +45,8 @@ def fit(module: str, settings: Any, draft: Draft) -> None:
     total = ray.cluster_resources()
     use_gpu = total.get("GPU", 0) >= 1 if runtime.use_gpu is None else runtime.use_gpu
     workers = runtime.num_workers or (int(total["GPU"]) if use_gpu else 1)
-    cpus = max(1, int(total.get("CPU", 1)) // workers)
-    for what, need in (("GPU", workers * use_gpu), ("CPU", workers)):
+    cpus = runtime.cpus_per_worker or max(1, int(total.get("CPU", 1)) // workers)
+    for what, need in (("GPU", workers * use_gpu * runtime.gpus_per_worker), ("CPU", workers * cpus)):
         if need > total.get(what, 0):
             raise UserError(
                 f"runtime.num_workers = {workers}: needs {need} {what}, the cluster has {total.get(what, 0):g}"
@@ -50,7 +54,7 @@ def fit(module: str, settings: Any, draft: Draft) -> None:
     # Workers run in folders of their own: addresses must not be relative.
     places = {"root": draft.storage.root, "wandb_folder": str(Path(runtime.wandb_folder).absolute())}
     settings = settings.model_copy(update={"runtime": runtime.model_copy(update=places)})
-    resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+    resources = {"CPU": cpus, **({"GPU": runtime.gpus_per_worker} if use_gpu else {})}
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"module": module, "settings": settings.model_dump_json(), "draft": draft, "threads": cpus},
@@ -62,6 +66,7 @@ def fit(module: str, settings: Any, draft: Draft) -> None:
             storage_path=draft.storage.path(f"{draft.folder}/{WORK}/ray"),
             storage_filesystem=draft.storage.filesystem,
             failure_config=FailureConfig(max_failures=runtime.max_failures),
+            callbacks=[TuneReportCallback()] if runtime.in_sweep else [],
         ),
     )
     mistake = trainer.fit().return_value
@@ -86,8 +91,14 @@ def _worker(loop: dict[str, Any]) -> str | None:
 
 def tracking(settings: Any, draft: Draft, rank: int) -> tuple[Callable[[dict[str, Any]], None], Callable[[], None]]:
     """Where a run's numbers go on rank 0: a line to the terminal now and then, and every one to Weights & Biases."""
+    runtime: TrainRuntime = settings.runtime
+
+    def report(record: dict[str, Any]) -> None:
+        if runtime.in_sweep and f"eval_{settings.loop.metric}" in record:
+            ray.train.report({settings.loop.metric: record[f"eval_{settings.loop.metric}"], "step": record["step"]})
+
     if rank != 0:
-        return (lambda record: None), (lambda: None)
+        return report, (lambda: None)
     run = tracker.start(settings, draft)
     shown_at = -math.inf
 
@@ -100,6 +111,7 @@ def tracking(settings: Any, draft: Draft, rank: int) -> tuple[Callable[[dict[str
             sys.stdout.write(f"      {draft.name}: {shown}\n")  # print would show twice: Ray Train logs it as well
         if run is not None:
             run.log({k: v for k, v in record.items() if k != "step" and not isinstance(v, list)}, step=step)
+        report(record)
 
     return log, (run.finish if run is not None else lambda: None)
 

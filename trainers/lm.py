@@ -54,14 +54,18 @@ def run(settings: LmConfig) -> Artifact:
 
     Raises UserError before training for what the store cannot give: categories, window length, vocabulary, budget.
     """
-    root = settings.runtime.root
-    store = artifact.open_artifact(root, "tokens", settings.tokens)
-    draft = artifact.begin(root, "models", settings.name, recipe=config.recipe(settings), inputs={"tokens": store})
+    found = inputs(settings)
+    draft = artifact.begin(settings.runtime.root, "models", settings.name, recipe=config.recipe(settings), inputs=found)
     if draft.published:
         return draft.published
-    Mixture(settings, TokenStore.open(store))  # every mistake shows here, before workers are placed
+    Mixture(settings, TokenStore.open(found["tokens"]))  # every mistake shows here, before workers are placed
     fit("trainers.lm", settings, draft)
     return publish(draft)
+
+
+def inputs(settings: LmConfig) -> dict[str, Artifact]:
+    """What the model is made from, besides the recipe."""
+    return {"tokens": artifact.open_artifact(settings.runtime.root, "tokens", settings.tokens)}
 
 
 class Mixture:

@@ -1,0 +1,1 @@
+"""Sweeps on Ray Tune: a distribution over the overrides of a trainer."""
