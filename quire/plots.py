@@ -103,6 +103,41 @@ def score_histograms(labels: np.ndarray, negative_types: np.ndarray, probabiliti
     return _svg("scores", draw)
 
 
+def bands(curves: Mapping[str, np.ndarray], xlabel: str, ylabel: str, *, log_x: bool = False) -> str:
+    """The mean over rows (seeds) of each (rows, points) array, in a band of one standard deviation; x from 1."""
+
+    def draw(axes: Axes) -> None:
+        for name, rows in curves.items():
+            x, mean = np.arange(1, rows.shape[1] + 1), rows.mean(0)
+            (line,) = axes.plot(x, mean, label=_label(name), linewidth=1.4)
+            if len(rows) > 1:
+                deviation = rows.std(0, ddof=1)
+                axes.fill_between(
+                    x, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.15, linewidth=0
+                )
+        axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log_x else "linear")
+        axes.legend(loc="upper right")
+
+    return _svg("bands", draw)
+
+
+def against_k(series: Mapping[str, Sequence[tuple[int, float]]], ylabel: str) -> str:
+    """Points (K, value) of several series over log2 K, with the mean of each K joined by a line."""
+
+    def draw(axes: Axes) -> None:
+        for name, points in series.items():
+            k, values = (np.asarray(column, dtype=float) for column in zip(*points, strict=True))
+            levels = np.unique(k)
+            (line,) = axes.plot(levels, [values[k == level].mean() for level in levels], label=_label(name))
+            axes.scatter(k, values, s=14, color=line.get_color(), alpha=0.6)
+        axes.set(xlabel="K, categories in the mixture", ylabel=ylabel)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(levels, [f"{level:g}" for level in levels])
+        axes.legend(loc="best")
+
+    return _svg("k", draw)
+
+
 def _label(name: str) -> str:
     return name.replace("$", r"\$")  # a pair of dollar signs would open matplotlib's mathematics
 

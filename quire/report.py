@@ -37,7 +37,7 @@ class Report:
     title: str
     question: str
     headline: str
-    rows: Rows
+    rows: Rows = field(default_factory=dict)  # systems beside each other, where a report compares them
     plots: Sequence[Plot] = ()
     sections: Sequence[Section] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -88,9 +88,9 @@ def render(report: Report) -> str:
         f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head><body><main>",
         f'<h1>{escape(report.title)}</h1><p class="question">{escape(report.question)}</p>',
         f'<p class="headline">{escape(report.headline)}</p>',
-        "<h2>Results on the test split</h2>",
-        _results(report.rows),
     ]
+    if report.rows:
+        parts += ["<h2>Results on the test split</h2>", _results(report.rows)]
     if report.plots:
         parts.append('<h2>Plots</h2><div class="plots">')
         for plot in report.plots:
