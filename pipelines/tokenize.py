@@ -204,7 +204,7 @@ def _merge(draft: Draft, num_shards: int, tokenizer: Any, vocab_size: int) -> di
             flat = ids.values.to_numpy()
             columns = [table[name].to_pylist() for name in ("document_id", "categories", "split")]
             for row, (document, categories, split) in enumerate(zip(*columns, strict=True)):
-                writer.add(document, categories, split, flat[ends[row] : ends[row + 1]])
+                writer.add(document, categories[0], categories, split, flat[ends[row] : ends[row + 1]])
         writer.close()
         shutil.rmtree(folder / "tokenizer", ignore_errors=True)
         bpe.save(tokenizer, folder / "tokenizer")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,9 +69,17 @@ def load_best(draft: Draft, module: nn.Module) -> None:
     module.load_state_dict(tensors, strict=True)
 
 
-def save_batch(draft: Draft, batch: dict[str, torch.Tensor], step: int, rank: int) -> str:
+def keep(draft: Draft, write: Callable[[Path], None], step: int, rank: int) -> None:
+    """Rank 0 publishes the weights as they are now, as a model folder beside the final one."""
+    if rank == 0:
+        with draft.storage.local_folder(f"{draft.folder}/checkpoints/step-{step:08d}") as folder:
+            write(folder)
+    _barrier()
+
+
+def save_batch(draft: Draft, batch: dict[str, torch.Tensor], step: int, micro: int, rank: int) -> str:
     """Keep the batch at which the loss went bad; where it lies, for the message."""
-    name = f"{draft.folder}/{WORK}/nonfinite-step-{step:08d}-rank-{rank}.safetensors"
+    name = f"{draft.folder}/{WORK}/nonfinite-step-{step:08d}-micro-{micro}-rank-{rank}.safetensors"
     draft.storage.write_bytes(name, save_tensors(_detached(batch)))
     return draft.storage.uri(name)
 

@@ -1,91 +1,182 @@
-"""Small GPT-NeoX language models from random weights, and their loss by position in the context.
+"""Decoder language models (GPT-NeoX): built from random weights, and their loss at every position of a window.
 
-Shape letters: N windows, L tokens of a window, T = L - 1 predictions.
+Shape letters: N windows, B windows of a batch, L tokens of a window, V vocabulary.
 """
 
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PreTrainedModel,
+)
 
-from quire import device
+from quire import device, hub
 from quire.config import Config
 from quire.errors import UserError
 
-# Layers, width, heads. pythia-70m as published (Biderman et al. 2023, table 1); micro trains in a minute on two cores.
-SIZES = {"micro": (4, 128, 4), "pythia-14m": (6, 128, 4), "pythia-70m": (6, 512, 8), "pythia-160m": (12, 768, 12)}
-_BATCH_TOKENS = 16_384  # of one forward pass when evaluating on a CPU; a GPU takes eight times as many
+# EleutherAI's Pythia-70M (Biderman et al. 2023, arXiv:2304.01373), and one that two CPU cores train in a minute.
+PRESETS = {
+    "pythia-70m": {"layers": 6, "width": 512, "heads": 8, "mlp_width": 2048, "tied": False, "max_positions": 2048},
+    "micro": {"layers": 2, "width": 128, "heads": 4, "mlp_width": 512, "tied": True, "max_positions": 512},
+}
+_VOCAB_MULTIPLE = 128  # as Pythia's own: 50,277 becomes 50,304, and the output layer divides evenly
+_EVAL_TOKENS = 4_096  # a batch's logits in fp32 stay below a gigabyte at 50,304 words
 
 
 class LmModel(Config):
-    """The shape of a GPT-NeoX: a size by name, or a size of one's own."""
+    """A preset, any of its sizes changed; or a checkpoint to start from, which brings its own sizes."""
 
-    size: Literal["micro", "pythia-14m", "pythia-70m", "pythia-160m"] | None = "micro"
-    num_layers: int | None = Field(default=None, gt=0, description="with width and num_heads, instead of a size")
+    preset: Literal["pythia-70m", "micro"] = "micro"
+    layers: int | None = Field(default=None, gt=0)
     width: int | None = Field(default=None, gt=0)
-    num_heads: int | None = Field(default=None, gt=0)
-    max_positions: int = Field(default=2048, gt=0)
-    tied: bool = Field(default=False, description="one matrix for input and output")
+    heads: int | None = Field(default=None, gt=0)
+    mlp_width: int | None = Field(default=None, gt=0)
+    tied: bool | None = Field(default=None, description="input and output embeddings are one matrix")
+    max_positions: int | None = Field(default=None, gt=0)
+    rotary_share: float = Field(default=0.25, gt=0, le=1, description="of each head's width, that is rotated")
+    vocab_size: int | None = Field(default=None, gt=0, description="default: the store's, rounded up to 128")
+    weights: str | None = Field(
+        default=None, description="a causal model to start from, by folder or hub name, not random weights"
+    )
+
+    def size(self, name: str) -> int:
+        """`layers`, `width`, `heads`, `mlp_width`, `tied` or `max_positions`: what is set, else the preset's."""
+        value = getattr(self, name)
+        return PRESETS[self.preset][name] if value is None else value
 
 
-def shape(model: LmModel) -> tuple[int, int, int]:
-    """Layers, width and heads. Raises UserError for half a shape, or heads that do not divide the width."""
-    own = (model.num_layers, model.width, model.num_heads)
-    given = [value for value in own if value is not None]
-    if len(given) not in (0, 3) or (not given and model.size is None):
-        raise UserError("model: give a size, or num_layers, width and num_heads together")
-    layers, width, heads = own if given else SIZES[model.size]
-    if width % heads or (width // heads) % 8:
-        raise UserError(f"model.width = {width}, num_heads = {heads}: a head must have a multiple of 8 numbers")
-    return layers, width, heads
-
-
-def build_lm(model: LmModel, vocab_size: int, seed: int) -> GPTNeoXForCausalLM:
-    """Random weights in float32, a function of shape, vocabulary and seed alone.
-
-    float32 whatever a published config says: Pythia's says float16, whose weights turn to NaN in the first AdamW step
-    (eps 1e-8 is zero there).
-    """
-    layers, width, heads = shape(model)
-    config = GPTNeoXConfig(
-        vocab_size=vocab_size,
+def model_config(settings: LmModel, vocab_size: int) -> GPTNeoXConfig:
+    """The model's shape for a store of `vocab_size` ids. Raises UserError when the sizes contradict each other."""
+    width, heads = settings.size("width"), settings.size("heads")
+    if width % heads or int(width // heads * settings.rotary_share) % 2:
+        raise UserError(
+            f"model.width = {width}, model.heads = {heads}: the width must divide by the heads, and "
+            f"model.rotary_share = {settings.rotary_share} of a head's width must be an even number"
+        )
+    model_vocab = settings.vocab_size or -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    _check_vocabulary(model_vocab, vocab_size, "model.vocab_size")
+    return GPTNeoXConfig(
+        vocab_size=model_vocab,
         hidden_size=width,
-        num_hidden_layers=layers,
+        num_hidden_layers=settings.size("layers"),
         num_attention_heads=heads,
-        intermediate_size=4 * width,
-        max_position_embeddings=model.max_positions,
-        rotary_pct=0.25,
+        intermediate_size=settings.size("mlp_width"),
+        max_position_embeddings=settings.size("max_positions"),
+        tie_word_embeddings=settings.size("tied"),
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "partial_rotary_factor": settings.rotary_share,
+        },
         use_parallel_residual=True,
-        tie_word_embeddings=model.tied,
-        use_cache=False,
         bos_token_id=0,
         eos_token_id=0,
     )
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    made = GPTNeoXForCausalLM(config).float()
-    torch.random.set_rng_state(state)
-    return made
 
 
-def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy in nats (N, T) of each token given those before it, from logits (N, L, V) and ids (N, L)."""
-    return nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
-    ).view(len(ids), -1)
+def build_lm(settings: LmModel, vocab_size: int, seed: int) -> PreTrainedModel:
+    """The model with float32 weights: random ones by `seed`, or those of `settings.weights`.
+
+    Raises UserError when the store's `vocab_size` is more than the model's.
+    """
+    if settings.weights is None:
+        return random_lm(model_config(settings, vocab_size), seed)
+    folder = hub.find_model(settings.weights)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
+    _check_vocabulary(model.config.vocab_size, vocab_size, f"model.weights = {settings.weights!r}: its vocab_size")
+    return _in_float32(model)
+
+
+def random_lm(shape: GPTNeoXConfig, seed: int) -> GPTNeoXForCausalLM:
+    """Random float32 weights, whatever type the config names; the global random state is left as it was.
+
+    Pythia's config says float16. Weights of that type turn AdamW's eps of 1e-8 into 0, and every embedding row
+    without a gradient into 0/0 at the first step.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _in_float32(GPTNeoXForCausalLM(shape))
+
+
+def _in_float32(model: PreTrainedModel) -> PreTrainedModel:
+    model = model.float()
+    model.config.dtype = torch.float32
+    model.config.use_cache = False  # training and whole windows: nothing is generated
+    wrong = {name: p.dtype for name, p in model.named_parameters() if p.dtype != torch.float32}
+    assert not wrong, wrong
+    return model
+
+
+def check_fits(settings: LmModel, sequence_length: int, vocab_size: int) -> None:
+    """Raise UserError when windows or ids do not fit the model, before anything is built."""
+    if settings.weights is None:
+        shape = model_config(settings, vocab_size)
+    else:
+        shape = AutoConfig.from_pretrained(hub.find_model(settings.weights), local_files_only=True)
+        _check_vocabulary(shape.vocab_size, vocab_size, f"model.weights = {settings.weights!r}: its vocab_size")
+    if sequence_length > shape.max_position_embeddings:
+        raise UserError(
+            f"sequence_length = {sequence_length}: the model has {shape.max_position_embeddings} positions; shorten "
+            "it or raise model.max_positions"
+        )
+
+
+def _check_vocabulary(model_vocab: int, vocab_size: int, key: str) -> None:
+    if model_vocab < vocab_size:
+        raise UserError(f"{key} = {model_vocab}: the token store has {vocab_size} ids; the model needs as many")
+
+
+def token_losses(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy in nats of every token given those before it in its window: (B, L) int64 to (B, L-1) float32."""
+    logits = model(input_ids=windows, use_cache=False).logits[:, :-1]
+    flat = nn.functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="none")
+    return flat.view(len(windows), -1)
 
 
 @torch.inference_mode()
-def position_losses(model: nn.Module, windows: np.ndarray) -> np.ndarray:
-    """Losses (N, T) float32 in nats: column i is the loss of token i + 1 given tokens 0 to i."""
-    where = next(model.parameters()).device
-    rows = max(1, _BATCH_TOKENS * (8 if where.type == "cuda" else 1) // windows.shape[1] // 4)
-    losses = np.zeros((len(windows), windows.shape[1] - 1), dtype=np.float32)
-    with device.autocast():
-        for start in range(0, len(windows), rows):
-            ids = torch.from_numpy(windows[start : start + rows]).to(where)
-            losses[start : start + rows] = token_losses(model(input_ids=ids).logits, ids).cpu().numpy()
+def position_losses(model: PreTrainedModel, windows: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+    """Loss of each window's tokens 1 ... L-1, each given all before it: (N, L) int64 to (N, L-1) float32 nats.
+
+    The model is evaluated as it stands (dropout off), in the device's own precision.
+    """
+    was_training = model.training
+    model.eval()
+    place = next(model.parameters()).device
+    size = batch_size or max(1, _EVAL_TOKENS // windows.shape[1])
+    losses = np.empty((len(windows), windows.shape[1] - 1), dtype=np.float32)
+    for start in range(0, len(windows), size):
+        with device.autocast():
+            batch = torch.from_numpy(windows[start : start + size]).to(place)
+            losses[start : start + size] = token_losses(model, batch).cpu().numpy()
+    model.train(was_training)
     return losses
+
+
+def flops_per_token(model: PreTrainedModel, sequence_length: int, with_embeddings: bool = False) -> float:
+    """FLOPs of forward and backward per token: 6 N + 12 L d T (PaLM, Chowdhery et al. 2022, appendix B).
+
+    N leaves out the input embedding, which is looked up and not multiplied, unless `with_embeddings`; the output
+    layer counts either way. Embeddings tied to it are that layer.
+    """
+    num_parameters = sum(p.numel() for p in model.parameters())
+    if not with_embeddings and not model.config.tie_word_embeddings:
+        num_parameters -= model.get_input_embeddings().weight.numel()
+    attention = 12 * model.config.num_hidden_layers * model.config.hidden_size * sequence_length
+    return float(6 * num_parameters + attention)
+
+
+def save_lm(model: PreTrainedModel, tokenizer: Path, folder: Path) -> None:
+    """A folder that `AutoModelForCausalLM` and `AutoTokenizer` load."""
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True).save_pretrained(folder)

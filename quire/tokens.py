@@ -9,7 +9,7 @@ index.jsonl, splits.json   the same index in the layout of the earlier system
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 
 from quire.artifact import Artifact
 from quire.errors import UserError
-from quire.sampler import generator
 
 INDEX = pa.schema(
     [
@@ -64,14 +63,6 @@ class TokenStore:
         """The categories that occur in a split, sorted."""
         return sorted(set(self.categories[self.splits == split]))
 
-    def shuffled(self, seed: int) -> "TokenStore":
-        """The same documents with their categories permuted inside each split: a control without real components."""
-        categories = self.categories.copy()
-        for split in SPLITS:
-            rows = np.flatnonzero(self.splits == split)
-            categories[rows] = categories[generator(seed, 0, stream=2).permutation(rows)]
-        return replace(self, categories=categories)
-
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """`length` ids (int64) of one document from `start` on."""
         begin = int(self.offsets[row]) + start
@@ -111,14 +102,14 @@ class StoreWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = (folder / "tokens.bin").open("wb")
 
-    def add(self, document_id: str, categories: list[str], split: str, ids: np.ndarray) -> None:
+    def add(self, document_id: str, category: str, categories: list[str], split: str, ids: np.ndarray) -> None:
         """Append a document. Raises UserError for an id beyond the vocabulary."""
         if len(ids) and int(ids.max()) >= self.vocab_size:
             raise UserError(
                 f"document {document_id!r}: token id {int(ids.max())} is not below vocab_size = {self.vocab_size}"
             )
         self.file.write(ids.astype(self.dtype).tobytes())
-        row = {"document_id": document_id, "category": categories[0], "categories": categories, "split": split}
+        row = {"document_id": document_id, "category": category, "categories": categories, "split": split}
         self.rows.append({**row, "offset": self.num_tokens, "length": len(ids)})
         self.num_tokens += len(ids)
 
@@ -143,9 +134,9 @@ class StoreWriter:
 
 
 def write_store(
-    folder: Path, documents: Iterable[tuple[str, list[str], str, np.ndarray]], vocab_size: int
+    folder: Path, documents: Iterable[tuple[str, str, list[str], str, np.ndarray]], vocab_size: int
 ) -> TokenStore:
-    """A whole store from (document_id, categories, split, ids) in one process."""
+    """A whole store from (document_id, category, categories, split, ids) in one process."""
     writer = StoreWriter(folder, vocab_size)
     for document in documents:
         writer.add(*document)

@@ -43,9 +43,9 @@ class Windows:
         split: str,
         categories: Sequence[str],
         sequence_length: int,
-        *,
         weighting: Literal["component", "token"] = "component",
         seed: int = 0,
+        *,
         tokens_per_category: int | None = None,
     ):
         self.store, self.sequence_length, self.weighting, self.seed = store, sequence_length, weighting, seed
@@ -82,17 +82,21 @@ class Windows:
         return _gather(self.store, rows, starts, self.sequence_length)
 
 
-class FrozenWindows(NamedTuple):
-    """Windows to evaluate on: token ids (N, L) int64, and the document row of each (N,)."""
-
-    ids: np.ndarray
-    rows: np.ndarray
-
-
 def evaluation_windows(
     store: TokenStore, split: str, categories: Sequence[str], sequence_length: int, num_windows: int, seed: int = 0
-) -> dict[str, FrozenWindows]:
-    """The same windows for every run: a category's depend on store, split, length and seed, never on its company.
+) -> dict[str, np.ndarray]:
+    """Token ids (N, L) int64 of the windows that every run is evaluated on, by category.
+
+    A category's windows depend on store, split, length and seed, never on its company.
+    """
+    plans = evaluation_plan(store, split, categories, sequence_length, num_windows, seed)
+    return {name: _gather(store, rows, starts, sequence_length) for name, (rows, starts) in plans.items()}
+
+
+def evaluation_plan(
+    store: TokenStore, split: str, categories: Sequence[str], sequence_length: int, num_windows: int, seed: int = 0
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Rows in the store and starts, (N,) int64 each, of those windows.
 
     Documents in a seeded order, each once before any comes again; the start uniform.
     """
@@ -100,10 +104,9 @@ def evaluation_windows(
     for category in categories:
         pool = _long_enough(store, split, category, sequence_length).rows
         draw = generator(seed, _number(f"{split} {category}"), stream=1)
-        order = draw.permutation(len(pool))
-        rows = pool[order[np.arange(num_windows) % len(pool)]]
+        rows = pool[draw.permutation(len(pool))[np.arange(num_windows) % len(pool)]]
         starts = (draw.random(num_windows) * (store.lengths[rows] - sequence_length + 1)).astype(np.int64)
-        found[category] = FrozenWindows(_gather(store, rows, starts, sequence_length), rows)
+        found[category] = rows, starts
     return found
 
 

@@ -1,168 +1,254 @@
-"""Papers to a token store to a sweep to its report, on a local Ray: real steps, small sizes."""
+"""The language-model trainer: shape, precision, losses by position, exact resume, any number of workers."""
 
-import gzip
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import tiny_tokens
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
-from pipelines import papers, tokenize
-from quire import artifact
+from quire import artifact, lm, loop, mixture
 from quire.errors import UserError
 from quire.tokens import TokenStore
-from trainers import evaluate_lm, lm
-from tune import sweep
 
-pytestmark = pytest.mark.ray
-TOPICS = sorted(tiny.TOPICS)[:3]
+SMALL = lm.LmModel(layers=1, width=32, heads=2, mlp_width=64, max_positions=64)
+VOCABULARY = 64
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Metadata as published: a plain file and a compressed one, some records that cannot be used."""
-    made = tmp_path_factory.mktemp("arxiv")
-    records = [
-        {
-            "id": f"{topic}/{i:04d}",
-            "title": f"On the {topic} of\n  things",
-            "abstract": "  " + " ".join(tiny.book(topic, f"{topic}{i % 7}", 12, seed=i).split()),
-            "categories": f"{topic}.AA other.BB" if i % 2 else [f"{topic}.BB"],
-            "versions": [{"version": "v1", "created": "Mon, 2 Apr 2007"}],
-        }
-        for topic in TOPICS
-        for i in range(40)
-    ]
-    lines = [json.dumps(record) for record in records]
-    bad = ["not json", json.dumps({"id": "x", "title": "t", "abstract": "", "categories": "a"})]
-    bad += [json.dumps({"id": "y", "title": "t", "abstract": "some text", "categories": ""}), lines[0]]
-    (made / "a.json").write_text("\n".join(lines[:60]) + "\n", "utf-8")
-    with gzip.open(made / "b.jsonl.gz", "wt", encoding="utf-8") as file:
-        file.write("\n".join(lines[60:] + bad))
-    return made
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A published token store of four categories with `VOCABULARY` ids."""
+    folder = tmp_path_factory.mktemp("lm")
+    tiny_tokens.token_store(str(folder), VOCABULARY)
+    return str(folder)
 
 
-@pytest.fixture(scope="module")
-def root(folder: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> str:
-    where = str(tmp_path_factory.mktemp("root"))
-    source = {"kind": "arxiv", "folder": str(folder)}
-    runtime = {"root": where, "shard_bytes": 9_000}
-    papers.run(papers.PapersConfig(name="p", source=source, runtime=runtime))
-    tokenizer = {"kind": "bpe", "vocab_size": 400}
-    categories = {"level": "archive"}
-    settings = {"documents": "p", "tokenizer": tokenizer, "categories": categories}
-    tokenize.run(tokenize.TokenizeConfig(name="t", **settings, runtime={"root": where}))
-    return where
+def settings(root: str, **changes: object):
+    from trainers.lm import CONFIG  # imports ray, so only where a test needs it
 
-
-def test_every_record_is_kept_or_dropped_for_a_reason(root: str) -> None:
-    made = artifact.open_artifact(root, "documents", "p")
-    assert made.manifest["dropped"] == {"no_category": 1, "no_text": 1, "not_json": 1, "repeated_id": 1}
-    rows = made.read().to_pylist()
-    assert len(rows) == 120 and len(made.parts) > 8  # ranges of bytes give each line once
-    first = next(row for row in rows if row["document_id"] == f"{TOPICS[0]}/0001")
-    assert first["text"].startswith(f"On the {TOPICS[0]} of things\n\n") and "  " not in first["text"]
-    assert first["categories"] == [f"{TOPICS[0]}.AA", "other.BB"] and first["created"] == "Mon, 2 Apr 2007"
-
-
-def test_the_store_holds_the_documents_tokens_and_is_the_same_whatever_the_workers(root: str) -> None:
-    made = artifact.open_artifact(root, "tokens", "t")
-    store = TokenStore.open(made)
-    tokenizer = AutoTokenizer.from_pretrained(store.folder / "tokenizer")
-    texts = {r["document_id"]: r["text"] for r in artifact.open_artifact(root, "documents", "p").read().to_pylist()}
-    for row in range(0, len(store.lengths), 17):
-        ids = store.read(row, 0, int(store.lengths[row])).tolist()
-        assert tokenizer.decode(ids) == texts[store.document_ids[row]]
-    assert store.names() == TOPICS and len(store.lengths) == 120
-    recipe = made.manifest["recipe"]
-    again = tokenize.TokenizeConfig(
-        **{key: recipe[key] for key in ("documents", "tokenizer", "categories")},
-        name="t1",
-        runtime={"root": root, "num_workers": 1},
-    )
-    assert tokenize.run(again).manifest["files"] == made.manifest["files"]
-
-
-def lm_settings(root: str, **changes: object) -> lm.LmConfig:
     values = {
-        "tokens": "t",
-        "model": {"num_layers": 1, "width": 16, "num_heads": 2},
-        "sequence_length": 32,
+        "name": "m",
+        "tokens": "tiny",
+        "model": SMALL,
+        "sequence_length": 16,
         "batch_size": 8,
         "num_eval_windows": 4,
-        "loop": {"max_steps": 12, "learning_rate": 0.01, "eval_every": 6, "checkpoint_every": 6, "keep_every": 6},
-        "runtime": {"root": root, "wandb": "disabled", "cpus_per_worker": 1},
+        "loop": settings_of_loop(),
+        **changes,
     }
-    return lm.LmConfig(**{**values, **changes})
+    made = CONFIG(**values)
+    return made.model_copy(update={"runtime": made.runtime.model_copy(update={"root": root})})
 
 
-@pytest.fixture(scope="module")
-def swept(root: str, tmp_path_factory: pytest.TempPathFactory) -> artifact.Artifact:
-    base = tmp_path_factory.mktemp("e") / "lm.toml"
-    from quire.config import to_toml
-
-    base.write_text(to_toml(lm_settings(root, name="base")))
-    settings = sweep.SweepConfig(
-        name="s",
-        trainer="trainers.lm",
-        experiment=str(base),
-        grid={"k": (1, 3), "category_seed": (0, 1)},
-        runtime={"root": root},
-    )
-    return sweep.run(settings)
+def settings_of_loop(**changes: object) -> loop.LoopConfig:
+    values = {"max_steps": 12, "learning_rate": 3e-3, "eval_every": 4, "checkpoint_every": 4, **changes}
+    return loop.LoopConfig(**values)
 
 
-def test_a_sweep_trains_every_point_and_its_report_reads_them(root: str, swept: artifact.Artifact) -> None:
-    rows = swept.read_json("trials.json")
-    assert [row["values"] for row in rows] == [{"k": k, "category_seed": s} for k in (1, 3) for s in (0, 1)]
-    assert all(row["state"] == "finished" and row["tokens"] == 12 * 8 * 32 for row in rows)
-    for row in rows:
-        made = artifact.open_artifact(root, "models", row["trial"])
-        history = made.read_json("history.json")
-        assert history["best"] < history["untrained"] - 0.1  # it learns
-        assert len(made.read_json("mixture.json")["categories"]) == row["values"]["k"]
-        assert {file for file in made.manifest["files"] if file.endswith("model.safetensors")} == {
-            "model.safetensors",
-            "checkpoints/step-00000006/model.safetensors",
-            "checkpoints/step-00000012/model.safetensors",
-        }
-        AutoModelForCausalLM.from_pretrained(made.local())
-    settings = evaluate_lm.EvaluateLmConfig(
-        name="r", sweep="s", num_windows=4, runtime={"root": root, "wandb": "disabled"}
-    )
-    report = evaluate_lm.run(settings)
-    results = report.read_json("results.json")
-    assert {k: level["runs"] for k, level in results["own"]["by_k"].items()} == {"1": 2, "3": 2}
-    table = report.storage.read_table(f"{report.folder}/losses.parquet").to_pylist()
-    assert len(table) == 4 * 3 and all(r["loss_low"] <= r["loss"] <= r["loss_high"] for r in table)
-    assert sum(r["in_mixture"] for r in table) == 2 * 1 + 2 * 3
+def draft(folder: Path | str) -> artifact.Draft:
+    return artifact.begin(str(folder), "models", "m", recipe={}, inputs={})
 
 
-def test_another_number_of_workers_trains_the_same_model(root: str) -> None:
-    loop = {"max_steps": 6, "learning_rate": 0.01, "eval_every": 6, "checkpoint_every": 6}
-    one = lm.run(lm_settings(root, name="one", loop=loop))
-    runtime = {"root": root, "wandb": "disabled", "cpus_per_worker": 1, "num_workers": 2}
-    two = lm.run(lm_settings(root, name="two", loop=loop, runtime=runtime))
-    losses = [[r["loss"] for r in made.read_json("history.json")["history"] if "loss" in r] for made in (one, two)]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+def silent(record: dict) -> None:
+    """A run's numbers go nowhere."""
+
+
+def test_pythia_70m_has_its_published_number_of_parameters() -> None:
+    with torch.device("meta"):
+        model = GPTNeoXForCausalLM(lm.model_config(lm.LmModel(preset="pythia-70m"), vocab_size=50_277))
+    assert model.config.vocab_size == 50_304
+    assert sum(p.numel() for p in model.parameters()) == 70_426_624
+
+
+def test_weights_are_float32_when_the_config_says_float16() -> None:
+    shape = lm.model_config(SMALL, VOCABULARY)
+    shape.dtype = torch.float16
+    assert {p.dtype for p in lm.random_lm(shape, seed=0).parameters()} == {torch.float32}
+
+
+def test_the_seed_alone_decides_the_weights() -> None:
+    torch.manual_seed(1)
+    first = lm.build_lm(SMALL, VOCABULARY, seed=5).state_dict()
+    torch.manual_seed(2)
+    again, other = (lm.build_lm(SMALL, VOCABULARY, seed=seed).state_dict() for seed in (5, 6))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_position_losses_agree_with_the_models_own_loss_whatever_the_batch() -> None:
+    model = lm.build_lm(SMALL, VOCABULARY, seed=0)
+    windows = np.random.default_rng(0).integers(0, VOCABULARY, (5, 16))
+    losses = lm.position_losses(model, windows, batch_size=2)
+    ids = torch.from_numpy(windows)
+    assert losses.shape == (5, 15) and losses.dtype == np.float32
+    assert losses.mean() == pytest.approx(model(input_ids=ids, labels=ids).loss.item(), rel=1e-4)
+    assert losses.mean() == pytest.approx(np.log(128), abs=0.3)  # untrained, over the padded vocabulary
+
+
+def test_a_position_does_not_see_what_follows() -> None:
+    model = lm.build_lm(SMALL, VOCABULARY, seed=0)
+    windows = np.random.default_rng(0).integers(0, VOCABULARY, (1, 16))
+    changed = windows.copy()
+    changed[0, 10:] = (changed[0, 10:] + 1) % VOCABULARY
+    before, after = lm.position_losses(model, windows)[0], lm.position_losses(model, changed)[0]
+    assert np.allclose(before[:9], after[:9], atol=1e-5)
+    assert not np.allclose(before[9:], after[9:], atol=1e-2)
+
+
+def test_flops_count_the_input_embedding_only_when_asked() -> None:
+    with torch.device("meta"):
+        model = GPTNeoXForCausalLM(lm.model_config(lm.LmModel(preset="pythia-70m"), 50_277))
+    attention = 12 * 6 * 512 * 256
+    assert lm.flops_per_token(model, 256, with_embeddings=True) == 6 * 70_426_624 + attention
+    assert lm.flops_per_token(model, 256) == 6 * (70_426_624 - 50_304 * 512) + attention
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("model", "length", "named"),
     [
-        ({"k": 4}, "k = 4: there are 3 categories"),
-        ({"categories": ["farm", "evil"]}, "category 'evil': not in split 'train'"),
-        ({"sequence_length": 4000}, "sequence_length = 4000: the model has 2048 positions"),
-        ({"sequence_length": 2000}, "choose a shorter window"),
-        ({"distinct_tokens": 10**9 + 2}, "are asked for: lower distinct_tokens"),
-        ({"distinct_tokens": 100}, "not a multiple of the 3 categories"),
+        (SMALL, 65, "sequence_length = 65"),
+        (SMALL.model_copy(update={"vocab_size": 32}), 16, "model.vocab_size = 32"),
+        (SMALL.model_copy(update={"width": 33}), 16, "model.width = 33"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_training(root: str, changes: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        lm.run(lm_settings(root, name="bad", **changes))
-    from quire.storage import Storage
+def test_what_does_not_fit_the_model_is_named(model: lm.LmModel, length: int, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        lm.check_fits(model, length, VOCABULARY)
 
-    Storage(root).delete("models/bad")
+
+def test_shuffled_labels_keep_their_numbers_in_every_split(root: str) -> None:
+    store = TokenStore.open(artifact.open_artifact(root, "tokens", "tiny"))
+    names = store.names()[:3]
+    shuffled = mixture.shuffle_labels(store, names, seed=1)
+    for split in ("train", "validation", "test"):
+        rows = store.splits == split
+        assert sorted(store.categories[rows]) == sorted(shuffled.categories[rows])
+    outside = ~np.isin(store.categories.astype(str), names)
+    assert (store.categories[outside] == shuffled.categories[outside]).all()
+    assert (store.categories != shuffled.categories).mean() > 0.3
+
+
+def test_the_token_budget_is_divided_among_the_categories(root: str) -> None:
+    store = TokenStore.open(artifact.open_artifact(root, "tokens", "tiny"))
+    found = mixture.choose_mixture(store, None, 2, seed=0, distinct_tokens=400)
+    assert len(found.categories) == 2 and found.tokens_per_category == 200
+    assert set(found.categories) < set(mixture.choose_mixture(store, None, 3, 0, None).categories)
+    with pytest.raises(UserError, match="distinct_tokens = 400.*399"):
+        mixture.choose_mixture(store, None, 3, 0, 400)
+    with pytest.raises(UserError, match="categories = 'nowhere'.*sea"):
+        mixture.choose_mixture(store, ("sea", "nowhere"), 1, 0, None)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"k": 9}, "k = 9"),
+        ({"sequence_length": 65}, "sequence_length = 65"),
+        ({"sequence_length": 5_000}, "5[_,]?000"),
+        ({"model": SMALL.model_copy(update={"vocab_size": 32})}, "vocab_size = 32"),
+        ({"loop": settings_of_loop(max_steps=None, max_tokens=100)}, "max_tokens = 100: 0 steps"),
+    ],
+)
+def test_a_mistake_shows_before_the_artefact_is_begun(root: str, changes: dict, named: str) -> None:
+    from trainers import lm as trainer
+
+    with pytest.raises(UserError, match=named):
+        trainer.run(settings(root, **changes))
+    assert not (Path(root) / "models").exists()
+
+
+@pytest.mark.ray
+def test_training_learns_and_leaves_what_the_reader_needs(root: str, tmp_path: Path) -> None:
+    from trainers import lm as trainer
+
+    budget = settings_of_loop(
+        max_steps=None, max_tokens=60 * 8 * 16, eval_every=20, geometric_ratio=0.95, keep_every=40
+    )
+    made = draft(tmp_path)
+    trainer.work(settings(root, k=2, loop=budget), made, silent)
+    folder = tmp_path / "models" / "m"
+    history = json.loads((folder / "history.json").read_text())
+    profiles = json.loads((folder / "profiles.json").read_text())
+    assert history["steps"] == 60 and history["best"] < history["untrained"] - 0.3
+    assert [profile["step"] for profile in profiles] == [0, 20, 40, 60]
+    assert all(len(profile["losses"]) == 15 and len(profile["categories"]) == 2 for profile in profiles)
+    assert np.mean(profiles[-1]["losses"]) == pytest.approx(history["history"][-1]["eval_loss"])
+    assert json.loads((folder / "mixture.json").read_text())["k"] == 2
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert {"step-00000000", "step-00000040"} <= set(kept)
+    for place in (folder, *(folder / "checkpoints" / name for name in kept)):
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+        assert model.dtype == torch.float32 and len(tokenizer) <= model.config.vocab_size
+    task = trainer.LmTask(settings(root, k=2, loop=budget))
+    task.module.model = AutoModelForCausalLM.from_pretrained(folder)
+    assert task.evaluate(0, 1)["loss"] == pytest.approx(history["best"], abs=1e-5)
+
+
+def _train(rank: int, world: int, root: str, folder: str, log: Callable[[dict], None] = silent) -> None:
+    from trainers import lm as trainer
+
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    trainer.work(settings(root, k=3), draft(folder), log)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def _die_at_ten(record: dict) -> None:
+    if record["step"] == 10 and "loss" in record:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _history(folder: Path) -> list[dict]:
+    return json.loads((folder / "models" / "m" / "history.json").read_text())["history"]
+
+
+@pytest.mark.ray
+def test_a_run_killed_with_9_and_resumed_has_the_losses_of_one_that_never_stopped(root: str, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    start = multiprocessing.get_context("spawn").Process
+    killed = start(target=_train, args=(0, 1, root, str(cut), _die_at_ten))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert not (cut / "models" / "m" / "history.json").exists()
+    for folder in (cut, whole):
+        again = start(target=_train, args=(0, 1, root, str(folder)))
+        again.start()
+        again.join()
+        assert again.exitcode == 0
+    assert _history(cut) == _history(whole)
+    weights = [(folder / "models" / "m" / "model.safetensors").read_bytes() for folder in (cut, whole)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.ray
+def test_two_workers_see_the_global_batches_of_one_and_agree_to_rounding(root: str, tmp_path: Path) -> None:
+    from trainers import lm as trainer
+
+    task = trainer.LmTask(settings(root, k=3))
+    alone = task.batch(5, 1, 0, 1)["windows"]
+    halves = [task.batch(5, 1, rank, 2)["windows"] for rank in (0, 1)]
+    assert torch.equal(alone[0::2], halves[0]) and torch.equal(alone[1::2], halves[1])
+    for name, world in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        multiprocessing.spawn(_train, args=(world, root, str(tmp_path / name)), nprocs=world)
+    one, two = _history(tmp_path / "one"), _history(tmp_path / "two")
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+@pytest.mark.ray
+def test_the_same_name_with_another_recipe_is_refused(root: str, tmp_path: Path) -> None:
+    artifact.begin(str(tmp_path), "models", "m", recipe={"k": 1, "loop": {"seed": 0}}, inputs={})
+    with pytest.raises(UserError, match="loop.seed: 0 there, 1 asked for"):
+        artifact.begin(str(tmp_path), "models", "m", recipe={"k": 1, "loop": {"seed": 1}}, inputs={})

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from quire import artifact, checkpoint, loop
+from quire import ahead, artifact, checkpoint, loop
 from quire.errors import UserError
 
 
@@ -149,6 +150,109 @@ def test_the_schedule_warms_up_then_falls_to_zero() -> None:
     factors = [loop.learning_rate_factor(made, step) for step in range(10)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4] == 1.0 and factors[-1] == pytest.approx(1 / 6)
+
+
+def scored(*values: float) -> Regression:
+    """A task whose evaluations give these values, one after another."""
+
+    class Scored(Regression):
+        scores = iter(values)
+
+        def evaluate(self, rank, world):
+            return {"loss": next(self.scores), "curve": [1.0, 2.0]}
+
+        def save(self, folder):
+            save_file(self.module.state_dict(), folder / "weights.safetensors")
+
+    return Scored()
+
+
+def evaluations(state: loop.State, key: str) -> list[float]:
+    return [record[key] for record in state.history if key in record]
+
+
+def test_the_schedule_ends_at_its_floor() -> None:
+    made = config(max_steps=10, warmup_steps=0, schedule="cosine", min_learning_rate_share=0.1)
+    factors = [loop.learning_rate_factor(made, step) for step in range(11)]
+    assert factors[0] == 1.0 and factors[5] == pytest.approx(0.55) and factors[10] == pytest.approx(0.1)
+
+
+def test_warm_up_counts_optimiser_steps_whatever_the_accumulation(tmp_path: Path) -> None:
+    made = config(accumulation=4, warmup_steps=5, schedule="constant", max_steps=8)
+    state = loop.train(Regression(), made, draft(tmp_path), log=lambda record: None)
+    peak = made.learning_rate
+    assert evaluations(state, "learning_rate") == pytest.approx([peak * f for f in (0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1)])
+
+
+def test_a_token_budget_is_paid_in_whole_steps() -> None:
+    made = config(max_steps=None, max_tokens=1_000)
+    assert made.in_steps(300).max_steps == 3
+    with pytest.raises(UserError, match="loop.max_tokens = 1000: 0 steps, since one takes 1001 tokens"):
+        made.in_steps(1_001)
+
+
+@pytest.mark.parametrize("budget", [{"max_steps": 3, "max_tokens": 3}, {"max_steps": None}])
+def test_exactly_one_budget_is_set(budget: dict) -> None:
+    with pytest.raises(ValueError, match="exactly one of max_steps and max_tokens"):
+        config(**budget)
+
+
+def test_a_token_budget_that_no_one_turned_into_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="loop.max_tokens"):
+        loop.train(Regression(), config(max_steps=None, max_tokens=10), draft(tmp_path), log=lambda record: None)
+
+
+def test_the_moving_average_follows_the_metric_up_again_and_stops_the_run(tmp_path: Path) -> None:
+    task = scored(3.0, 2.9, 2.8, *[3.2] * 30)  # an average that only ever meets the best value sticks at 2.995
+    made = config(ema_smoothing=0.2, patience=5, max_steps=100)
+    state = loop.train(task, made, draft(tmp_path), log=lambda record: None)
+    averages = evaluations(state, "eval_loss_ema")
+    assert averages[:4] == pytest.approx([3.0, 2.98, 2.944, 2.9952])
+    assert averages[-1] > 3.09 and state.best == pytest.approx(2.944) and state.best_step == 10 and state.stopped
+
+
+def test_a_gain_below_min_delta_is_none(tmp_path: Path) -> None:
+    small = scored(1.0, *(1.0 - 0.04 * i for i in range(1, 30)))
+    state = loop.train(small, config(min_delta=0.1, patience=3, max_steps=50), draft(tmp_path / "a"), lambda r: None)
+    assert not state.stopped and state.best == pytest.approx(0.64)  # every third evaluation gains .12 on the best
+    flat = scored(1.0, *(1.0 - 0.01 * i for i in range(1, 30)))
+    state = loop.train(flat, config(min_delta=0.1, patience=2, max_steps=50), draft(tmp_path / "b"), lambda r: None)
+    assert state.stopped and (state.step, state.best_step) == (10, 0)
+
+
+def test_weights_are_kept_at_every_nth_step_at_falls_of_the_loss_and_at_the_end(tmp_path: Path) -> None:
+    task = scored(1.0, 0.97, 0.94, 0.90, 0.80)  # below .95 of the last kept: 1, .94, then not .90, then .80
+    made = config(geometric_ratio=0.95, keep_every=8, keep_last=True, max_steps=19)
+    loop.train(task, made, draft(tmp_path), log=lambda record: None)
+    kept = sorted(path.name for path in (tmp_path / "models" / "m" / "checkpoints").iterdir())
+    assert kept == [f"step-{step:08d}" for step in (0, 8, 10, 16, 19)]
+    last = load_file(tmp_path / "models" / "m" / "checkpoints" / "step-00000016" / "weights.safetensors")
+    assert not torch.equal(last["linear.weight"], task.module.linear.weight)
+
+
+def test_every_step_tells_its_norms_speed_and_wait_and_the_history_holds_no_clock(tmp_path: Path) -> None:
+    told = []
+    state = loop.train(scored(*[1.0] * 9), config(max_steps=4), draft(tmp_path), log=told.append)
+    steps = [record for record in told if "loss" in record]
+    assert len(steps) == 4
+    for record in steps:
+        assert record["grad_norm"] > 0 and record["parameter_norm"] > 0 and record["tokens_per_second"] > 0
+        assert 0 <= record["data_share"] <= 1 and "mfu" in record
+    assert not any("tokens_per_second" in record or "data_share" in record for record in state.history)
+    assert evaluations(state, "eval_curve") == [[1.0, 2.0]] * 2 and not any("eval_curve" in record for record in told)
+
+
+def test_batches_made_ahead_come_in_order_and_an_error_comes_at_its_place() -> None:
+    def make(number: int) -> int:
+        if number == 6:
+            raise ValueError("six")
+        return number * number
+
+    with ahead.Ahead(make, start=2, stop=9, depth=3) as batches:
+        assert [batches.next() for _ in range(4)] == [4, 9, 16, 25]
+        with pytest.raises(ValueError, match="six"):
+            batches.next()
+        assert [batches.next(), batches.next()] == [49, 64]
 
 
 def _ddp_worker(rank: int, world: int, folder: str) -> None:

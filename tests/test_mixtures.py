@@ -1,15 +1,12 @@
-"""Trends over K against known answers; sweeps as lists of points; language models from random weights."""
+"""Trends over K against known answers; sweeps as lists of points."""
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
 
-from quire import lm, mixtures, sweeps
+from quire import mixtures, sweeps
 from quire.errors import UserError
-from quire.loop import LoopConfig
 
 
 def test_a_real_trend_is_found_and_noise_is_not() -> None:
@@ -58,57 +55,3 @@ def test_a_key_varied_twice_is_refused() -> None:
 
 def test_trials_are_named_by_what_varies() -> None:
     assert sweeps.trial_name("s", {"k": 3, "loop.learning_rate": 0.00123}) == "s-k3-learning_rate0.00123"
-
-
-def test_the_published_pythia_has_its_number_of_parameters() -> None:
-    with torch.device("meta"):
-        made = lm.build_lm(lm.LmModel(size="pythia-70m"), 50_304, 0)
-    assert sum(p.numel() for p in made.parameters()) == 70_426_624
-
-
-def test_weights_follow_from_the_seed_and_are_float32(tmp_path) -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    torch.set_default_dtype(torch.float16)
-    try:
-        one, same, other = (
-            lm.build_lm(lm.LmModel(num_layers=1, width=16, num_heads=2), 64, seed) for seed in (1, 1, 2)
-        )
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert torch.equal(torch.rand(1), expected)  # nobody else's random numbers are touched
-    assert {p.dtype for p in one.parameters()} == {torch.float32}
-    pairs = list(zip(one.parameters(), same.parameters(), other.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b, _ in pairs) and not all(torch.equal(a, c) for a, _, c in pairs)
-    one.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    ids = np.arange(20).reshape(2, 10)
-    np.testing.assert_allclose(lm.position_losses(loaded, ids), lm.position_losses(one.eval(), ids), atol=1e-5)
-
-
-def test_position_losses_equal_a_naive_loop() -> None:
-    model = lm.build_lm(lm.LmModel(num_layers=1, width=16, num_heads=2), 32, 0).eval()
-    ids = np.random.default_rng(0).integers(0, 32, (3, 7))
-    found = lm.position_losses(model, ids)
-    assert found.shape == (3, 6)
-    for n in range(3):
-        for i in range(6):
-            with torch.no_grad():
-                logits = model(input_ids=torch.from_numpy(ids[n : n + 1, : i + 1])).logits[0, -1]
-            assert found[n, i] == pytest.approx(-float(torch.log_softmax(logits, 0)[ids[n, i + 1]]), abs=1e-4)
-
-
-def test_half_a_shape_and_odd_heads_are_refused() -> None:
-    with pytest.raises(UserError, match="give a size, or num_layers, width and num_heads together"):
-        lm.shape(lm.LmModel(width=64))
-    with pytest.raises(UserError, match="multiple of 8"):
-        lm.shape(lm.LmModel(num_layers=1, width=20, num_heads=4))
-
-
-def test_a_token_budget_becomes_steps() -> None:
-    assert LoopConfig(max_tokens=1000, learning_rate=1).with_steps(300).max_steps == 3
-    with pytest.raises(UserError, match="one step takes 300 tokens"):
-        LoopConfig(max_tokens=200, learning_rate=1).with_steps(300)
-    with pytest.raises(ValueError, match="exactly one of max_steps and max_tokens"):
-        LoopConfig(learning_rate=1)

@@ -78,12 +78,12 @@ class _Tests:
             )
         self.store = TokenStore.open(artifact.open_artifact(root, "tokens", first["tokens"]))
         self.universe = list(first["categories"] or self.store.names())
-        self.windows = windows.evaluation_windows(
-            self.store, "test", self.universe, first["sequence_length"], settings.num_windows, settings.seed
-        )
+        asked = (self.store, "test", self.universe, first["sequence_length"], settings.num_windows, settings.seed)
+        self.windows = windows.evaluation_windows(*asked)
+        self.rows = {name: rows for name, (rows, _) in windows.evaluation_plan(*asked).items()}
         tokenizer = AutoTokenizer.from_pretrained(self.store.folder / "tokenizer")
         self.bytes_per_token = {
-            name: sum(len(tokenizer.decode(row[1:]).encode()) for row in found.ids.tolist()) / found.ids[:, 1:].size
+            name: sum(len(tokenizer.decode(row[1:]).encode()) for row in found.tolist()) / found[:, 1:].size
             for name, found in self.windows.items()
         }
 
@@ -100,11 +100,11 @@ class _Run:
         self.first = windows.choose_categories(tests.universe, 1, self.seed)[0]
         network = AutoModelForCausalLM.from_pretrained(str(model.local()), use_safetensors=True, local_files_only=True)
         network = network.to(device.device()).eval()
-        self.losses = {name: lm.position_losses(network, found.ids) for name, found in tests.windows.items()}
+        self.losses = {name: lm.position_losses(network, found) for name, found in tests.windows.items()}
         self.own = np.concatenate([self.losses[name] for name in self.categories])
         self.rows = []
         for name, losses in self.losses.items():
-            estimate = mixtures.interval(losses, tests.windows[name].rows)
+            estimate = mixtures.interval(losses, tests.rows[name])
             self.rows.append(
                 {
                     "trial": model.name,
@@ -179,7 +179,7 @@ def _pretrained_curve(settings: EvaluateLmConfig, tests: _Tests) -> np.ndarray |
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     network = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     ours = AutoTokenizer.from_pretrained(tests.store.folder / "tokenizer")
-    texts = [ours.decode(row) for found in tests.windows.values() for row in found.ids.tolist()]
+    texts = [ours.decode(row) for found in tests.windows.values() for row in found.tolist()]
     encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     length = int(np.percentile([len(ids) for ids in encoded], 20))
     ids = np.asarray([row[:length] for row in encoded if len(row) >= length], dtype=np.int64)

@@ -39,6 +39,8 @@ class TrainRuntime(tracker.TrackedRuntime):
 
 def fit(module: str, settings: Any, draft: Draft) -> None:
     """Run `module.work(settings, draft, log)` on every worker. Raises when it failed more often than allowed."""
+    if settings.loop.max_steps is None:
+        raise UserError("loop.max_tokens: this trainer's batches differ in size; set loop.max_steps")
     if not ray.is_initialized():
         ray.init(log_to_driver=True, logging_level="WARNING")
     runtime: TrainRuntime = settings.runtime
@@ -110,7 +112,7 @@ def tracking(settings: Any, draft: Draft, rank: int) -> tuple[Callable[[dict[str
             shown = "  ".join(f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, int | float))
             sys.stdout.write(f"      {draft.name}: {shown}\n")  # print would show twice: Ray Train logs it as well
         if run is not None:
-            run.log({k: v for k, v in record.items() if k != "step" and not isinstance(v, list)}, step=step)
+            run.log({key: value for key, value in record.items() if key != "step"}, step=step)
         report(record)
 
     return log, (run.finish if run is not None else lambda: None)
@@ -131,7 +133,8 @@ def save(draft: Draft, state: State, settings: LoopConfig, write: Callable[[Any]
             "best_step": state.best_step,
             "steps": state.step,
             "untrained": first[f"eval_{settings.metric}"],
-            "history": state.history,
+            # curves stand in files of their own
+            "history": [{k: v for k, v in record.items() if not isinstance(v, list)} for record in state.history],
         },
     )
     seconds = max(state.seconds, 1e-9)
@@ -140,6 +143,7 @@ def save(draft: Draft, state: State, settings: LoopConfig, write: Callable[[Any]
         "tokens": state.tokens,
         "seconds": seconds,
         "mfu": state.flops / seconds / peak,
+        "data_share": state.data_seconds / seconds,
         "cpu": seconds * torch.get_num_threads() * rank_and_world()[1],
     }
     draft.storage.write_json(f"{draft.folder}/{WORK}/timing.json", timing)

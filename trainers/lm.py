@@ -1,8 +1,6 @@
-"""Train a language model from random weights on a mixture of K categories.
+"""Train a language model from random weights on a mixture of K categories of a token store.
 
-    python -m trainers.lm trainers/experiments/arxiv/lm.toml k=3 category_seed=1 [key=value ...]
-
-Every batch is a function of (seed, step, slot); every evaluation reads the same frozen windows.
+python -m trainers.lm trainers/experiments/arxiv/lm.toml [key=value ...]
 """
 
 from collections.abc import Callable
@@ -13,174 +11,195 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import PreTrainedModel
 
-from quire import artifact, config, lm, loop, windows
+from quire import artifact, config, hub, lm, loop, mixture
 from quire.artifact import Artifact, Draft
 from quire.errors import UserError
+from quire.loop_config import LoopConfig
 from quire.tokens import TokenStore
-from quire.training_sets import flops_per_token
+from quire.windows import Windows, evaluation_windows
 from trainers.fit import TrainRuntime, fit, publish, save
 
 
+class LmRuntime(TrainRuntime):
+    """Where and with what it runs."""
+
+    mfu_with_embeddings: bool = Field(
+        default=False, description="count the input embedding, which is looked up and not multiplied, into MFU"
+    )
+
+
 class LmConfig(config.Config):
-    """What `trainers.lm` computes."""
+    """What `trainers.lm` computes. Three seeds: `category_seed`, `init_seed`, and `loop.seed` for the data's order."""
 
     name: str
     tokens: str
     model: lm.LmModel = lm.LmModel()
-    sequence_length: int = Field(default=256, ge=2, description="tokens of a window; one prediction less")
-    k: int | None = Field(default=None, gt=0, description="categories in the mixture; default: all")
+    sequence_length: int = Field(default=128, ge=2)
+    k: int | None = Field(default=None, description="categories in the mixture; default: all")
+    category_seed: int = Field(default=0, ge=0)
+    init_seed: int = Field(default=0, ge=0)
     categories: tuple[str, ...] | None = Field(default=None, description="to choose from; default: all of the store")
-    category_seed: int = Field(default=0, description="which K categories")
-    init_seed: int = Field(default=0, description="the first weights; loop.seed is the order of the data")
     weighting: Literal["component", "token"] = "component"
-    distinct_tokens: int | None = Field(
-        default=None, gt=0, description="exactly this many different tokens, an equal part from each category"
-    )
-    shuffle_labels: int | None = Field(default=None, description="control: categories permuted over documents, by seed")
-    batch_size: int = Field(default=32, gt=0, description="windows, over all workers")
-    num_eval_windows: int = Field(default=64, gt=0, description="per category")
-    eval_seed: int = 0
-    loop: loop.LoopConfig
-    runtime: TrainRuntime = TrainRuntime()
+    distinct_tokens: int | None = Field(default=None, gt=0, description="in all; each category gives 1/k of them")
+    shuffle_labels: int | None = Field(default=None, ge=0, description="control: permute the labels by this seed")
+    batch_size: int = Field(default=32, gt=0, description="windows of a micro-batch, over all workers")
+    num_eval_windows: int = Field(default=64, gt=0, description="validation windows of each category")
+    eval_seed: int = Field(default=0, ge=0, description="the same for runs that are to be compared")
+    loop: LoopConfig
+    runtime: LmRuntime = LmRuntime()
 
 
 CONFIG = LmConfig
 
 
 def run(settings: LmConfig) -> Artifact:
-    """Make the `models` artefact, a folder that `AutoModelForCausalLM.from_pretrained` loads.
-
-    Raises UserError before training for what the store cannot give: categories, window length, vocabulary, budget.
-    """
-    found = inputs(settings)
-    draft = artifact.begin(settings.runtime.root, "models", settings.name, recipe=config.recipe(settings), inputs=found)
+    """Make the `models` artefact, a folder that `AutoModelForCausalLM` loads."""
+    check(settings)
+    draft = artifact.begin(
+        settings.runtime.root, "models", settings.name, recipe=config.recipe(settings), inputs=inputs(settings)
+    )
     if draft.published:
         return draft.published
-    Mixture(settings, TokenStore.open(found["tokens"]))  # every mistake shows here, before workers are placed
-    fit("trainers.lm", settings, draft)
+    fit("trainers.lm", settings.model_copy(update={"loop": in_steps(settings)}), draft)
     return publish(draft)
 
 
-def inputs(settings: LmConfig) -> dict[str, Artifact]:
+def inputs(settings: LmConfig) -> dict[str, Artifact | str]:
     """What the model is made from, besides the recipe."""
-    return {"tokens": artifact.open_artifact(settings.runtime.root, "tokens", settings.tokens)}
+    found = {"tokens": artifact.open_artifact(settings.runtime.root, "tokens", settings.tokens)}
+    if settings.model.weights is not None:
+        found["model_weights"] = hub.weights_sha256(hub.find_model(settings.model.weights))
+    return found
 
 
-class Mixture:
-    """The K categories of a run, its training windows and its frozen evaluation windows."""
+def in_steps(settings: LmConfig) -> LoopConfig:
+    """The loop with its budget in optimiser steps. Raises UserError when a token budget does not pay for one."""
+    return settings.loop.in_steps(settings.batch_size * settings.sequence_length * settings.loop.accumulation)
 
-    def __init__(self, settings: LmConfig, store: TokenStore):
-        if settings.sequence_length > settings.model.max_positions:
-            raise UserError(
-                f"sequence_length = {settings.sequence_length}: the model has {settings.model.max_positions} positions"
-            )
-        universe = settings.categories or tuple(store.names())
-        self.categories = windows.choose_categories(universe, settings.k or len(universe), settings.category_seed)
-        budget = settings.distinct_tokens
-        if budget is not None and budget % len(self.categories):
-            raise UserError(f"distinct_tokens = {budget}: not a multiple of the {len(self.categories)} categories")
-        trained_on = store if settings.shuffle_labels is None else store.shuffled(settings.shuffle_labels)
-        self.train = windows.Windows(
-            trained_on,
-            "train",
-            self.categories,
-            settings.sequence_length,
-            weighting=settings.weighting,
-            seed=settings.loop.seed,
-            tokens_per_category=None if budget is None else budget // len(self.categories),
+
+def check(settings: LmConfig) -> None:
+    """Raise UserError for whatever would stop the training later: sizes, categories, windows, budget, workers."""
+    in_steps(settings)
+    check_workers(settings, settings.runtime.num_workers or 1)
+    data = LmData(settings)
+    lm.check_fits(settings.model, settings.sequence_length, data.store.vocab_size)
+
+
+def check_workers(settings: LmConfig, world: int) -> None:
+    """Every worker takes the same number of windows, so that their mean gradient is that of the global batch."""
+    if settings.batch_size % world:
+        raise UserError(f"batch_size = {settings.batch_size}: does not divide by {world} workers (runtime.num_workers)")
+
+
+class LmData:
+    """The run's mixture, its training windows, and the frozen evaluation windows (K x n, L) with their category."""
+
+    def __init__(self, settings: LmConfig):
+        opened = artifact.open_artifact(settings.runtime.root, "tokens", settings.tokens)
+        self.tokenizer = opened.local() / "tokenizer"
+        store = TokenStore.open(opened)
+        self.mixture = mixture.choose_mixture(
+            store, settings.categories, settings.k, settings.category_seed, settings.distinct_tokens
         )
-        frozen = windows.evaluation_windows(
+        if settings.shuffle_labels is not None:
+            store = mixture.shuffle_labels(store, self.mixture.universe, settings.shuffle_labels)
+        self.store = store
+        names, length = self.mixture.categories, settings.sequence_length
+        self.train = Windows(
             store,
-            "validation",
-            self.categories,
-            settings.sequence_length,
-            settings.num_eval_windows,
-            settings.eval_seed,
+            "train",
+            names,
+            length,
+            settings.weighting,
+            settings.loop.seed,
+            tokens_per_category=self.mixture.tokens_per_category,
         )
-        self.validation = np.concatenate([frozen[name].ids for name in self.categories])
+        frozen = evaluation_windows(store, "validation", names, length, settings.num_eval_windows, settings.eval_seed)
+        self.evaluation = np.concatenate([frozen[name] for name in names])
+        self.category = np.repeat(np.arange(len(names)), [len(frozen[name]) for name in names])
 
 
 class Module(nn.Module):
-    """Mean cross-entropy of the next token, in nats."""
+    """The mean next-token loss of a batch of windows, in nats."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        ids = batch["input_ids"]
-        return {"loss": lm.token_losses(self.model(input_ids=ids).logits, ids).mean()}
+        return {"loss": lm.token_losses(self.model, batch["windows"]).mean()}
 
 
 class LmTask:
-    """Random windows to train on; frozen windows of the run's own categories to evaluate on."""
+    """Random windows for training; loss by position and by category on the frozen ones."""
 
     def __init__(self, settings: LmConfig):
-        self.settings = settings
-        store = TokenStore.open(artifact.open_artifact(settings.runtime.root, "tokens", settings.tokens))
-        self.mixture = Mixture(settings, store)
-        self.tokenizer = AutoTokenizer.from_pretrained(store.folder / "tokenizer")
-        self.module = Module(lm.build_lm(settings.model, store.vocab_size, settings.init_seed))
-        self.flops_per_token = flops_per_token(self.module.model)  # embeddings not counted, the output matrix is
+        self.settings, self.data = settings, LmData(settings)
+        model = lm.build_lm(settings.model, self.data.store.vocab_size, settings.init_seed)
+        self.module = Module(model)
+        self.flops_per_token = lm.flops_per_token(model, settings.sequence_length, settings.runtime.mfu_with_embeddings)
 
     def batch(self, step: int, micro: int, rank: int, world: int) -> loop.Batch:
-        slots = micro * self.settings.batch_size + np.arange(self.settings.batch_size)[rank::world]
-        return {"input_ids": torch.from_numpy(self.mixture.train.batch(step, slots))}
+        size = self.settings.batch_size
+        first = micro * size  # slots of a step are numbered through its micro-batches
+        windows = torch.from_numpy(self.data.train.batch(step, np.arange(first + rank, first + size, world)))
+        return {"windows": windows.pin_memory() if torch.cuda.is_available() else windows}
 
     def num_tokens(self, batch: loop.Batch) -> int:
-        return batch["input_ids"].numel()
+        return batch["windows"].numel()
 
     def flops(self, batch: loop.Batch) -> float:
-        return self.flops_per_token(batch["input_ids"].shape[1]) * self.num_tokens(batch)
+        return self.flops_per_token * batch["windows"].numel()
 
-    def evaluate(self, rank: int, world: int) -> dict[str, float | list[float]]:
-        """`loss`, the plain mean over categories; `loss_<category>`; `positions`, the mean loss of each prediction."""
-        ids = self.mixture.validation
-        mine = np.arange(rank, len(ids), world)
-        width = ids.shape[1] - 1
-        found = lm.position_losses(self.module.model, ids[mine])
-        places = (mine[:, None] * width + np.arange(width)).ravel()
-        whole = loop.over_ranks(dict(zip(places.tolist(), found.ravel().tolist(), strict=True)), len(ids) * width)
-        losses = np.asarray(whole).reshape(len(self.mixture.categories), -1, width)
-        by_category = dict(zip(self.mixture.categories, losses.mean((1, 2)).tolist(), strict=True))
-        return {
-            "loss": float(losses.mean()),
-            **{f"loss_{name}": value for name, value in by_category.items()},
-            "positions": losses.mean((0, 1)).tolist(),
-        }
+    def evaluate(self, rank: int, world: int) -> dict[str, Any]:
+        """`loss`, `perplexity`, `loss_<category>`, and the curve `position_losses` of L - 1 nats."""
+        names, category = self.data.mixture.categories, self.data.category
+        sums = np.zeros((len(names), self.settings.sequence_length - 1))
+        mine = slice(rank, None, world)
+        np.add.at(sums, category[mine], lm.position_losses(self.module.model, self.data.evaluation[mine]))
+        means = loop.summed(sums) / np.bincount(category, minlength=len(names))[:, None]  # (K, L - 1)
+        loss = float(means.mean())  # every category weighs the same
+        by_category = {f"loss_{name}": float(row.mean()) for name, row in zip(names, means, strict=True)}
+        curve = means.mean(axis=0).tolist()
+        return {"loss": loss, "perplexity": float(np.exp(loss)), **by_category, "position_losses": curve}
 
-    def save_model(self, folder: Path) -> None:
-        """Weights (safetensors), config and tokenizer."""
-        self.module.model.save_pretrained(str(folder))
-        self.tokenizer.save_pretrained(str(folder))
+    def save(self, folder: Path) -> None:
+        lm.save_lm(self.module.model, self.data.tokenizer, folder)
 
 
 def work(settings: LmConfig, draft: Draft, log: Callable[[dict[str, Any]], None]) -> None:
     """What each Ray Train worker does."""
+    rank, world = loop.rank_and_world()
+    check_workers(settings, world)
     task = LmTask(settings)
-    config = settings.loop.with_steps(settings.batch_size * settings.sequence_length * settings.loop.accumulation)
-    _, world = loop.rank_and_world()
-    if settings.batch_size % world:
-        raise UserError(f"batch_size = {settings.batch_size}: not a multiple of {world} workers")
-    state = loop.train(task, config, draft, log)
-    save(draft, state, config, task.save_model)
-    if loop.rank_and_world()[0] == 0:
-        evaluated = [record for record in state.history if "eval_positions" in record]
-        profiles = [
-            {
-                "step": record["step"],
-                "losses": record["eval_positions"],
-                "categories": {name: record[f"eval_loss_{name}"] for name in task.mixture.categories},
-            }
-            for record in evaluated
-        ]
-        draft.storage.write_json(f"{draft.folder}/profiles.json", profiles)
-        seeds = {"category_seed": settings.category_seed, "init_seed": settings.init_seed, "data_seed": config.seed}
-        facts = {"categories": task.mixture.categories, "k": len(task.mixture.categories), **seeds}
-        facts |= {"documents_too_short": task.mixture.train.left_out}
-        draft.storage.write_json(f"{draft.folder}/mixture.json", facts)
+    state = loop.train(task, in_steps(settings), draft, log)
+    save(draft, state, settings.loop, task.save)
+    if rank == 0:
+        described = {
+            **task.data.mixture.described(),
+            "category_seed": settings.category_seed,
+            "init_seed": settings.init_seed,
+            "data_seed": settings.loop.seed,
+            "shuffle_labels": settings.shuffle_labels,
+            "left_out": task.data.train.left_out,
+        }
+        draft.storage.write_json(f"{draft.folder}/mixture.json", described)
+        draft.storage.write_json(f"{draft.folder}/profiles.json", profiles(state, task.data.mixture.categories))
+
+
+def profiles(state: loop.State, names: list[str]) -> list[dict[str, Any]]:
+    """Loss by position and by category at every evaluation of a run."""
+    return [
+        {
+            "step": record["step"],
+            "losses": record["eval_position_losses"],
+            "categories": {name: record[f"eval_loss_{name}"] for name in names},
+        }
+        for record in state.history
+        if "eval_position_losses" in record
+    ]
 
 
 if __name__ == "__main__":
