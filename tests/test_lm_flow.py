@@ -52,7 +52,8 @@ def root(folder: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
     papers.run(papers.PapersConfig(name="p", source=source, runtime=runtime))
     tokenizer = {"kind": "bpe", "vocab_size": 400}
     categories = {"level": "archive"}
-    settings = {"documents": "p", "tokenizer": tokenizer, "categories": categories}
+    shares = {"train": 0.6, "validation": 0.2, "test": 0.2}
+    settings = {"documents": "p", "tokenizer": tokenizer, "categories": categories, "shares": shares}
     tokenize.run(tokenize.TokenizeConfig(name="t", **settings, runtime={"root": where}))
     return where
 
@@ -78,7 +79,7 @@ def test_the_store_holds_the_documents_tokens_and_is_the_same_whatever_the_worke
     assert store.names() == TOPICS and len(store.lengths) == 120
     recipe = made.manifest["recipe"]
     again = tokenize.TokenizeConfig(
-        **{key: recipe[key] for key in ("documents", "tokenizer", "categories")},
+        **{key: recipe[key] for key in ("documents", "tokenizer", "categories", "shares")},
         name="t1",
         runtime={"root": root, "num_workers": 1},
     )

@@ -160,7 +160,8 @@ def _run_pending(settings: SweepConfig, draft: Draft, trials: dict[str, Any]) ->
         max_t=settings.asha.max_evaluations,
     )
     tuner = ray_tune.Tuner(
-        ray_tune.with_resources(trial, {"CPU": 0}),  # the trainer's workers hold what a trial takes
+        # The trainer's workers hold what a trial takes; Tune wants a trial to hold something itself.
+        ray_tune.with_resources(trial, {"CPU": 0, "memory": 2**20}),
         param_space={"trial": ray_tune.grid_search(pending)},
         tune_config=ray_tune.TuneConfig(
             metric=metric.metric,
