@@ -134,7 +134,7 @@ class _Books:
         """SHA-256 over names and contents, so that a changed book is noticed wherever the folder lies."""
         files = self.files + ([self.source.manifest] if self.source.manifest else [])
         with ThreadPoolExecutor(8) as pool:
-            digests = list(pool.map(lambda name: hashlib.sha256(self.storage.read_bytes(name)).hexdigest(), files))
+            digests = list(pool.map(self.storage.sha256, files))
         return hashlib.sha256(json.dumps(list(zip(files, digests, strict=True))).encode()).hexdigest()
 
     def shards(self) -> list[list[dict[str, Any]]]:

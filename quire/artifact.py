@@ -214,8 +214,8 @@ class Draft:
         return open_artifact(self.storage, self.kind, self.name)
 
     def _describe(self, name: str) -> dict[str, Any]:
-        data = self.storage.read_bytes(f"{self.folder}/{name}")
-        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        path = f"{self.folder}/{name}"
+        return {"bytes": self.storage.size(path), "sha256": self.storage.sha256(path)}
 
 
 def begin(

@@ -5,6 +5,7 @@ or stand in the root: `s3://bucket/prefix?endpoint_override=localhost:9000&schem
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,19 +92,33 @@ class Storage:
 
     def write_bytes(self, relative: str, data: bytes | memoryview | pa.Buffer) -> None:
         """Write the whole file at once: a rename on a local disk, a single PUT on S3."""
+        with self._writing(relative) as file:
+            file.write(data)
+
+    @contextlib.contextmanager
+    def _writing(self, relative: str) -> Iterator[IO[bytes]]:
+        """A stream whose bytes stand at `relative` once it is closed."""
         target = self.path(relative)
         if not self.is_local:
             with self.filesystem.open_output_stream(target) as file:
-                file.write(data)
+                yield file
             return
         folder = os.path.dirname(target)
         os.makedirs(folder, exist_ok=True)
         temporary = f"{folder}/{_TEMPORARY}{os.getpid()}-{os.path.basename(target)}"
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
+
+    def sha256(self, relative: str) -> str:
+        """Of the file's bytes, in hexadecimal; memory holds one block."""
+        digest = hashlib.sha256()
+        with self.filesystem.open_input_file(self.path(relative)) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
 
     def read_json(self, relative: str) -> Any:
         """A JSON file's value."""
@@ -135,17 +150,20 @@ class Storage:
             self.filesystem.delete_dir(info.path)
 
     def upload(self, folder: str | Path, relative: str) -> None:
-        """Copy every file below a local folder to `relative`, each atomically."""
+        """Copy every file below a local folder to `relative`, each atomically; memory holds one block."""
         folder = Path(folder)
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            self.write_bytes(f"{relative}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+            name = f"{relative}/{file.relative_to(folder).as_posix()}"
+            with file.open("rb") as source, self._writing(name) as target:
+                shutil.copyfileobj(source, target, _BLOCK)
 
     def download(self, relative: str, folder: str | Path) -> None:
-        """Copy every file below `relative` into a local folder."""
+        """Copy every file below `relative` into a local folder; memory holds one block."""
         for name in self.files(relative):
             target = Path(folder) / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(self.read_bytes(f"{relative}/{name}"))
+            with self.filesystem.open_input_file(self.path(f"{relative}/{name}")) as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file, _BLOCK)
 
     @contextlib.contextmanager
     def local_folder(self, relative: str) -> Iterator[Path]:
@@ -155,6 +173,7 @@ class Storage:
             self.upload(folder, relative)
 
 
+_BLOCK = 2**20  # bytes
 _TEMPORARY = ".tmp-"  # an interrupted write leaves such a file; `files` does not show it
 
 

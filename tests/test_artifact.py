@@ -1,9 +1,12 @@
 """Artefacts are published once, skipped, refused or resumed after that; on a disk and on S3."""
 
+import hashlib
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pyarrow as pa
 import pytest
 from moto.server import ThreadedMotoServer
@@ -140,3 +143,21 @@ def test_a_half_written_file_is_not_listed(tmp_path: Path) -> None:
     storage.write_bytes("a/good", b"1")
     (tmp_path / "a" / ".tmp-123-bad").write_bytes(b"2")
     assert storage.files("a") == ["good"]
+
+
+def test_a_large_file_is_copied_hashed_and_fetched_a_block_at_a_time(root: str, tmp_path: Path) -> None:
+    source, fetched = tmp_path / "source", tmp_path / "fetched"
+    (source / "sub").mkdir(parents=True)
+    data = np.random.default_rng(0).bytes(24 * 2**20)
+    (source / "sub" / "tokens.bin").write_bytes(data)
+    storage = Storage(root)
+    tracemalloc.start()
+    storage.upload(source, "a/b")
+    digest = storage.sha256("a/b/sub/tokens.bin")
+    storage.download("a/b", fetched)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    if storage.is_local:  # the S3 server of the test lives in this process, and holds what it serves
+        assert peak < len(data) / 3
+    assert digest == hashlib.sha256(data).hexdigest()
+    assert (fetched / "sub" / "tokens.bin").read_bytes() == data
