@@ -44,11 +44,14 @@ class Table(config.Config):
 
 
 class Hub(config.Config):
-    """A labelled data set by its name on the hub or by a local folder of it; its own splits are kept."""
+    """A labelled data set by its name on the hub (ccdv/arxiv-classification) or by a local folder of it.
+
+    Its own splits are kept.
+    """
 
     kind: Literal["hub"] = "hub"
-    dataset: str = "ccdv/arxiv-classification"
-    subset: str | None = "no_ref"
+    dataset: str
+    subset: str | None = Field(default=None, description="one of the data set's configurations; a folder has none")
     text: str = "text"
     category: str = "label"
     shard_rows: int = Field(default=1000, gt=0)
@@ -67,7 +70,6 @@ class PapersConfig(config.Config):
 
 
 CONFIG = PapersConfig
-SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 
 
 def run(settings: PapersConfig) -> Artifact:
@@ -92,22 +94,18 @@ def _file_items(settings: PapersConfig) -> tuple[list[dict[str, Any]], str]:
     if missing or not every:
         what = f"no file {missing[0]!r}" if missing else "no .json, .jsonl, .gz or .parquet file below it"
         raise UserError(f"source.folder = {source.folder!r}: {what}")
-    items, step = [], settings.runtime.shard_bytes
+    items: list[dict[str, Any]] = []
     for file in sorted(source.files or every):
-        size = 1 if file.endswith(".parquet") else papers.text_size(storage, file)
+        if file.endswith(".parquet"):  # whole row groups: nothing smaller is read at once
+            with storage.filesystem.open_input_file(storage.path(file)) as opened:
+                items += [{"file": file, "row_group": n} for n in range(pq.ParquetFile(opened).num_row_groups)]
+            continue
+        size, step = papers.text_size(storage, file), settings.runtime.shard_bytes
         items += [{"file": file, "start": at, "end": min(at + step, size)} for at in range(0, size, step)]
     with ThreadPoolExecutor(4) as pool:
         names = sorted({item["file"] for item in items})
-        digests = list(pool.map(lambda name: _sha256(storage, name), names))
+        digests = list(pool.map(storage.sha256, names))
     return items, hashlib.sha256(json.dumps(list(zip(names, digests, strict=True))).encode()).hexdigest()
-
-
-def _sha256(storage: Storage, file: str) -> str:
-    digest = hashlib.sha256()
-    with storage.filesystem.open_input_file(storage.path(file)) as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _load(source: Hub) -> Any:
@@ -122,11 +120,18 @@ def _load(source: Hub) -> Any:
 def _hub_items(settings: PapersConfig) -> tuple[list[dict[str, Any]], str]:
     source = settings.source
     loaded = _load(source)
-    unknown = sorted(set(loaded) - set(SPLIT_NAMES))
+    unknown = sorted(set(loaded) - set(papers.SPLIT_NAMES))
     if unknown:
         raise UserError(
-            f"source.dataset = {source.dataset!r}: split {unknown[0]!r} is none of {', '.join(SPLIT_NAMES)}"
+            f"source.dataset = {source.dataset!r}: split {unknown[0]!r} is none of {', '.join(papers.SPLIT_NAMES)}"
         )
+    for column in (source.text, source.category):
+        for split in loaded:
+            if column not in loaded[split].column_names:
+                names = ", ".join(loaded[split].column_names)
+                raise UserError(
+                    f"source: no column {column!r} in split {split!r} of {source.dataset!r}; it has {names}"
+                )
     step = source.shard_rows
     items = [
         {"split": split, "start": at, "end": min(at + step, len(loaded[split]))}
@@ -161,7 +166,9 @@ def _file_rows(source: Arxiv | Table, item: dict[str, Any]) -> Iterable[papers.R
     storage, file = Storage(source.folder), item["file"]
     if file.endswith(".parquet"):
         with storage.filesystem.open_input_file(storage.path(file)) as opened:
-            records = enumerate(pq.read_table(opened).to_pylist())
+            parquet, group = pq.ParquetFile(opened), item["row_group"]
+            first = sum(parquet.metadata.row_group(n).num_rows for n in range(group))
+            records = enumerate(parquet.read_row_group(group).to_pylist(), first)
     else:
         lines = papers.json_lines(storage, file, item["start"], item["end"])
         records = ((place, papers.parse(line)) for place, line in lines)
@@ -182,8 +189,8 @@ def _hub_rows(loaded: Any, source: Hub, item: dict[str, Any]) -> Iterable[papers
         record = split[number]
         value = record[source.category]
         if hasattr(label, "int2str") and value is not None:
-            value = [label.int2str(value)]  # class names may carry blanks and line breaks: never split
-        record = {**record, source.category: value, "split": SPLIT_NAMES[item["split"]]}
+            value = label.int2str(value) if 0 <= value < label.num_classes else None  # -1 is "no label"
+        record = {**record, source.category: value, "split": item["split"]}
         key = {"key": f"{item['split']}_{number}"}  # as the earlier system numbered them
         row = papers.table_row(
             {**record, **key}, source.dataset, number, text=source.text, category=source.category, title=None, key="key"

@@ -3,11 +3,13 @@
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from quire.errors import UserError
 from quire.storage import Storage
 
 PAPERS = pa.schema(
@@ -22,6 +24,7 @@ PAPERS = pa.schema(
         ("source", pa.string()),
     ]
 )
+SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 Row = dict[str, Any]
 Dropped = tuple[str, str]  # reason, detail
 
@@ -36,27 +39,37 @@ def arxiv_row(record: Mapping[str, Any], source: str) -> Row | Dropped:
     if versions := record.get("versions"):
         created = versions[0].get("created", created)
     found = {"document_id": record.get("id"), "title": title, "text": f"{title}\n\n{abstract}" if abstract else ""}
-    return _row({**found, "created": created}, record.get("categories"), source)
+    categories = record.get("categories")
+    names = categories.split() if isinstance(categories, str) else categories
+    return _row({**found, "created": created}, names, source)
 
 
 def table_row(
     record: Mapping[str, Any], source: str, number: int, *, text: str, category: str, title: str | None, key: str | None
 ) -> Row | Dropped:
-    """A record of a table with named columns; without an id column its place in the source is the id."""
+    """A record of a table with named columns; without an id column its place in the source is the id.
+
+    A category is a name, which may have blanks, a number, or a list of them. A column `split` is kept.
+    """
+    split = record.get("split")
+    if split is not None and split not in SPLIT_NAMES:
+        return "unknown_split", f"{split!r} is none of {', '.join(SPLIT_NAMES)}"
+    categories = record.get(category)
     found = {
         "document_id": record.get(key) if key else f"{source}:{number}",
         "title": str(record.get(title) or "") if title else "",
         "text": record.get(text) or "",
         "created": record.get("created"),
-        "split": record.get("split"),
+        "split": SPLIT_NAMES.get(split),
     }
-    return _row(found, record.get(category), source)
+    return _row(found, categories if isinstance(categories, list | tuple) else [categories], source)
 
 
 def _row(found: Row, categories: Any, source: str) -> Row | Dropped:
-    names = categories.split() if isinstance(categories, str) else list(categories or ())
-    names = list(dict.fromkeys(str(name).strip() for name in names if str(name).strip()))
-    if not found["document_id"]:
+    given = categories if isinstance(categories, list | tuple) else ()
+    stripped = (str(name).strip() for name in given if isinstance(name, str | int))
+    names = list(dict.fromkeys(name for name in stripped if name))
+    if found["document_id"] in (None, ""):
         return "no_id", str(found["text"])[:80]
     if not isinstance(found["text"], str) or not found["text"].strip():
         return "no_text", str(found["document_id"])
@@ -68,11 +81,14 @@ def _row(found: Row, categories: Any, source: str) -> Row | Dropped:
 
 
 def text_size(storage: Storage, file: str) -> int:
-    """Bytes of a JSON-lines file once decompressed."""
+    """Bytes of a JSON-lines file once decompressed. Raises UserError when it cannot be."""
     if not file.endswith(".gz"):
         return storage.size(file)
-    with _opened(storage, file) as stream:
-        return sum(len(block) for block in iter(lambda: stream.read(1 << 20), b""))
+    try:
+        with _opened(storage, file) as stream:
+            return sum(len(block) for block in iter(lambda: stream.read(1 << 20), b""))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{storage.uri(file)}: cut off or not gzip ({error}); fetch it again") from error
 
 
 def json_lines(storage: Storage, file: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
