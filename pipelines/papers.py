@@ -125,13 +125,12 @@ def _hub_items(settings: PapersConfig) -> tuple[list[dict[str, Any]], str]:
         raise UserError(
             f"source.dataset = {source.dataset!r}: split {unknown[0]!r} is none of {', '.join(papers.SPLIT_NAMES)}"
         )
-    for column in (source.text, source.category):
-        for split in loaded:
-            if column not in loaded[split].column_names:
-                names = ", ".join(loaded[split].column_names)
-                raise UserError(
-                    f"source: no column {column!r} in split {split!r} of {source.dataset!r}; it has {names}"
-                )
+    for split, columns in loaded.column_names.items():
+        lacking = [name for name in (source.text, source.category) if name not in columns]
+        if lacking:
+            raise UserError(
+                f"source: no column {lacking[0]!r} in split {split!r} of the data set; it has {', '.join(columns)}"
+            )
     step = source.shard_rows
     items = [
         {"split": split, "start": at, "end": min(at + step, len(loaded[split]))}

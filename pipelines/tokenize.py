@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipelines.shards import run_shards, speed
@@ -77,6 +78,7 @@ def run(settings: TokenizeConfig) -> Artifact:
     if abs(total - 1) > 1e-9:
         raise UserError(f"shares add up to {total:g}, not to 1")
     documents = artifact.open_artifact(settings.runtime.root, "documents", settings.documents)
+    _check_columns(documents)
     inputs: dict[str, Any] = {"documents": documents}
     if isinstance(settings.tokenizer, Pretrained):
         inputs["tokenizer"] = _sha256(bpe.load(settings.tokenizer.name))
@@ -92,6 +94,16 @@ def run(settings: TokenizeConfig) -> Artifact:
     run_shards(draft, items, _encoder, arguments, num_workers=settings.runtime.num_workers)
     facts = _merge(draft, len(items), tokenizer, vocab_size)
     return _publish(draft, len(items), facts)
+
+
+def _check_columns(documents: Artifact) -> None:
+    with documents.storage.filesystem.open_input_file(documents.storage.path(documents.parts[0])) as file:
+        lacking = sorted({"category", "categories", "split"} - set(pq.read_schema(file).names))
+    if lacking:
+        raise UserError(
+            f"documents = {documents.name!r} has no column {lacking[0]!r}: make it with pipelines.papers, whose "
+            'source.kind = "table" reads any folder with a column of categories'
+        )
 
 
 def _sha256(tokenizer: Any) -> str:
@@ -182,7 +194,8 @@ def _encoder(
                     continue
                 size += len(record["text"].encode())
                 split = record["split"] or split_of(record["document_id"], settings.shares, settings.split_seed)
-                rows.append((record["document_id"], names, split, encoded.ids))
+                ids = np.asarray(encoded.ids, dtype=np.uint32)  # a list would take nine times the memory
+                rows.append((record["document_id"], names, split, ids))
         names = ("document_id", "categories", "split", "ids")
         types = (pa.string(), pa.list_(pa.string()), pa.string(), pa.list_(pa.uint32()))
         columns = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(types)]

@@ -103,11 +103,13 @@ class StoreWriter:
         self.file = (folder / "tokens.bin").open("wb")
 
     def add(self, document_id: str, category: str, categories: list[str], split: str, ids: np.ndarray) -> None:
-        """Append a document. Raises UserError for an id beyond the vocabulary."""
-        if len(ids) and int(ids.max()) >= self.vocab_size:
-            raise UserError(
-                f"document {document_id!r}: token id {int(ids.max())} is not below vocab_size = {self.vocab_size}"
-            )
+        """Append a document. Raises UserError for an id outside the vocabulary and a split that is none of SPLITS."""
+        if split not in SPLITS:
+            raise UserError(f"document {document_id!r}: split {split!r} is none of {', '.join(SPLITS)}")
+        size = self.vocab_size
+        for worst in (int(ids.max()), int(ids.min())) if len(ids) else ():
+            if not 0 <= worst < size:
+                raise UserError(f"document {document_id!r}: token id {worst} is not below vocab_size = {size}")
         self.file.write(ids.astype(self.dtype).tobytes())
         row = {"document_id": document_id, "category": category, "categories": categories, "split": split}
         self.rows.append({**row, "offset": self.num_tokens, "length": len(ids)})

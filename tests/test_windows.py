@@ -136,6 +136,10 @@ def test_a_store_in_the_earlier_layout_and_its_faults(tmp_path: Path) -> None:
         open_folder(tmp_path)
     with pytest.raises(UserError, match="document 'a': token id 9 is not below vocab_size = 9"):
         write_store(tmp_path, [("a", "x", ["x"], "train", np.asarray([9]))], 9)
+    with pytest.raises(UserError, match="document 'a': token id -1"):
+        write_store(tmp_path, [("a", "x", ["x"], "train", np.asarray([-1]))], 9)
+    with pytest.raises(UserError, match="document 'a': split 'dev' is none of train, validation, test"):
+        write_store(tmp_path, [("a", "x", ["x"], "dev", np.asarray([1]))], 9)
 
 
 def test_ids_take_as_many_bytes_as_the_vocabulary_needs() -> None:
