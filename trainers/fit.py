@@ -96,7 +96,9 @@ def tracking(settings: Any, draft: Draft, rank: int) -> tuple[Callable[[dict[str
     runtime: TrainRuntime = settings.runtime
 
     def report(record: dict[str, Any]) -> None:
-        if runtime.in_sweep and f"eval_{settings.loop.metric}" in record:
+        # Not after the last step: a scheduler that stopped a trial there would stop it before it is published.
+        last = record["step"] == settings.loop.max_steps
+        if runtime.in_sweep and f"eval_{settings.loop.metric}" in record and not last:
             ray.train.report({settings.loop.metric: record[f"eval_{settings.loop.metric}"], "step": record["step"]})
 
     if rank != 0:

@@ -79,6 +79,11 @@ def in_steps(settings: LmConfig) -> LoopConfig:
     return settings.loop.in_steps(settings.batch_size * settings.sequence_length * settings.loop.accumulation)
 
 
+def num_tokens(settings: LmConfig) -> int:
+    """What a run reads in training when it is not stopped early."""
+    return in_steps(settings).max_steps * settings.batch_size * settings.sequence_length * settings.loop.accumulation
+
+
 def check(settings: LmConfig) -> None:
     """Raise UserError for whatever would stop the training later: sizes, categories, windows, budget, workers."""
     in_steps(settings)

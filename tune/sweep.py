@@ -8,36 +8,17 @@ it was, its unfinished trials from their checkpoints; a trial that fails for goo
 
 import importlib
 import json
-import time
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
-import ray
 from pydantic import Field
-from ray import tune as ray_tune
-from ray.tune.schedulers import ASHAScheduler
 
 from quire import artifact, config, sweeps
-from quire.artifact import MANIFEST, WORK, Artifact, Draft
+from quire.artifact import MANIFEST, Artifact, Draft
 from quire.errors import UserError
 from quire.storage import Storage
-
-
-class Asha(config.Config):
-    """Asynchronous successive halving (Li et al. 2020): the worse part of the trials is stopped at every rung."""
-
-    grace_evaluations: int = Field(default=1, gt=0)
-    reduction_factor: float = Field(default=3.0, gt=1)
-    max_evaluations: int = Field(default=100, gt=0)
-
-
-class SweepRuntime(config.Runtime):
-    """How many trials at once follows from what one trial's workers hold."""
-
-    cpus_per_worker: int = Field(default=1, gt=0)
-    gpus_per_worker: float = Field(default=0.0, ge=0, description="below 1: several trials to one GPU")
-    max_failures: int = Field(default=2, ge=0, description="new starts of a trial, from its checkpoint")
-    time_limit: float | None = Field(default=None, gt=0, description="seconds for the whole sweep")
+from tune import trials as running
 
 
 class SweepConfig(config.Config):
@@ -53,8 +34,8 @@ class SweepConfig(config.Config):
     )
     num_samples: int = Field(default=1, gt=0, description="of the search, at each point of the grid")
     seed: int = 0
-    asha: Asha | None = None
-    runtime: SweepRuntime = SweepRuntime()
+    asha: running.Asha | None = None
+    runtime: running.SweepRuntime = running.SweepRuntime()
 
 
 CONFIG = SweepConfig
@@ -63,31 +44,38 @@ CONFIG = SweepConfig
 def run(settings: SweepConfig) -> Artifact:
     """Make the `sweeps` artefact: trials.json and a table of the same. Raises UserError naming the failed trials."""
     trials = configs(settings)
-    root = settings.runtime.root
     trainer = importlib.import_module(settings.trainer)
-    recipe = {**config.recipe(settings), "base": config.recipe(next(iter(trials.values()))[1])}
-    draft = artifact.begin(
-        root, "sweeps", settings.name, recipe=recipe, inputs=trainer.inputs(next(iter(trials.values()))[1])
-    )
+    base = next(iter(trials.values())).config
+    # The experiment's content counts, not where its file stands.
+    recipe = {k: v for k, v in config.recipe(settings).items() if k != "experiment"} | {"base": config.recipe(base)}
+    root = settings.runtime.root
+    draft = artifact.begin(root, "sweeps", settings.name, recipe=recipe, inputs=trainer.inputs(base))
     if draft.published:
         return draft.published
-    print(announce(settings, trials), flush=True)
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="WARNING")  # the trials' own lines would bury the table
-    failures = _run_pending(settings, draft, {name: c for name, (_, c) in trials.items()})
-    rows = _results(draft.storage, settings, trials, failures)
-    if any(row["state"] == "failed" for row in rows):
-        failed = "\n".join(f"  {row['trial']}: {row['error']}" for row in rows if row["state"] == "failed")
-        raise UserError(
-            f"{failed.count(chr(10)) + 1} of {len(rows)} trials failed for good:\n{failed}\nThe others are kept."
-        )
+    finished = {name for name, trial in trials.items() if _is_published(draft.storage, trainer, trial.config)}
+    print(announce(settings, trials, finished), flush=True)
+    done = finished | running.stopped(draft).keys()
+    pending = {name: trial.config for name, trial in trials.items() if name not in done}
+    errors = running.run(settings, draft, pending) if pending else {}
+    rows = _results(draft, trials, errors)
     draft.storage.write_json(f"{draft.folder}/trials.json", rows)
-    draft.storage.write_table(f"{draft.folder}/trials.parquet", pa.Table.from_pylist([_flat(row) for row in rows]))
-    return draft.publish(summary=_table(settings, rows))
+    draft.storage.write_table(f"{draft.folder}/trials.parquet", pa.table(_columns(rows)))
+    failed = [f"  {row['trial']}: {row['error']}" for row in rows if row["state"] == "failed"]
+    if failed:
+        lines = "\n".join(failed)
+        raise UserError(f"{len(failed)} of {len(rows)} trials failed:\n{lines}\nThe others are kept; start it again.")
+    return draft.publish(summary=table(settings, rows, base.loop.higher_is_better))
 
 
-def configs(settings: SweepConfig) -> dict[str, tuple[sweeps.Point, Any]]:
-    """Trial name -> (point, validated config of the trainer). Every mistake shows before the first trial starts."""
+class Trial(NamedTuple):
+    """A point of the sweep, and the trainer's config there."""
+
+    point: sweeps.Point
+    config: Any
+
+
+def configs(settings: SweepConfig) -> dict[str, Trial]:
+    """Trials by name, every one checked as far as its trainer can: a mistake shows before the first one starts."""
     trainer = importlib.import_module(settings.trainer)
     base = config.merge(config.read_toml(settings.experiment), settings.set)
     runtime = settings.runtime
@@ -97,140 +85,93 @@ def configs(settings: SweepConfig) -> dict[str, tuple[sweeps.Point, Any]]:
         "cpus_per_worker": runtime.cpus_per_worker,
         "gpus_per_worker": runtime.gpus_per_worker,
         "use_gpu": runtime.gpus_per_worker > 0,
-        "wandb_folder": str(Storage(base.get("runtime", {}).get("wandb_folder", "artifacts")).root),
-        "in_sweep": settings.asha is not None,
+        "wandb_folder": str(Path(base.get("runtime", {}).get("wandb_folder", "artifacts")).absolute()),
+        "in_sweep": True,
+        "max_failures": 0,  # Tune starts a failed trial again; both together would multiply the attempts
     }
-    made: dict[str, tuple[sweeps.Point, Any]] = {}
+    made: dict[str, Trial] = {}
     for point in sweeps.points(settings.grid, settings.search, settings.num_samples, settings.seed):
         name = sweeps.trial_name(settings.name, point)
         if name in made:
             raise UserError(
                 f"two trials would be called {name!r}: their varied values differ too little to be told apart"
             )
-        values = config.merge(config.merge(base, sweeps.nested(point)), {"name": name})
-        values = config.merge({"runtime": workers}, values) | {"runtime": {**values.get("runtime", {}), **workers}}
-        made[name] = (point, config.build(trainer.CONFIG, values, source=f"trial {name}"))
+        values = config.merge(base, sweeps.nested(point)) | {"name": name}
+        values |= {"runtime": {**values.get("runtime", {}), **workers}}
+        made[name] = Trial(point, config.build(trainer.CONFIG, values, source=f"trial {name}"))
+        if hasattr(trainer, "check"):
+            trainer.check(made[name].config)
     return made
 
 
-def announce(settings: SweepConfig, trials: dict[str, tuple[sweeps.Point, Any]]) -> str:
-    """What the sweep is about to cost."""
-    first = next(iter(trials.values()))[1]
-    loop = first.loop
+def announce(settings: SweepConfig, trials: dict[str, Trial], finished: set[str]) -> str:
+    """What the sweep is about to cost: in tokens where the trainer knows them before it runs, else in steps."""
+    trainer = importlib.import_module(settings.trainer)
+    known = hasattr(trainer, "num_tokens")
+    costs = {name: trainer.num_tokens(t.config) if known else t.config.loop.max_steps for name, t in trials.items()}
+    unit, least, most = "tokens" if known else "steps", min(costs.values()), max(costs.values())
+    each = f"{least:,} {unit} each" if least == most else f"{least:,} to {most:,} {unit} each"
     varied = ", ".join([*settings.grid, *settings.search]) or "nothing"
-    if loop.max_tokens:
-        total = sum(c.loop.max_tokens for _, c in trials.values())
-        each = f"{loop.max_tokens:,} tokens each, {total:,} in all"
-    else:
-        each = f"{loop.max_steps:,} steps each, {sum(c.loop.max_steps for _, c in trials.values()):,} in all"
-    return f"      {len(trials)} trials of {settings.trainer} over {varied}: {each}"
+    line = f"      {len(trials)} trials of {settings.trainer} over {varied}: {each}, {sum(costs.values()):,} in all"
+    left = sum(cost for name, cost in costs.items() if name not in finished)
+    return line + (f"; {len(finished)} are published, {left:,} {unit} to go" if finished else "")
 
 
-def _places(runtime: SweepRuntime) -> int:
-    """Trials that the cluster holds at once. Raises UserError when it cannot hold one."""
-    total, workers = ray.cluster_resources(), runtime.num_workers or 1
-    needs = {"CPU": workers * runtime.cpus_per_worker, "GPU": workers * runtime.gpus_per_worker}
-    places = min(int(total.get(what, 0) / need + 1e-9) for what, need in needs.items() if need)
-    if not places:
-        needed = ", ".join(f"{need:g} {what}" for what, need in needs.items() if need)
-        raise UserError(
-            f"a trial needs {needed}; the cluster has {total.get('CPU', 0):g} CPU, {total.get('GPU', 0):g} GPU"
-        )
-    return places
+def _is_published(storage: Storage, trainer: Any, settings: Any) -> bool:
+    """Whether the trial's model is there. Raises UserError when another recipe's stands (or was begun) in its place."""
+    if not storage.files(f"models/{settings.name}"):
+        return False
+    inputs, recipe = trainer.inputs(settings), config.recipe(settings)
+    return artifact.begin(storage, "models", settings.name, recipe=recipe, inputs=inputs).published is not None
 
 
-def _run_pending(settings: SweepConfig, draft: Draft, trials: dict[str, Any]) -> dict[str, str]:
-    """Run what is not published; errors by trial name."""
-    pending = [name for name in trials if not draft.storage.exists(f"models/{name}/{MANIFEST}")]
-    if not pending:
-        return {}
-    payload = {name: trials[name].model_dump_json() for name in pending}
-    trainer, metric = settings.trainer, trials[pending[0]].loop
-
-    def trial(point: dict[str, Any]) -> None:
-        module = importlib.import_module(trainer)
-        made = module.run(module.CONFIG.model_validate_json(payload[point["trial"]]))
-        facts = made.read_json("history.json")
-        ray_tune.report({metric.metric: facts["best"], "step": facts["best_step"]})
-
-    scheduler = settings.asha and ASHAScheduler(
-        time_attr="training_iteration",
-        grace_period=settings.asha.grace_evaluations,
-        reduction_factor=settings.asha.reduction_factor,
-        max_t=settings.asha.max_evaluations,
-    )
-    tuner = ray_tune.Tuner(
-        # The trainer's workers hold what a trial takes; Tune wants a trial to hold something itself.
-        ray_tune.with_resources(trial, {"CPU": 0, "memory": 2**20}),
-        param_space={"trial": ray_tune.grid_search(pending)},
-        tune_config=ray_tune.TuneConfig(
-            metric=metric.metric,
-            mode="max" if metric.higher_is_better else "min",
-            max_concurrent_trials=_places(settings.runtime),
-            time_budget_s=settings.runtime.time_limit,
-            scheduler=scheduler,
-        ),
-        run_config=ray_tune.RunConfig(
-            name=f"sweep-{int(time.time())}",
-            storage_path=draft.storage.path(f"{draft.folder}/{WORK}/tune"),
-            storage_filesystem=draft.storage.filesystem,
-            failure_config=ray_tune.FailureConfig(max_failures=settings.runtime.max_failures),
-            verbose=1,
-        ),
-    )
-    results = tuner.fit()
-    return {result.config["trial"]: str(result.error).strip().splitlines()[-1] for result in results if result.error}
-
-
-def _results(
-    storage: Storage, settings: SweepConfig, trials: dict[str, tuple[sweeps.Point, Any]], failures: dict[str, str]
-) -> list[dict[str, Any]]:
-    """A row a trial: its values, state, best metric, steps and what it took."""
-    rows = []
-    for name, (point, _) in trials.items():
-        row: dict[str, Any] = {"trial": name, "values": point}
-        if storage.exists(f"models/{name}/{MANIFEST}"):
-            made = artifact.open_artifact(storage, "models", name)
+def _results(draft: Draft, trials: dict[str, Trial], errors: dict[str, str]) -> list[dict[str, Any]]:
+    """A row a trial: its values, state, best metric, steps and what it took; the last metric of a stopped one."""
+    rows, stopped = [], running.stopped(draft)
+    for name, trial in trials.items():
+        empty = dict.fromkeys(("best", "best_step", "steps", "tokens", "seconds", "fingerprint", "error"))
+        row = {"trial": name, "values": trial.point, "metric": trial.config.loop.metric, **empty}
+        if draft.storage.exists(f"models/{name}/{MANIFEST}"):
+            made = artifact.open_artifact(draft.storage, "models", name)
             facts, timing = made.read_json("history.json"), made.manifest["facts"]
-            row |= {
-                "state": "finished",
-                "metric": facts["metric"],
-                "best": facts["best"],
-                "best_step": facts["best_step"],
-            }
-            row |= {"steps": facts["steps"], "tokens": timing["tokens"], "seconds": timing["seconds"], "error": None}
-            row |= {"fingerprint": made.fingerprint}
+            row |= {"state": "finished", "fingerprint": made.fingerprint}
+            row |= {key: facts[key] for key in ("best", "best_step", "steps")}
+            row |= {key: timing[key] for key in ("tokens", "seconds")}
+        elif name in stopped:
+            row |= {"state": "stopped", **stopped[name]}
         else:
-            stopped = settings.asha is not None and name not in failures
-            error = None if stopped else failures.get(name, "not run: the time limit was over")
-            row |= {"state": "stopped" if stopped else "failed", "error": error}
+            row |= {"state": "failed", "error": errors[name]}
         rows.append(row)
     return rows
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **{k: v for k, v in row.items() if k != "values"},
-        **{k: json.loads(json.dumps(v)) for k, v in row["values"].items()},
-    }
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The rows as columns of one type each; a varied value that is neither a number nor a string is JSON."""
+    columns = {key: [row[key] for row in rows] for key in rows[0] if key != "values"}
+    for key in rows[0]["values"]:
+        values = [row["values"][key] for row in rows]
+        plain = any(all(isinstance(value, kind) for value in values) for kind in (bool, int, float, str))
+        columns[key] = values if plain else [json.dumps(value) for value in values]
+    return columns
 
 
-def _table(settings: SweepConfig, rows: list[dict[str, Any]]) -> str:
+def table(settings: SweepConfig, rows: list[dict[str, Any]], higher_is_better: bool) -> str:
+    """The trials as text, in the order of the grid; where the sweep searches, the best first."""
     keys = [*settings.grid, *settings.search]
-    done = [row for row in rows if row["state"] == "finished"]
-    lines = [
-        "  ".join([*(f"{key.split('.')[-1]:>14}" for key in keys), f"{'best':>8}", f"{'step':>6}", f"{'seconds':>8}"])
-    ]
-    for row in done:
-        values = (
-            f"{row['values'][key]:>14.4g}" if isinstance(row["values"][key], float) else f"{row['values'][key]!s:>14}"
-            for key in keys
-        )
-        lines.append("  ".join([*values, f"{row['best']:>8.4f}", f"{row['best_step']:>6}", f"{row['seconds']:>8.1f}"]))
-    stopped = len(rows) - len(done)
-    tokens = sum(row["tokens"] for row in done)
-    lines.append(f"{len(done)} trials, {tokens:,} tokens" + (f"; {stopped} stopped early" if stopped else ""))
+    if settings.search:
+        rows = sorted(rows, key=lambda row: -row["best"] if higher_is_better else row["best"])
+    lines = ["".join(f"{key.split('.')[-1]:>15}" for key in keys) + f"{rows[0]['metric']:>10}{'step':>8}{'seconds':>9}"]
+    for row in rows:
+        values = "".join(f"{_shown(row['values'][key]):>15}" for key in keys)
+        ended = f"{row['seconds']:>9.1f}" if row["state"] == "finished" else f"{row['state']:>9}"
+        lines.append(f"{values}{row['best']:>10.4f}{row['best_step']:>8}{ended}")
+    finished = [row for row in rows if row["state"] == "finished"]
+    lines.append(f"{len(finished)} trials finished, {sum(row['tokens'] for row in finished):,} tokens")
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,147 @@
+"""The trials of a sweep on Ray Tune: as many at once as the cluster holds, retried, and halved where asked."""
+
+import importlib
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from pydantic import Field
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from quire import config
+from quire.artifact import WORK, Draft
+from quire.errors import UserError
+from quire.loop_config import LoopConfig
+
+
+class Asha(config.Config):
+    """Asynchronous successive halving (Li et al. 2020): at every rung the best 1/n of the trials so far go on."""
+
+    grace_evaluations: int = Field(default=1, gt=0, description="before the first rung; the untrained one is none")
+    reduction_factor: float = Field(default=3.0, gt=1, description="n; each rung is n times as far as the last")
+
+
+class SweepRuntime(config.Runtime):
+    """How many trials run at once follows from what one trial's `num_workers` workers hold."""
+
+    cpus_per_worker: int = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0, description="below 1: several trials to one GPU")
+    max_failures: int = Field(default=2, ge=0, description="new starts of a trial, from its checkpoint")
+    time_limit: float | None = Field(
+        default=None, gt=0, description="seconds; what is then unfinished goes on when the sweep is started again"
+    )
+
+
+def run(settings: Any, draft: Draft, trials: Mapping[str, Any]) -> dict[str, str]:
+    """Run `settings.trainer` with each config; why a trial did not finish, by name.
+
+    What finished is published; what the halving stopped is in `stopped(draft)`. Both may be among the names returned.
+    """
+    trainer = importlib.import_module(settings.trainer)
+    loops = [loop_in_steps(trainer, trial) for trial in trials.values()]
+    halving = _Halving(settings.asha, draft, loops) if settings.asha else None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level="WARNING")  # the trials' own lines would bury the table
+    runtime, started = settings.runtime, time.monotonic()
+    tuner = tune.Tuner(
+        # The trainer's workers hold what a trial takes; Tune wants a trial to hold something itself.
+        tune.with_resources(_trial(settings.trainer, loops[0], trials), {"CPU": 0, "memory": 2**20}),
+        param_space={"trial": tune.grid_search(list(trials))},
+        tune_config=tune.TuneConfig(
+            metric=loops[0].metric,
+            mode="max" if loops[0].higher_is_better else "min",
+            max_concurrent_trials=places(runtime, ray.cluster_resources()),
+            time_budget_s=runtime.time_limit,
+            scheduler=halving,
+        ),
+        run_config=tune.RunConfig(
+            name=f"sweep-{int(time.time())}",
+            storage_path=draft.storage.path(f"{draft.folder}/{WORK}/tune"),
+            storage_filesystem=draft.storage.filesystem,
+            failure_config=tune.FailureConfig(max_failures=runtime.max_failures),
+            verbose=1,
+        ),
+    )
+    errors = {result.config["trial"]: _error(result) for result in tuner.fit()}
+    over = runtime.time_limit is not None and time.monotonic() - started >= runtime.time_limit
+    unfinished = f"not finished within time_limit = {runtime.time_limit} s" if over else "not finished"
+    return {name: errors.get(name) or unfinished for name in trials}
+
+
+def loop_in_steps(trainer: Any, trial: Any) -> LoopConfig:
+    """A trial's loop with its budget in optimiser steps, whatever the experiment gives it in."""
+    return trainer.in_steps(trial) if trial.loop.max_steps is None else trial.loop
+
+
+def places(runtime: SweepRuntime, cluster: Mapping[str, float]) -> int:
+    """Trials that the cluster's resources hold at once. Raises UserError when they cannot hold one."""
+    workers = runtime.num_workers or 1
+    needs = {"CPU": runtime.cpus_per_worker, "GPU": runtime.gpus_per_worker}
+    held = min(int(cluster.get(what, 0) / (workers * need) + 1e-9) for what, need in needs.items() if need)
+    if not held:
+        needed = ", ".join(f"{workers * need:g} {what}" for what, need in needs.items() if need)
+        found = ", ".join(f"{cluster.get(what, 0):g} {what}" for what in needs)
+        raise UserError(
+            f"a trial needs {needed}; the cluster has {found}: lower runtime.num_workers or what each holds"
+        )
+    return held
+
+
+def stopped(draft: Draft) -> dict[str, dict[str, Any]]:
+    """What the halving stopped, now or before the sweep was interrupted: last metric and step by trial."""
+    folder = f"{draft.folder}/{WORK}/stopped"
+    return {
+        name.removesuffix(".json"): draft.storage.read_json(f"{folder}/{name}") for name in draft.storage.files(folder)
+    }
+
+
+def _trial(trainer: str, loop: LoopConfig, trials: Mapping[str, Any]) -> Any:
+    """The function that Tune runs: the trainer's own `run`, whose artefact resumes by itself."""
+    configs = {name: trial.model_dump_json() for name, trial in trials.items()}
+
+    def trial(point: dict[str, Any]) -> None:
+        module = importlib.import_module(trainer)
+        try:
+            made = module.run(module.CONFIG.model_validate_json(configs[point["trial"]]))
+        except UserError as error:  # the same on every attempt, so reported and not raised: nothing to retry
+            tune.report({loop.metric: -math.inf if loop.higher_is_better else math.inf, "mistake": str(error)})
+        else:
+            facts = made.read_json("history.json")
+            tune.report({loop.metric: facts["best"], "step": facts["steps"]})
+
+    return trial
+
+
+def _error(result: Any) -> str | None:
+    if result.error:
+        return str(result.error).strip().splitlines()[-1]
+    return (result.metrics or {}).get("mistake")
+
+
+class _Halving(ASHAScheduler):
+    """Halving that keeps a record of what it stopped, so that a sweep started again leaves it stopped.
+
+    Rungs are counted in optimiser steps: a trial that was resumed has fewer reports than steps would tell.
+    """
+
+    def __init__(self, asha: Asha, draft: Draft, loops: list[LoopConfig]):
+        most = max(loop.max_steps for loop in loops)
+        grace = asha.grace_evaluations * min(loop.eval_every for loop in loops)
+        if grace >= most:
+            raise UserError(
+                f"asha.grace_evaluations = {asha.grace_evaluations}: the first rung at step {grace} of {most} stops "
+                "nothing early; lower it or loop.eval_every"
+            )
+        super().__init__(time_attr="step", grace_period=grace, reduction_factor=asha.reduction_factor, max_t=most)
+        self.draft, self.loss = draft, loops[0].metric
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        if decision == self.STOP:
+            facts = {"best": result[self.loss], "best_step": result["step"], "steps": result["step"]}
+            path = f"{self.draft.folder}/{WORK}/stopped/{trial.config['trial']}.json"
+            self.draft.storage.write_json(path, facts)
+        return decision
