@@ -77,6 +77,8 @@ def run(settings: TokenizeConfig) -> Artifact:
     total = sum(settings.shares.model_dump().values())
     if abs(total - 1) > 1e-9:
         raise UserError(f"shares add up to {total:g}, not to 1")
+    if settings.vocab_size is not None:
+        tokens.token_type(settings.vocab_size)  # a size beyond every type shows before the work, not after
     documents = artifact.open_artifact(settings.runtime.root, "documents", settings.documents)
     _check_columns(documents)
     inputs: dict[str, Any] = {"documents": documents}

@@ -3,12 +3,13 @@
 Shape letters: N windows, B windows of a batch, L tokens of a window, V vocabulary.
 """
 
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -47,6 +48,14 @@ class LmModel(Config):
     weights: str | None = Field(
         default=None, description="a causal model to start from, by folder or hub name, not random weights"
     )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default]
+        ignored = [key for key in given if key != "weights"]
+        if self.weights is not None and ignored:
+            raise ValueError(f"weights bring their own sizes: leave out {', '.join(ignored)}")
+        return self
 
     def size(self, name: str) -> int:
         """`layers`, `width`, `heads`, `mlp_width`, `tied` or `max_positions`: what is set, else the preset's."""
@@ -161,6 +170,11 @@ def position_losses(model: PreTrainedModel, windows: np.ndarray, batch_size: int
             losses[start : start + size] = token_losses(model, batch).cpu().numpy()
     model.train(was_training)
     return losses
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats; of one beyond all sense (a run that diverges) the largest that is a number."""
+    return math.exp(min(loss, 700.0))
 
 
 def flops_per_token(model: PreTrainedModel, sequence_length: int, with_embeddings: bool = False) -> float:

@@ -44,7 +44,7 @@ class Task(Protocol):
     def evaluate(self, rank: int, world: int) -> dict[str, Any]:
         """Metrics on a frozen set; every rank calls it and every rank gets the same numbers.
 
-        Numbers are logged; a list (a curve) is kept in the history alone.
+        A list is a curve.
         """
 
     def save(self, folder: Path) -> None:
@@ -223,6 +223,8 @@ def _evaluate(task, config, state, draft, rank, world, log) -> None:
     if config.metric not in metrics:
         raise UserError(f"loop.metric = {config.metric!r}: the evaluation gives {', '.join(sorted(metrics))}")
     value = metrics[config.metric]
+    if not math.isfinite(value):
+        raise NonFinite(f"step {state.step}: the evaluation's {config.metric} is {value}; lower loop.learning_rate")
     if config.geometric_ratio and (state.geometric is None or value < config.geometric_ratio * state.geometric):
         state.geometric = value
         checkpoint.keep(draft, task.save, state.step, rank)
@@ -239,5 +241,4 @@ def _evaluate(task, config, state, draft, rank, world, log) -> None:
         state.bad_evaluations += 1
         state.stopped = config.patience is not None and state.bad_evaluations >= config.patience
     state.history.append(record)
-    numbers = {key: number for key, number in record.items() if not isinstance(number, list)}
-    log({**numbers, "best": state.best, "best_step": state.best_step})
+    log({**record, "best": state.best, "best_step": state.best_step})

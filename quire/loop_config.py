@@ -40,7 +40,7 @@ class LoopConfig(Config):
     )
     metric: str = "loss"
     higher_is_better: bool = False
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -48,6 +48,10 @@ class LoopConfig(Config):
             raise ValueError("set exactly one of max_steps and max_tokens")
         if self.geometric_ratio is not None and self.higher_is_better:
             raise ValueError("geometric_ratio follows a falling metric: leave it out where higher_is_better")
+        if self.max_steps is not None and self.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps}: the run ends at step {self.max_steps}, before its peak"
+            )
         return self
 
     def in_steps(self, tokens_per_step: int) -> Self:
@@ -59,6 +63,11 @@ class LoopConfig(Config):
             raise UserError(
                 f"loop.max_tokens = {self.max_tokens}: 0 steps, since one takes {tokens_per_step} tokens; raise it, "
                 "or make the batch, the sequence or loop.accumulation smaller"
+            )
+        if self.warmup_steps >= steps:
+            raise UserError(
+                f"loop.warmup_steps = {self.warmup_steps}: loop.max_tokens = {self.max_tokens} pays for {steps} steps; "
+                "lower the warm-up or raise the budget"
             )
         return self.model_copy(update={"max_tokens": None, "max_steps": steps})
 

@@ -1,8 +1,7 @@
 """Which categories of a token store a run trains on, and how many distinct tokens of each."""
 
-import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,5 @@ def shuffle_labels(store: TokenStore, universe: Sequence[str], seed: int) -> Tok
     inside = np.isin(categories.astype(str), list(universe))
     for stream, split in enumerate(("train", "validation", "test")):
         rows = np.flatnonzero(inside & (store.splits == split))
-        categories[rows] = categories[rows][generator(seed, 0, stream).permutation(len(rows))]
-    shuffled = copy.copy(store)
-    object.__setattr__(shuffled, "categories", categories)
-    return shuffled
+        categories[rows] = categories[rows][generator(seed, 0, 10 + stream).permutation(len(rows))]
+    return replace(store, categories=categories)

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from quire import k_effect
 from quire.metrics import calibration_bins
 
 # Okabe & Ito 2008: eight colours that colour-blind readers tell apart.
@@ -103,36 +104,39 @@ def score_histograms(labels: np.ndarray, negative_types: np.ndarray, probabiliti
     return _svg("scores", draw)
 
 
-def bands(curves: Mapping[str, np.ndarray], xlabel: str, ylabel: str, *, log_x: bool = False) -> str:
-    """The mean over rows (seeds) of each (rows, points) array, in a band of one standard deviation; x from 1."""
+def bands(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray | None]], xlabel: str, ylabel: str, *, log_x: bool = False
+) -> str:
+    """Curves (points,) from x = 1 on, each in a band of so much (points,) to both sides."""
 
     def draw(axes: Axes) -> None:
-        for name, rows in curves.items():
-            x, mean = np.arange(1, rows.shape[1] + 1), rows.mean(0)
-            (line,) = axes.plot(x, mean, label=_label(name), linewidth=1.4)
-            if len(rows) > 1:
-                deviation = rows.std(0, ddof=1)
-                axes.fill_between(
-                    x, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.15, linewidth=0
-                )
+        for name, (curve, half) in curves.items():
+            x = np.arange(1, len(curve) + 1)
+            (line,) = axes.plot(x, curve, label=_label(name), linewidth=1.4)
+            if half is not None:
+                axes.fill_between(x, curve - half, curve + half, color=line.get_color(), alpha=0.15, linewidth=0)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log_x else "linear")
         axes.legend(loc="upper right")
 
     return _svg("bands", draw)
 
 
-def against_k(series: Mapping[str, Sequence[tuple[int, float]]], ylabel: str) -> str:
-    """Points (K, value) of several series over log2 K, with the mean of each K joined by a line."""
+def against_k(series: Mapping[str, Sequence[tuple[int, int, float]]], ylabel: str) -> str:
+    """Points (K, seed, value) of several series over log2 K: thin lines are seeds, the thick one each K's level."""
 
     def draw(axes: Axes) -> None:
+        every: set[int] = set()
         for name, points in series.items():
-            k, values = (np.asarray(column, dtype=float) for column in zip(*points, strict=True))
-            levels = np.unique(k)
-            (line,) = axes.plot(levels, [values[k == level].mean() for level in levels], label=_label(name))
-            axes.scatter(k, values, s=14, color=line.get_color(), alpha=0.6)
+            k, seeds, values = (np.asarray(column) for column in zip(*points, strict=True))
+            level = k_effect.levels(k, seeds, values)
+            (line,) = axes.plot(level.k, level.means, label=_label(name), linewidth=2.4)
+            for seed in np.unique(seeds):
+                of_seed = np.flatnonzero(seeds == seed)[np.argsort(k[seeds == seed])]
+                axes.plot(k[of_seed], values[of_seed], ".-", color=line.get_color(), alpha=0.45, linewidth=0.8)
+            every |= set(level.k)
         axes.set(xlabel="K, categories in the mixture", ylabel=ylabel)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(levels, [f"{level:g}" for level in levels])
+        axes.set_xticks(sorted(every), [str(k) for k in sorted(every)])
         axes.legend(loc="best")
 
     return _svg("k", draw)

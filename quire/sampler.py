@@ -11,7 +11,9 @@ import numpy as np
 
 def generator(seed: int, step: int, stream: int = 0) -> np.random.Generator:
     """The random numbers of one step. Different seeds, steps or streams never share numbers."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, stream, step]))
+    # As unsigned integers: numpy would make a list with numbers of 2^63 or more one of floats, and round them.
+    counter = np.array([0, 0, stream, step], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=seed, counter=counter))
 
 
 class BookBatches:

@@ -1,4 +1,4 @@
-"""A sweep as a list of points: every combination of a grid, times seeded samples of a search space."""
+"""A sweep as a list of points: every combination of a grid (or of several), times seeded samples of a search space."""
 
 import itertools
 import math
@@ -37,18 +37,28 @@ Search = Choice | Between
 Point = dict[str, Any]  # dotted key -> value
 
 
-def points(grid: Mapping[str, Sequence[Any]], search: Mapping[str, Search], num_samples: int, seed: int) -> list[Point]:
+Grid = Mapping[str, Sequence[Any]]
+
+
+def points(grids: Sequence[Grid], search: Mapping[str, Search], num_samples: int, seed: int) -> list[Point]:
     """All points, in a fixed order: the same sweep has the same trials whenever it is started.
 
-    Raises UserError for a key in both, or a grid key without values.
+    Every combination of each grid, as of a list of grids in scikit-learn's ParameterGrid, times the samples.
+    Raises UserError for a key in both, a grid key without values, and grids that vary other keys than the first.
     """
-    both = sorted(set(grid) & set(search))
-    if both:
-        raise UserError(f"{both[0]!r} stands in grid and in search: it can be varied in one way")
-    empty = [key for key, values in grid.items() if not values]
-    if empty:
-        raise UserError(f"grid.{empty[0]}: no value")
-    cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    for grid in grids:
+        both = sorted(set(grid) & set(search))
+        if both:
+            raise UserError(f"{both[0]!r} stands in grid and in search: it can be varied in one way")
+        other = sorted(set(grid) ^ set(grids[0]))
+        if other:
+            raise UserError(f"grid: {other[0]!r} stands in one of the {len(grids)} grids and not in another")
+        empty = [key for key, values in grid.items() if not values]
+        if empty:
+            raise UserError(f"grid.{empty[0]}: no value")
+    cells = [
+        dict(zip(grid, values, strict=True)) for grid in grids or [{}] for values in itertools.product(*grid.values())
+    ]
     if not search:
         return cells
     drawn = [_sample(search, seed, number) for number in range(num_samples)]

@@ -71,6 +71,9 @@ class TokenStore:
 
 def open_folder(folder: Path, fingerprint: str = "") -> TokenStore:
     """A store by its folder."""
+    for name in ("store.json", "index.parquet"):
+        if not (folder / name).exists():
+            raise UserError(f"{folder / name}: missing; delete the store and tokenize again")
     facts = json.loads((folder / "store.json").read_text("utf-8"))
     file, dtype = folder / "tokens.bin", np.dtype(facts["dtype"])
     expected, found = facts["num_tokens"] * dtype.itemsize, file.stat().st_size if file.exists() else None

@@ -33,8 +33,9 @@ class Windows:
     """Random windows of L tokens of one split and some categories, never across documents.
 
     `component`: category, then document, then start, each uniform. `token`: every window start alike, so that long
-    documents and large categories come up more. With `tokens_per_category` only that many distinct tokens of each
-    category are ever shown. Raises UserError for an unknown category, or when no document is long enough.
+    documents and large categories come up more. With `tokens_per_category` the windows come from a pool of exactly
+    that many distinct tokens of each category, chosen by `pool_seed`; how much of the pool a run sees is left to
+    chance, as with all tokens. Raises UserError for an unknown category, or when no document is long enough.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Windows:
         seed: int = 0,
         *,
         tokens_per_category: int | None = None,
+        pool_seed: int = 0,
     ):
         self.store, self.sequence_length, self.weighting, self.seed = store, sequence_length, weighting, seed
         pools = [_long_enough(store, split, category, sequence_length) for category in categories]
@@ -54,7 +56,7 @@ class Windows:
         used = [(pool.rows, store.lengths[pool.rows]) for pool in pools]
         if tokens_per_category is not None:
             used = [
-                _capped(store, category, rows, tokens_per_category, sequence_length, seed)
+                _capped(store, category, rows, tokens_per_category, sequence_length, pool_seed)
                 for category, (rows, _) in zip(categories, used, strict=True)
             ]
         self.rows = np.concatenate([rows for rows, _ in used])
@@ -137,7 +139,9 @@ def _capped(
     window is filled up from what the documents before it can spare.
     """
     if num_tokens < sequence_length:
-        raise UserError(f"{num_tokens} tokens a category are fewer than a window of {sequence_length}")
+        raise UserError(
+            f"distinct_tokens / k = {num_tokens}: fewer than a window of {sequence_length}; raise distinct_tokens"
+        )
     order = sorted(range(len(rows)), key=lambda i: _number(f"{seed} {store.document_ids[rows[i]]}"))
     rows = rows[order]
     lengths = store.lengths[rows].copy()
@@ -157,7 +161,8 @@ def _capped(
         lack -= given
     if lack:
         raise UserError(
-            f"{num_tokens} tokens of {category!r} cannot be cut into documents of {sequence_length} or more"
+            f"distinct_tokens / k = {num_tokens}: cannot be cut from documents of {category!r} that each keep a window "
+            f"of {sequence_length}; ask for a few more"
         )
     return rows, lengths
 

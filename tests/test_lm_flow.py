@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines import papers, tokenize
 from quire import artifact
+from quire.config import to_toml
 from quire.errors import UserError
 from quire.tokens import TokenStore
 from trainers import evaluate_lm, lm
@@ -99,20 +100,22 @@ def lm_settings(root: str, **changes: object) -> lm.LmConfig:
     return lm.LmConfig(**{**values, **changes})
 
 
+def run_sweep(root: str, folder: Path, name: str, **changes: object) -> artifact.Artifact:
+    base = folder / f"{name}.toml"
+    base.write_text(to_toml(lm_settings(root, name="base")))
+    values = {"name": name, "trainer": "trainers.lm", "experiment": str(base), "runtime": {"root": root}}
+    return sweep.run(sweep.SweepConfig(**values, **changes))
+
+
 @pytest.fixture(scope="module")
 def swept(root: str, tmp_path_factory: pytest.TempPathFactory) -> artifact.Artifact:
-    base = tmp_path_factory.mktemp("e") / "lm.toml"
-    from quire.config import to_toml
+    return run_sweep(root, tmp_path_factory.mktemp("e"), "s", grid={"k": (1, 3), "category_seed": (0, 1)})
 
-    base.write_text(to_toml(lm_settings(root, name="base")))
-    settings = sweep.SweepConfig(
-        name="s",
-        trainer="trainers.lm",
-        experiment=str(base),
-        grid={"k": (1, 3), "category_seed": (0, 1)},
-        runtime={"root": root},
-    )
-    return sweep.run(settings)
+
+@pytest.fixture(scope="module")
+def control(root: str, tmp_path_factory: pytest.TempPathFactory) -> artifact.Artifact:
+    grid = {"k": (1, 3), "category_seed": (0,), "shuffle_labels": (7,)}
+    return run_sweep(root, tmp_path_factory.mktemp("e"), "c", grid=grid)
 
 
 def test_a_sweep_trains_every_point_and_its_report_reads_them(root: str, swept: artifact.Artifact) -> None:
@@ -130,15 +133,53 @@ def test_a_sweep_trains_every_point_and_its_report_reads_them(root: str, swept: 
             "checkpoints/step-00000012/model.safetensors",
         }
         AutoModelForCausalLM.from_pretrained(made.local())
-    settings = evaluate_lm.EvaluateLmConfig(
-        name="r", sweep="s", num_windows=4, runtime={"root": root, "wandb": "disabled"}
-    )
-    report = evaluate_lm.run(settings)
+
+
+def evaluate(root: str, **changes: object) -> artifact.Artifact:
+    runtime = {"root": root, "wandb": "disabled"}
+    return evaluate_lm.run(evaluate_lm.EvaluateLmConfig(num_windows=4, runtime=runtime, **changes))
+
+
+def test_the_report_of_a_sweep_with_its_control_and_a_pretrained_model(
+    root: str, swept: artifact.Artifact, control: artifact.Artifact
+) -> None:
+    made = artifact.open_artifact(root, "models", swept.read_json("trials.json")[0]["trial"])
+    report = evaluate(root, name="r", sweep="s", control="c", pretrained=str(made.local()))
     results = report.read_json("results.json")
-    assert {k: level["runs"] for k, level in results["own"]["by_k"].items()} == {"1": 2, "3": 2}
+    # with all three categories the second category_seed chooses the same: one model, counted once
+    assert {k: level["runs"] for k, level in results["own"]["by_k"].items()} == {"1": 2, "3": 1}
+    assert {k: level["runs"] for k, level in results["control_own"]["by_k"].items()} == {"1": 1, "3": 1}
+    assert "trend" in results["first"] and "trend" not in results["own"]
+
     table = report.storage.read_table(f"{report.folder}/losses.parquet").to_pylist()
-    assert len(table) == 4 * 3 and all(r["loss_low"] <= r["loss"] <= r["loss_high"] for r in table)
-    assert sum(r["in_mixture"] for r in table) == 2 * 1 + 2 * 3
+    real = [row for row in table if not row["control"]]
+    assert len(real) == 3 * 3 and len(table) == 5 * 3 == len(results["models"])
+    assert all(r["loss_low"] <= r["loss"] <= r["loss_high"] for r in table)
+    assert all(r["perplexity"] == pytest.approx(np.exp(r["loss"])) for r in table)
+    assert sum(r["in_mixture"] for r in real) == 1 + 1 + 3
+    mine = [row for row in real if row["in_mixture"]]
+    by_trial = {row["trial"]: np.mean([r["loss"] for r in mine if r["trial"] == row["trial"]]) for row in mine}
+    positions = report.storage.read_table(f"{report.folder}/positions.parquet").to_pandas()
+    own = positions[(positions.measure == "own") & ~positions.control].groupby("trial").loss.mean()
+    assert own.to_dict() == pytest.approx(by_trial, abs=1e-6)
+
+    # the pretrained model is one of the sweep's, so it has the same bits a byte, but for texts of another length
+    ours = np.mean([r["bits_per_byte"] for r in real if r["trial"] == made.name])
+    assert results["pretrained"]["bits_per_byte"] == pytest.approx(ours, rel=0.15)
+    page = report.storage.read_bytes(f"{report.folder}/index.html").decode()
+    assert page.count("<svg") == 5 and "labels shuffled" in page
+
+
+def test_what_is_no_comparison_over_k_is_refused(
+    root: str, swept: artifact.Artifact, control: artifact.Artifact, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="was trained on shuffled labels; name the control so"):
+        evaluate(root, name="x", sweep="c")
+    with pytest.raises(UserError, match="was trained on its categories; name the sweep so"):
+        evaluate(root, name="x", sweep="s", control="s")
+    other = run_sweep(root, tmp_path, "rates", grid={"k": (1,), "loop.learning_rate": (0.01, 0.02)})
+    with pytest.raises(UserError, match=r"trials differ in loop.learning_rate \(0.01, 0.02\)"):
+        evaluate(root, name="x", sweep=other.name)
 
 
 def test_another_number_of_workers_trains_the_same_model(root: str) -> None:

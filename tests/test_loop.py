@@ -185,10 +185,23 @@ def test_warm_up_counts_optimiser_steps_whatever_the_accumulation(tmp_path: Path
 
 
 def test_a_token_budget_is_paid_in_whole_steps() -> None:
-    made = config(max_steps=None, max_tokens=1_000)
+    made = config(max_steps=None, max_tokens=1_000, warmup_steps=0)
     assert made.in_steps(300).max_steps == 3
     with pytest.raises(UserError, match="loop.max_tokens = 1000: 0 steps, since one takes 1001 tokens"):
         made.in_steps(1_001)
+    with pytest.raises(UserError, match="loop.warmup_steps = 3: loop.max_tokens = 1000 pays for 3 steps"):
+        config(max_steps=None, max_tokens=1_000, warmup_steps=3).in_steps(300)
+
+
+def test_an_evaluation_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
+    task = scored(3.0, float("inf"), 1.0)
+    with pytest.raises(loop.NonFinite, match="step 5: the evaluation's loss is inf"):
+        loop.train(task, config(max_steps=100), draft(tmp_path), log=lambda record: None)
+
+
+def test_a_warmup_that_outlasts_the_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="warmup_steps = 9: the run ends at step 9, before its peak"):
+        config(max_steps=9, warmup_steps=9)
 
 
 @pytest.mark.parametrize("budget", [{"max_steps": 3, "max_tokens": 3}, {"max_steps": None}])
@@ -239,7 +252,7 @@ def test_every_step_tells_its_norms_speed_and_wait_and_the_history_holds_no_cloc
         assert record["grad_norm"] > 0 and record["parameter_norm"] > 0 and record["tokens_per_second"] > 0
         assert 0 <= record["data_share"] <= 1 and "mfu" in record
     assert not any("tokens_per_second" in record or "data_share" in record for record in state.history)
-    assert evaluations(state, "eval_curve") == [[1.0, 2.0]] * 2 and not any("eval_curve" in record for record in told)
+    assert evaluations(state, "eval_curve") == [[1.0, 2.0]] * 2
 
 
 def test_batches_made_ahead_come_in_order_and_an_error_comes_at_its_place() -> None:

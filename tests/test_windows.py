@@ -109,7 +109,7 @@ def test_evaluation_windows_do_not_depend_on_the_company(store: TokenStore) -> N
         ({"categories": ["evil"]}, "category 'evil': not in split 'train', which has even, odd"),
         ({"sequence_length": 61}, "sequence_length = 61: the longest of 3 documents of 'even' in 'train' has 60"),
         ({"tokens_per_category": 121}, "has 120 tokens in documents long enough, 121 are asked for"),
-        ({"tokens_per_category": 9}, "9 tokens a category are fewer than a window of 10"),
+        ({"tokens_per_category": 9}, "distinct_tokens / k = 9: fewer than a window of 10"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(store: TokenStore, changes: dict, message: str) -> None:

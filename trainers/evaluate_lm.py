@@ -3,24 +3,31 @@
     python -m trainers.evaluate_lm trainers/experiments/arxiv/evaluate.toml [key=value ...]
 
 Every model reads the same windows of every category: its own mixture's, those of the K = 1 category of its seed, and
-those of categories that it has never seen.
+those of categories that it has never seen. The control's models learnt from permuted labels, and are read windows drawn
+by the same permuted labels: there K changes the number of labels and nothing else.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from pydantic import Field
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from quire import artifact, config, device, hub, lm, mixtures, plots, report, windows
+from quire import artifact, config, device, hub, k_effect, lm, mixture, mixture_report, windows
 from quire.artifact import Artifact
 from quire.errors import UserError
+from quire.mixture_report import Run
 from quire.tokens import TokenStore
-from trainers.tracker import TrackedRuntime
+from trainers import tracker
+
+SEEDS = ("category_seed", "init_seed", "data_seed")
+# What the trials of a sweep over K may differ in; anything else would be taken for the spread over seeds.
+VARIED = {"name", "k", "category_seed", "init_seed", "shuffle_labels", "loop.seed"}
 
 
 class EvaluateLmConfig(config.Config):
@@ -28,229 +35,174 @@ class EvaluateLmConfig(config.Config):
 
     name: str
     sweep: str
+    control: str | None = Field(default=None, description="a sweep whose trials set shuffle_labels")
     num_windows: int = Field(default=64, gt=0, description="of each category")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     pretrained: str | None = Field(default=None, description="a model by name or folder, for its in-context curve")
-    runtime: TrackedRuntime = TrackedRuntime()
+    runtime: tracker.TrackedRuntime = tracker.TrackedRuntime()
 
 
 CONFIG = EvaluateLmConfig
 
 
 def run(settings: EvaluateLmConfig) -> Artifact:
-    """Make the `reports` artefact: losses.parquet, results.json, table.txt, index.html."""
+    """Make the `reports` artefact: losses.parquet, positions.parquet, results.json, table.txt, figures, index.html."""
     root = settings.runtime.root
-    sweep = artifact.open_artifact(root, "sweeps", settings.sweep)
-    draft = artifact.begin(root, "reports", settings.name, recipe=config.recipe(settings), inputs={"sweep": sweep})
+    names = {"sweep": settings.sweep} | ({"control": settings.control} if settings.control else {})
+    inputs: dict[str, Any] = {key: artifact.open_artifact(root, "sweeps", name) for key, name in names.items()}
+    models = _models(list(inputs.values()))
+    if settings.pretrained:
+        inputs["pretrained"] = hub.weights_sha256(hub.find_model(settings.pretrained))
+    draft = artifact.begin(root, "reports", settings.name, recipe=config.recipe(settings), inputs=inputs)
     if draft.published:
         return draft.published
-    models = [
-        artifact.open_artifact(root, "models", row["trial"])
-        for row in sweep.read_json("trials.json")
-        if row["state"] == "finished"
-    ]
     tests = _Tests(models, settings)
-    runs = [_Run(model, tests) for model in tqdm(models, desc=f"      {draft.folder}", unit="model", mininterval=5)]
-    results = _results(runs)
-    curve = _pretrained_curve(settings, tests)
-    draft.storage.write_table(f"{draft.folder}/losses.parquet", pa.Table.from_pylist([r for x in runs for r in x.rows]))
-    draft.storage.write_json(f"{draft.folder}/results.json", results)
-    text = _table(results)
-    draft.storage.write_bytes(f"{draft.folder}/table.txt", text.encode())
-    page = report.render(_page(settings, runs, results, text, curve, sweep))
-    draft.storage.write_bytes(f"{draft.folder}/index.html", page.encode())
-    return draft.publish(
-        summary=f"{text}\nreport: {draft.storage.uri(draft.folder)}/index.html", facts={"results": results}
-    )
+    runs = [_read(model, tests) for model in tqdm(models, desc=f"      {draft.folder}", unit="model", mininterval=5)]
+    results = mixture_report.results(runs)
+    pretrained = _Pretrained(settings.pretrained, tests) if settings.pretrained else None
+    rows = mixture_report.category_rows(runs)
+    if pretrained is not None:
+        best = min(np.mean([r["bits_per_byte"] for r in rows if r["trial"] == run.trial]) for run in runs)
+        results["pretrained"] = {**pretrained.described(), "best_of_sweep": float(best)}
+    text = mixture_report.table(results)
+    figures = mixture_report.figures(runs, pretrained and (pretrained.name, pretrained.curve))
+    details = {"sweep": {key: inputs["sweep"].manifest[key] for key in ("recipe", "inputs", "fingerprint")}}
+    page = mixture_report.page(settings.name, runs, results, list(figures.values()), details)
+    draft.storage.write_table(f"{draft.folder}/losses.parquet", pa.Table.from_pylist(rows))
+    positions = pa.Table.from_pylist(mixture_report.position_rows(runs))
+    draft.storage.write_table(f"{draft.folder}/positions.parquet", positions)
+    draft.storage.write_json(f"{draft.folder}/results.json", {**results, "models": _without_nan(rows)})
+    files = {"table.txt": text, "index.html": page} | {f"{name}.svg": plot.svg for name, plot in figures.items()}
+    for name, content in files.items():
+        draft.storage.write_bytes(f"{draft.folder}/{name}", content.encode())
+    tracker.log_report(settings, draft, page, results)
+    where = draft.storage.uri(f"{draft.folder}/index.html")
+    return draft.publish(summary=f"{text}\nreport: {where}", facts={"results": results})
+
+
+def _without_nan(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """JSON has no NaN: the bounds of a category with one document are null."""
+    return [{key: None if value != value else value for key, value in row.items()} for row in rows]
+
+
+def _models(sweeps: Sequence[Artifact]) -> list[Artifact]:
+    """The different models of finished trials, the control's last.
+
+    Two trials can be one model: with K = all categories, `category_seed` chooses nothing. They count once. Raises
+    UserError when there is none, or when they differ in more than K and the seeds.
+    """
+    models: dict[str, Artifact] = {}
+    for sweep, is_control in zip(sweeps, (False, True), strict=False):
+        rows = [row for row in sweep.read_json("trials.json") if row["state"] == "finished"]
+        if not rows:
+            raise UserError(f"sweep = {sweep.name!r}: no trial is finished")
+        for row in rows:
+            model = artifact.open_artifact(sweep.storage, "models", row["trial"])
+            if model.fingerprint != row["fingerprint"]:
+                raise UserError(f"models/{row['trial']} is not the one that sweep {sweep.name!r} made: run it again")
+            if (model.manifest["recipe"]["shuffle_labels"] is not None) != is_control:
+                raise UserError(
+                    f"{'control' if is_control else 'sweep'} = {sweep.name!r}: {model.name} was trained on "
+                    f"{'its categories; name the sweep' if is_control else 'shuffled labels; name the control'} so"
+                )
+            models.setdefault(model.manifest["files"]["model.safetensors"]["sha256"], model)
+    found = list(models.values())
+    _check_comparable([model.manifest["recipe"] for model in found], [sweep.name for sweep in sweeps])
+    return found
+
+
+def _check_comparable(recipes: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    flat = [recipe | {f"loop.{key}": value for key, value in recipe["loop"].items()} for recipe in recipes]
+    for key in sorted(flat[0].keys() - VARIED - {"loop"}):
+        values = {str(recipe.get(key)) for recipe in flat}
+        if len(values) > 1:
+            raise UserError(
+                f"sweep {' and '.join(names)}: trials differ in {key} ({', '.join(sorted(values))}); a comparison "
+                "over K lets only k and the seeds differ"
+            )
+
+
+class _Drawn(NamedTuple):
+    ids: np.ndarray  # (N, L)
+    documents: np.ndarray  # (N,) rows of the store
+    bytes_per_token: float
 
 
 class _Tests:
     """The frozen test windows of every category that a model of the sweep may have learnt."""
 
     def __init__(self, models: Sequence[Artifact], settings: EvaluateLmConfig):
-        if not models:
-            raise UserError(f"sweep = {settings.sweep!r}: no trial is finished")
-        recipes = [model.manifest["recipe"] for model in models]
-        first, root = recipes[0], settings.runtime.root
-        if any((r["tokens"], r["sequence_length"]) != (first["tokens"], first["sequence_length"]) for r in recipes):
-            raise UserError(
-                f"sweep = {settings.sweep!r}: its trials read different tokens or windows; compare them apart"
-            )
-        self.store = TokenStore.open(artifact.open_artifact(root, "tokens", first["tokens"]))
-        self.universe = list(first["categories"] or self.store.names())
-        asked = (self.store, "test", self.universe, first["sequence_length"], settings.num_windows, settings.seed)
-        self.windows = windows.evaluation_windows(*asked)
-        self.rows = {name: rows for name, (rows, _) in windows.evaluation_plan(*asked).items()}
-        tokenizer = AutoTokenizer.from_pretrained(self.store.folder / "tokenizer")
-        self.bytes_per_token = {
-            name: sum(len(tokenizer.decode(row[1:]).encode()) for row in found.tolist()) / found[:, 1:].size
-            for name, found in self.windows.items()
-        }
+        self.recipe = models[0].manifest["recipe"]
+        opened = artifact.open_artifact(settings.runtime.root, "tokens", self.recipe["tokens"])
+        self.store, self.settings = TokenStore.open(opened), settings
+        self.universe = sorted(self.recipe["categories"] or self.store.names())
+        self.tokenizer = AutoTokenizer.from_pretrained(self.store.folder / "tokenizer")
+        self.drawn = cache(self._draw)
+
+    def _draw(self, shuffle_labels: int | None) -> dict[str, _Drawn]:
+        """The windows by category, of the labels as they are or permuted as a control's were."""
+        store, settings = self.store, self.settings
+        if shuffle_labels is not None:
+            store = mixture.shuffle_labels(store, self.universe, shuffle_labels)
+        asked = (store, "test", self.universe, self.recipe["sequence_length"], settings.num_windows, settings.seed)
+        plan, found = windows.evaluation_plan(*asked), windows.evaluation_windows(*asked)
+        return {name: _Drawn(ids, plan[name][0], self._bytes_per_token(plan[name][0])) for name, ids in found.items()}
+
+    def _bytes_per_token(self, rows: np.ndarray) -> float:
+        """Of whole documents: a window may begin inside a character."""
+        documents = [self.store.read(row, 0, int(self.store.lengths[row])) for row in np.unique(rows)]
+        return sum(len(self.tokenizer.decode(ids).encode()) for ids in documents) / sum(map(len, documents))
 
 
-class _Run:
-    """One trained model on all test windows."""
-
-    def __init__(self, model: Artifact, tests: _Tests):
-        facts = model.read_json("mixture.json")
-        recipe = model.manifest["recipe"]
-        self.k, self.seed, self.categories = facts["k"], facts["category_seed"], facts["categories"]
-        self.replicate = (facts["category_seed"], facts["init_seed"], facts["data_seed"])
-        self.control = recipe["shuffle_labels"] is not None
-        self.first = windows.choose_categories(tests.universe, 1, self.seed)[0]
-        network = AutoModelForCausalLM.from_pretrained(str(model.local()), use_safetensors=True, local_files_only=True)
-        network = network.to(device.device()).eval()
-        self.losses = {name: lm.position_losses(network, found) for name, found in tests.windows.items()}
-        self.own = np.concatenate([self.losses[name] for name in self.categories])
-        self.rows = []
-        for name, losses in self.losses.items():
-            estimate = mixtures.interval(losses, tests.rows[name])
-            self.rows.append(
-                {
-                    "trial": model.name,
-                    "k": self.k,
-                    "category_seed": self.seed,
-                    "init_seed": facts["init_seed"],
-                    "data_seed": facts["data_seed"],
-                    "control": self.control,
-                    "category": name,
-                    "in_mixture": name in self.categories,
-                    "loss": estimate.mean,
-                    "loss_low": estimate.low,
-                    "loss_high": estimate.high,
-                    "perplexity": float(np.exp(estimate.mean)),
-                    "bits_per_byte": mixtures.bits_per_byte(estimate.mean, tests.bytes_per_token[name]),
-                }
-            )
-
-    def mean(self, what: str) -> float:
-        """Mean loss on the run's own mixture, or on the K = 1 category of its seed."""
-        return float(self.own.mean() if what == "own" else self.losses[self.first].mean())
-
-
-MEASURES = {"own": "own mixture", "first": "the K = 1 category of the seed"}
-
-
-def _results(runs: Sequence[_Run]) -> dict[str, Any]:
-    """By measure: mean and spread over seeds for every K, and the trend; the control's beside it where there is one."""
-    found: dict[str, Any] = {}
-    for control in sorted({run.control for run in runs}):
-        part = [run for run in runs if run.control == control]
-        for what in MEASURES:
-            values = {k: [run.mean(what) for run in part if run.k == k] for k in sorted({run.k for run in part})}
-            levels = {
-                k: {
-                    "mean": float(np.mean(v)),
-                    "deviation": float(np.std(v, ddof=1)) if len(v) > 1 else None,
-                    "runs": len(v),
-                }
-                for k, v in values.items()
-            }
-            replicates = sorted({run.replicate for run in part})
-            blocks = [replicates.index(run.replicate) for run in part]
-            entry: dict[str, Any] = {"by_k": levels}
-            if len(levels) > 1:
-                entry["trend"] = asdict(mixtures.trend([r.k for r in part], blocks, [r.mean(what) for r in part]))
-            found[f"{'control_' if control else ''}{what}"] = entry
-    return found
-
-
-def _table(results: dict[str, Any]) -> str:
-    lines = []
-    for key, entry in results.items():
-        control, what = key.startswith("control_"), key.removeprefix("control_")
-        lines.append(f"{'labels shuffled: ' if control else ''}test loss on {MEASURES[what]}, nats a token")
-        for k, level in entry["by_k"].items():
-            deviation = "" if level["deviation"] is None else f" +- {level['deviation']:.3f} over {level['runs']} seeds"
-            lines.append(f"  K = {k:<3} {level['mean']:.3f}{deviation}   perplexity {np.exp(level['mean']):.1f}")
-        if trend := entry.get("trend"):
-            lines.append(
-                f"  {trend['slope']:+.3f} nats for each doubling of K; spread over seeds {trend['spread']:.3f}; "
-                f"permutation test p = {trend['p_value']:.4f}"
-            )
-    return "\n".join(lines)
-
-
-def _pretrained_curve(settings: EvaluateLmConfig, tests: _Tests) -> np.ndarray | None:
-    """Mean loss (T',) by position of a pretrained model on the same texts, in its own tokens."""
-    if settings.pretrained is None:
-        return None
-    folder = hub.find_model(settings.pretrained)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    network = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    ours = AutoTokenizer.from_pretrained(tests.store.folder / "tokenizer")
-    texts = [ours.decode(row) for found in tests.windows.values() for row in found.tolist()]
-    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    length = int(np.percentile([len(ids) for ids in encoded], 20))
-    ids = np.asarray([row[:length] for row in encoded if len(row) >= length], dtype=np.int64)
-    return lm.position_losses(network.to(device.device()).eval(), ids).mean(0)
-
-
-def _page(
-    settings: EvaluateLmConfig,
-    runs: Sequence[_Run],
-    results: dict[str, Any],
-    text: str,
-    pretrained: np.ndarray | None,
-    sweep: Artifact,
-) -> report.Report:
-    real = [run for run in runs if not run.control]
-    levels = sorted({run.k for run in real})
-    curves = {
-        what: {
-            f"K = {k}": np.stack(
-                [(run.own if what == "own" else run.losses[run.first]).mean(0) for run in real if run.k == k]
-            )
-            for k in levels
-        }
-        for what in MEASURES
-    }
-    if pretrained is not None:
-        curves["own"][f"pretrained {settings.pretrained}"] = pretrained[None]
-    series = {
-        ("labels shuffled: " if run_control else "") + title: [
-            (run.k, run.mean(what)) for run in runs if run.control == run_control
-        ]
-        for run_control in sorted({run.control for run in runs})
-        for what, title in MEASURES.items()
-    }
-    trend = results["first"].get("trend")
-    headline = (
-        text.splitlines()[0]
-        if trend is None
-        else (
-            f"On the K = 1 category the loss changes by {trend['slope']:+.3f} nats for each doubling of K "
-            f"(spread over seeds {trend['spread']:.3f}, permutation test p = {trend['p_value']:.4f})."
-        )
+def _read(model: Artifact, tests: _Tests) -> Run:
+    """A model's losses on all test windows."""
+    facts, recipe = model.read_json("mixture.json"), model.manifest["recipe"]
+    drawn = tests.drawn(recipe["shuffle_labels"])
+    network = _load(str(model.local()))
+    return Run(
+        trial=model.name,
+        k=facts["k"],
+        seeds={key: facts[key] for key in SEEDS},
+        categories=facts["categories"],
+        first=windows.choose_categories(tests.universe, 1, facts["category_seed"])[0],
+        control=recipe["shuffle_labels"] is not None,
+        losses={name: lm.position_losses(network, found.ids) for name, found in drawn.items()},
+        documents={name: found.documents for name, found in drawn.items()},
+        bytes_per_token={name: found.bytes_per_token for name, found in drawn.items()},
     )
-    rows = [
-        (r["trial"], r["k"], r["category"], "yes" if r["in_mixture"] else "", f"{r['loss']:.3f}")
-        + (f"{r['loss_low']:.3f} to {r['loss_high']:.3f}", f"{r['perplexity']:.1f}", f"{r['bits_per_byte']:.3f}")
-        for run in runs
-        for r in run.rows
-    ]
-    columns = ("Trial", "K", "Category", "in mixture", "loss, nats", "95 % interval", "perplexity", "bits a byte")
-    return report.Report(
-        title=f"Category mixtures: {settings.name}",
-        question="How does a language model's loss change with the number K of categories in its training mixture?",
-        headline=headline,
-        plots=[
-            report.Plot("Loss against K", plots.against_k(series, "test loss, nats a token"), "A point is one model."),
-            *(
-                report.Plot(
-                    f"Loss by position, {title}",
-                    plots.bands(curves[what], "tokens of context", "test loss, nats", log_x=True),
-                    "The mean over seeds; the band is one standard deviation over seeds.",
-                )
-                for what, title in MEASURES.items()
-            ),
-        ],
-        sections=[
-            report.Section("Findings", "The same as in the terminal.", (), [(line,) for line in text.splitlines()]),
-            report.Section("Every model on every category", "Intervals over documents.", columns, rows),
-        ],
-        details={"sweep": {key: sweep.manifest[key] for key in ("recipe", "inputs", "fingerprint", "git_commit")}},
+
+
+def _load(folder: str) -> Any:
+    # Weights in float32 whatever the checkpoint's type: float16 on a CPU rounds losses in the second digit.
+    network = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
+    return network.to(device.device()).eval()
+
+
+class _Pretrained:
+    """A pretrained model on the texts of the same windows, in its own tokens: the in-context baseline."""
+
+    def __init__(self, name: str, tests: _Tests):
+        folder = hub.find_model(name)
+        tokenizer, network = AutoTokenizer.from_pretrained(folder, local_files_only=True), _load(str(folder))
+        texts = [tests.tokenizer.decode(row) for found in tests.drawn(None).values() for row in found.ids.tolist()]
+        texts = [text.strip("\ufffd") for text in texts]  # parts of characters that a window cuts
+        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        # Four of five texts are at least as long; the shorter ones are left out, so that every position has the same.
+        length = int(np.percentile([len(ids) for ids in encoded], 20))
+        length = min(length, getattr(network.config, "max_position_embeddings", length))
+        ids = np.asarray([row[:length] for row in encoded if len(row) >= length], dtype=np.int64)
+        losses = lm.position_losses(network, ids)
+        self.name, self.curve = name, losses.mean(0)  # (length - 1,) nats
+        self.num_texts, self.left_out = len(ids), len(encoded) - len(ids)
+        bytes_per_token = sum(len(text.encode()) for text in texts) / sum(map(len, encoded))
+        self.bits_per_byte = k_effect.bits_per_byte(float(losses.mean()), bytes_per_token)
+
+    def described(self) -> dict[str, Any]:
+        """For results.json."""
+        counts = {"texts": self.num_texts, "left_out": self.left_out}
+        return {"model": self.name, "bits_per_byte": self.bits_per_byte, **counts, "curve": self.curve.tolist()}
 
 
 if __name__ == "__main__":

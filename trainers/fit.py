@@ -1,4 +1,7 @@
-"""One trainer run on Ray Train: workers with a process group, restarted from our own checkpoints when one dies."""
+"""One trainer run on Ray Train: workers with a process group, restarted from our own checkpoints when one dies.
+
+Ray is imported where a run starts: a trainer's task can be built, measured and debugged without it.
+"""
 
 import importlib
 import math
@@ -9,13 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
-import ray.train
 import torch
 from pydantic import Field
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from quire import device
 from quire.artifact import WORK, Artifact, Draft
@@ -39,15 +37,20 @@ class TrainRuntime(tracker.TrackedRuntime):
 
 def fit(module: str, settings: Any, draft: Draft) -> None:
     """Run `module.work(settings, draft, log)` on every worker. Raises when it failed more often than allowed."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
     if settings.loop.max_steps is None:
         raise UserError("loop.max_tokens: this trainer's batches differ in size; set loop.max_steps")
     if not ray.is_initialized():
         ray.init(log_to_driver=True, logging_level="WARNING")
     runtime: TrainRuntime = settings.runtime
-    total = ray.cluster_resources()
+    total, live = reachable(), ray.cluster_resources()
     use_gpu = total.get("GPU", 0) >= 1 if runtime.use_gpu is None else runtime.use_gpu
-    workers = runtime.num_workers or (int(total["GPU"]) if use_gpu else 1)
-    cpus = runtime.cpus_per_worker or max(1, int(total.get("CPU", 1)) // workers)
+    workers = runtime.num_workers or (max(1, int(live.get("GPU", 0))) if use_gpu else 1)
+    cpus = runtime.cpus_per_worker or max(1, int(live.get("CPU", 1)) // workers)
     for what, need in (("GPU", workers * use_gpu * runtime.gpus_per_worker), ("CPU", workers * cpus)):
         if need > total.get(what, 0):
             raise UserError(
@@ -76,7 +79,18 @@ def fit(module: str, settings: Any, draft: Draft) -> None:
         raise UserError(mistake)
 
 
+def reachable() -> dict[str, float]:
+    """What the cluster holds, or will hold at most where an autoscaler starts nodes when they are asked for."""
+    import ray
+    from ray._private.state import state  # as Ray Train itself asks; there is no public way
+
+    live, most = ray.cluster_resources(), state.get_max_resources_from_cluster_config() or {}
+    return {key: max(live.get(key, 0), most.get(key, 0)) for key in live.keys() | most.keys()}
+
+
 def _worker(loop: dict[str, Any]) -> str | None:
+    import ray.train
+
     torch.set_num_threads(loop["threads"])
     module = importlib.import_module(loop["module"])
     settings = module.CONFIG.model_validate_json(loop["settings"])
@@ -94,6 +108,8 @@ def _worker(loop: dict[str, Any]) -> str | None:
 def tracking(settings: Any, draft: Draft, rank: int) -> tuple[Callable[[dict[str, Any]], None], Callable[[], None]]:
     """Where a run's numbers go on rank 0: a line to the terminal now and then, and every one to Weights & Biases."""
     runtime: TrainRuntime = settings.runtime
+    if runtime.in_sweep:
+        import ray.train
 
     def report(record: dict[str, Any]) -> None:
         # Not after the last step: a scheduler that stopped a trial there would stop it before it is published.
@@ -114,7 +130,7 @@ def tracking(settings: Any, draft: Draft, rank: int) -> tuple[Callable[[dict[str
             shown = "  ".join(f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, int | float))
             sys.stdout.write(f"      {draft.name}: {shown}\n")  # print would show twice: Ray Train logs it as well
         if run is not None:
-            run.log({key: value for key, value in record.items() if key != "step"}, step=step)
+            run.log({key: tracker.loggable(value) for key, value in record.items() if key != "step"}, step=step)
         report(record)
 
     return log, (run.finish if run is not None else lambda: None)
@@ -151,13 +167,13 @@ def save(draft: Draft, state: State, settings: LoopConfig, write: Callable[[Any]
     draft.storage.write_json(f"{draft.folder}/{WORK}/timing.json", timing)
 
 
-def publish(draft: Draft) -> Artifact:
-    """The manifest of a trained model, with what its training took."""
+def publish(draft: Draft, remark: str = "") -> Artifact:
+    """The manifest of a trained model, with what its training took; `remark` ends the summary."""
     facts = draft.storage.read_json(f"{draft.folder}/history.json")
     summary = (
         f"best {facts['metric']} {facts['best']:.4f} on validation at step {facts['best_step']} of {facts['steps']}, "
         f"untrained {facts['untrained']:.4f}"
     )
     timing = draft.storage.read_json(f"{draft.folder}/{WORK}/timing.json")
-    summary += f"; {timing['tokens'] / timing['seconds']:,.0f} tokens/s, MFU {timing['mfu']:.1%}"
+    summary += f"; {timing['tokens'] / timing['seconds']:,.0f} tokens/s, MFU {timing['mfu']:.1%}{remark}"
     return draft.publish(summary=summary, facts=timing, cost={"cpu": timing["cpu"]})

@@ -18,7 +18,7 @@ from quire.artifact import Artifact, Draft
 from quire.errors import UserError
 from quire.loop_config import LoopConfig
 from quire.tokens import TokenStore
-from quire.windows import Windows, evaluation_windows
+from quire.windows import Windows, evaluation_plan, evaluation_windows
 from trainers.fit import TrainRuntime, fit, publish, save
 
 
@@ -63,7 +63,10 @@ def run(settings: LmConfig) -> Artifact:
     if draft.published:
         return draft.published
     fit("trainers.lm", settings.model_copy(update={"loop": in_steps(settings)}), draft)
-    return publish(draft)
+    left_out = draft.storage.read_json(f"{draft.folder}/mixture.json")["left_out"]
+    counted = "with" if settings.runtime.mfu_with_embeddings else "without"
+    said = f" ({counted} the input embedding)"
+    return publish(draft, said + (f"; {left_out:,} documents shorter than a window are not read" if left_out else ""))
 
 
 def inputs(settings: LmConfig) -> dict[str, Artifact | str]:
@@ -90,6 +93,7 @@ def check(settings: LmConfig) -> None:
     check_workers(settings, settings.runtime.num_workers or 1)
     data = LmData(settings)
     lm.check_fits(settings.model, settings.sequence_length, data.store.vocab_size)
+    evaluation_plan(data.store, "test", data.mixture.universe, settings.sequence_length, 1)  # else found after training
 
 
 def check_workers(settings: LmConfig, world: int) -> None:
@@ -120,6 +124,7 @@ class LmData:
             settings.weighting,
             settings.loop.seed,
             tokens_per_category=self.mixture.tokens_per_category,
+            pool_seed=settings.category_seed,
         )
         frozen = evaluation_windows(store, "validation", names, length, settings.num_eval_windows, settings.eval_seed)
         self.evaluation = np.concatenate([frozen[name] for name in names])
@@ -168,7 +173,7 @@ class LmTask:
         loss = float(means.mean())  # every category weighs the same
         by_category = {f"loss_{name}": float(row.mean()) for name, row in zip(names, means, strict=True)}
         curve = means.mean(axis=0).tolist()
-        return {"loss": loss, "perplexity": float(np.exp(loss)), **by_category, "position_losses": curve}
+        return {"loss": loss, "perplexity": lm.perplexity(loss), **by_category, "position_losses": curve}
 
     def save(self, folder: Path) -> None:
         lm.save_lm(self.module.model, self.data.tokenizer, folder)

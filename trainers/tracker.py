@@ -1,5 +1,6 @@
 """Weights & Biases: a run per artefact with its config, its numbers and its report; offline unless told otherwise."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +41,35 @@ def start(settings: Any, draft: Draft) -> Any:
     )
 
 
-def log_report(settings: Any, draft: Draft, page: str, results: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """The report page as an artefact of the run, shown as well, and each figure of `results` as `system/stratum/metric`
-    in the run's summary."""
+def loggable(value: Any) -> Any:
+    """A number as it is; a list of numbers, such as the loss by position, as a table of (position, value) rows."""
+    if not isinstance(value, list):
+        return value
+    import wandb
+
+    return wandb.Table(columns=["position", "value"], data=[[i, number] for i, number in enumerate(value, 1)])
+
+
+def log_report(settings: Any, draft: Draft, page: str, results: Mapping[str, Any]) -> None:
+    """The report page as an artefact of the run, shown as well, and each number of the nested `results` in the run's
+    summary, named by its keys: `system/stratum/metric`."""
     run = start(settings, draft)
     if run is None:
         return
     import wandb
 
-    for system, strata in results.items():
-        for stratum, values in strata.items():
-            run.summary.update({f"{system}/{stratum}/{key}": value for key, value in values.items()})
+    run.summary.update(dict(_numbers(results)))
     kept = wandb.Artifact(draft.name, type="report")
     with kept.new_file("index.html", encoding="utf-8") as file:
         file.write(page)
     run.log_artifact(kept)
     run.log({"report": wandb.Html(page, inject=False)})
     run.finish()
+
+
+def _numbers(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{key}", value

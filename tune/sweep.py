@@ -20,6 +20,8 @@ from quire.errors import UserError
 from quire.storage import Storage
 from tune import trials as running
 
+Grid = dict[str, tuple[Any, ...]]
+
 
 class SweepConfig(config.Config):
     """What `tune.sweep` computes."""
@@ -28,14 +30,24 @@ class SweepConfig(config.Config):
     trainer: Literal["trainers.lm", "trainers.bi_encoder", "trainers.cross_encoder"]
     experiment: str
     set: dict[str, Any] = Field(default_factory=dict, description="changes of the experiment for every trial")
-    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="dotted key -> values; all combinations")
+    grid: Grid | tuple[Grid, ...] = Field(
+        default=(), description="dotted key -> values, all combinations; or a list of grids, all of each"
+    )
     search: dict[str, sweeps.Search] = Field(
         default_factory=dict, description="dotted key -> choice, uniform, loguniform"
     )
     num_samples: int = Field(default=1, gt=0, description="of the search, at each point of the grid")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     asha: running.Asha | None = None
     runtime: running.SweepRuntime = running.SweepRuntime()
+
+    def grids(self) -> tuple[Grid, ...]:
+        """The grids, one or several."""
+        return (self.grid,) if isinstance(self.grid, dict) else self.grid
+
+    def varied(self) -> list[str]:
+        """The dotted keys that trials differ in."""
+        return [*dict.fromkeys(key for grid in self.grids() for key in grid), *self.search]
 
 
 CONFIG = SweepConfig
@@ -52,9 +64,9 @@ def run(settings: SweepConfig) -> Artifact:
     draft = artifact.begin(root, "sweeps", settings.name, recipe=recipe, inputs=trainer.inputs(base))
     if draft.published:
         return draft.published
-    finished = {name for name, trial in trials.items() if _is_published(draft.storage, trainer, trial.config)}
-    print(announce(settings, trials, finished), flush=True)
-    done = finished | running.stopped(draft).keys()
+    published = {name for name, trial in trials.items() if _is_published(draft.storage, trainer, trial.config)}
+    done = published | running.stopped(draft).keys()
+    print(announce(settings, trials, done), flush=True)
     pending = {name: trial.config for name, trial in trials.items() if name not in done}
     errors = running.run(settings, draft, pending) if pending else {}
     rows = _results(draft, trials, errors)
@@ -83,14 +95,14 @@ def configs(settings: SweepConfig) -> dict[str, Trial]:
         "root": Storage(runtime.root).root,
         "num_workers": runtime.num_workers or 1,
         "cpus_per_worker": runtime.cpus_per_worker,
-        "gpus_per_worker": runtime.gpus_per_worker,
-        "use_gpu": runtime.gpus_per_worker > 0,
+        "gpus_per_worker": 1.0 if runtime.gpus_per_worker is None else runtime.gpus_per_worker,
+        "use_gpu": None if runtime.gpus_per_worker is None else runtime.gpus_per_worker > 0,
         "wandb_folder": str(Path(base.get("runtime", {}).get("wandb_folder", "artifacts")).absolute()),
         "in_sweep": True,
         "max_failures": 0,  # Tune starts a failed trial again; both together would multiply the attempts
     }
     made: dict[str, Trial] = {}
-    for point in sweeps.points(settings.grid, settings.search, settings.num_samples, settings.seed):
+    for point in sweeps.points(settings.grids(), settings.search, settings.num_samples, settings.seed):
         name = sweeps.trial_name(settings.name, point)
         if name in made:
             raise UserError(
@@ -104,17 +116,17 @@ def configs(settings: SweepConfig) -> dict[str, Trial]:
     return made
 
 
-def announce(settings: SweepConfig, trials: dict[str, Trial], finished: set[str]) -> str:
+def announce(settings: SweepConfig, trials: dict[str, Trial], done: set[str]) -> str:
     """What the sweep is about to cost: in tokens where the trainer knows them before it runs, else in steps."""
     trainer = importlib.import_module(settings.trainer)
     known = hasattr(trainer, "num_tokens")
     costs = {name: trainer.num_tokens(t.config) if known else t.config.loop.max_steps for name, t in trials.items()}
     unit, least, most = "tokens" if known else "steps", min(costs.values()), max(costs.values())
     each = f"{least:,} {unit} each" if least == most else f"{least:,} to {most:,} {unit} each"
-    varied = ", ".join([*settings.grid, *settings.search]) or "nothing"
+    varied = ", ".join(settings.varied()) or "nothing"
     line = f"      {len(trials)} trials of {settings.trainer} over {varied}: {each}, {sum(costs.values()):,} in all"
-    left = sum(cost for name, cost in costs.items() if name not in finished)
-    return line + (f"; {len(finished)} are published, {left:,} {unit} to go" if finished else "")
+    left = sum(cost for name, cost in costs.items() if name not in done)
+    return line + (f"; {len(done)} are done, {left:,} {unit} to go" if done else "")
 
 
 def _is_published(storage: Storage, trainer: Any, settings: Any) -> bool:
@@ -157,7 +169,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 def table(settings: SweepConfig, rows: list[dict[str, Any]], higher_is_better: bool) -> str:
     """The trials as text, in the order of the grid; where the sweep searches, the best first."""
-    keys = [*settings.grid, *settings.search]
+    keys = settings.varied()
     if settings.search:
         rows = sorted(rows, key=lambda row: -row["best"] if higher_is_better else row["best"])
     lines = ["".join(f"{key.split('.')[-1]:>15}" for key in keys) + f"{rows[0]['metric']:>10}{'step':>8}{'seconds':>9}"]

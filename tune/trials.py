@@ -15,6 +15,7 @@ from quire import config
 from quire.artifact import WORK, Draft
 from quire.errors import UserError
 from quire.loop_config import LoopConfig
+from trainers import fit
 
 
 class Asha(config.Config):
@@ -25,10 +26,15 @@ class Asha(config.Config):
 
 
 class SweepRuntime(config.Runtime):
-    """How many trials run at once follows from what one trial's `num_workers` workers hold."""
+    """How many trials run at once follows from what one trial's `num_workers` workers hold.
+
+    These settings stand in for the `[runtime]` of the experiment, which is for a run by itself.
+    """
 
     cpus_per_worker: int = Field(default=1, gt=0)
-    gpus_per_worker: float = Field(default=0.0, ge=0, description="below 1: several trials to one GPU")
+    gpus_per_worker: float | None = Field(
+        default=None, ge=0, description="below 1: several trials to one GPU; default: 1 where the cluster has GPUs"
+    )
     max_failures: int = Field(default=2, ge=0, description="new starts of a trial, from its checkpoint")
     time_limit: float | None = Field(
         default=None, gt=0, description="seconds; what is then unfinished goes on when the sweep is started again"
@@ -53,7 +59,7 @@ def run(settings: Any, draft: Draft, trials: Mapping[str, Any]) -> dict[str, str
         tune_config=tune.TuneConfig(
             metric=loops[0].metric,
             mode="max" if loops[0].higher_is_better else "min",
-            max_concurrent_trials=places(runtime, ray.cluster_resources()),
+            max_concurrent_trials=places(runtime, fit.reachable()),
             time_budget_s=runtime.time_limit,
             scheduler=halving,
         ),
@@ -78,8 +84,10 @@ def loop_in_steps(trainer: Any, trial: Any) -> LoopConfig:
 
 def places(runtime: SweepRuntime, cluster: Mapping[str, float]) -> int:
     """Trials that the cluster's resources hold at once. Raises UserError when they cannot hold one."""
-    workers = runtime.num_workers or 1
-    needs = {"CPU": runtime.cpus_per_worker, "GPU": runtime.gpus_per_worker}
+    workers, gpus = runtime.num_workers or 1, runtime.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if cluster.get("GPU", 0) >= 1 else 0.0
+    needs = {"CPU": runtime.cpus_per_worker, "GPU": gpus}
     held = min(int(cluster.get(what, 0) / (workers * need) + 1e-9) for what, need in needs.items() if need)
     if not held:
         needed = ", ".join(f"{workers * need:g} {what}" for what, need in needs.items() if need)

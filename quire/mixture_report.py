@@ -1,0 +1,201 @@
+"""A sweep over K as numbers, a table and a page: levels and trends by measure, losses by category and by position.
+
+Shape letters: N windows of a category, T predictions of a window, R runs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from quire import k_effect, lm, plots, report
+
+MEASURES = {
+    "first": "the K = 1 category of the seed",
+    "own": "own mixture",
+    "own_excess": "own mixture, each category beside its mean over all models",
+}
+# Every K reads the same texts, or has the texts' difficulty taken out; without that K would get the credit or blame
+# for how hard the categories are that it happens to hold.
+TESTED = ("first", "own_excess")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained model and its losses (N, T) in nats on the frozen windows of every category."""
+
+    trial: str
+    k: int
+    seeds: Mapping[str, int]  # category_seed, init_seed, data_seed
+    categories: Sequence[str]  # of its mixture
+    first: str  # the K = 1 category of its seed
+    control: bool  # trained on permuted labels
+    losses: Mapping[str, np.ndarray]
+    documents: Mapping[str, np.ndarray]  # (N,) which document each window is from
+    bytes_per_token: Mapping[str, float]
+
+
+def curves(runs: Sequence[Run], measure: str) -> np.ndarray:
+    """Loss by position (R, T) of runs that are all controls or all not, by one of MEASURES."""
+    by_category = {
+        name: np.stack([run.losses[name].mean(0, dtype=np.float64) for run in runs]) for name in runs[0].losses
+    }
+    if measure == "first":
+        return np.stack([by_category[run.first][row] for row, run in enumerate(runs)])
+    if measure == "own_excess":
+        by_category = {name: found - found.mean(0) for name, found in by_category.items()}
+    return np.stack([np.mean([by_category[name][row] for name in run.categories], 0) for row, run in enumerate(runs)])
+
+
+def seeds_of(runs: Sequence[Run]) -> list[int]:
+    """A number for each combination of the three seeds: the blocks of the comparison."""
+    keys = [tuple(sorted(run.seeds.items())) for run in runs]
+    return [sorted(set(keys)).index(key) for key in keys]
+
+
+def results(runs: Sequence[Run]) -> dict[str, Any]:
+    """By measure, the controls' with `control_` before it: every K's level, the spread, and the trend over log2 K."""
+    found: dict[str, Any] = {}
+    for control in sorted({run.control for run in runs}):
+        part = [run for run in runs if run.control == control]
+        k, seeds = [run.k for run in part], seeds_of(part)
+        for measure in MEASURES:
+            values = curves(part, measure).mean(1)
+            level = k_effect.levels(k, seeds, values)
+            by_k = {
+                str(number): {
+                    "level": float(mean),
+                    "mean": float(values[np.asarray(k) == number].mean()),
+                    "runs": k.count(number),
+                }
+                for number, mean in zip(level.k, level.means, strict=True)
+            }
+            entry: dict[str, Any] = {"by_k": by_k, "spread": None if level.spread is None else float(level.spread)}
+            if measure in TESTED and (trend := k_effect.trend(k, seeds, values)):
+                entry["trend"] = asdict(trend)
+            found[f"{'control_' if control else ''}{measure}"] = entry
+    return found
+
+
+def category_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Every model on every category: loss and perplexity with intervals over documents, bits a byte."""
+    rows = []
+    for run in runs:
+        for name, losses in run.losses.items():
+            loss = k_effect.interval(losses, run.documents[name])
+            rows.append(
+                {"trial": run.trial, "k": run.k, **run.seeds, "control": run.control}
+                | {"category": name, "in_mixture": name in run.categories}
+                | {"loss": loss.mean, "loss_low": loss.low, "loss_high": loss.high}
+                | {"perplexity": lm.perplexity(loss.mean)}
+                | {"perplexity_low": lm.perplexity(loss.low), "perplexity_high": lm.perplexity(loss.high)}
+                | {"bits_per_byte": k_effect.bits_per_byte(loss.mean, run.bytes_per_token[name])}
+            )
+    return rows
+
+
+def position_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Loss by position of every model, by measure: row `position` is the loss of a token after that many others."""
+    rows = []
+    for control in sorted({run.control for run in runs}):
+        part = [run for run in runs if run.control == control]
+        for measure in MEASURES:
+            for run, curve in zip(part, curves(part, measure).tolist(), strict=True):
+                about = {"trial": run.trial, "k": run.k, **run.seeds, "control": control, "measure": measure}
+                rows += [{**about, "position": at, "loss": loss} for at, loss in enumerate(curve, 1)]
+    return rows
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The results as text."""
+    lines = []
+    for key, entry in found.items():
+        if key == "pretrained":
+            lines.append(
+                f"pretrained {entry['model']}: {entry['bits_per_byte']:.3f} bits a byte on the same texts; the best of "
+                f"the sweep {entry['best_of_sweep']:.3f}"
+            )
+            continue
+        control, measure = key.startswith("control_"), key.removeprefix("control_")
+        spread = "" if entry["spread"] is None else f" (+- {entry['spread']:.4f} between runs, seeds levelled out)"
+        lines.append(f"{'labels shuffled: ' if control else ''}test loss on {MEASURES[measure]}, nats a token{spread}")
+        for k, level in entry["by_k"].items():
+            shown = "" if measure == "own_excess" else f"   perplexity {lm.perplexity(level['level']):.1f}"
+            lines.append(f"  K = {k:<3} {level['level']:+.4f} over {level['runs']} runs{shown}")
+        if "trend" in entry:
+            lines.append(f"  {_slope(entry['trend'])}")
+    return "\n".join(lines)
+
+
+def _slope(trend: Mapping[str, Any]) -> str:
+    return f"{trend['slope']:+.4f} nats for each doubling of K, permutation test p = {trend['p_value']:.4f}"
+
+
+def figures(runs: Sequence[Run], pretrained: tuple[str, np.ndarray] | None = None) -> dict[str, report.Plot]:
+    """By file name: loss against K and against position for the first two measures, and a pretrained model's curve."""
+    made = {}
+    real = [run for run in runs if not run.control]
+    for measure in ("first", "own"):
+        series = {}
+        for control in sorted({run.control for run in runs}):
+            part = [run for run in runs if run.control == control]
+            values = curves(part, measure).mean(1).tolist()
+            name = "labels shuffled" if control else "categories"
+            series[name] = list(zip([run.k for run in part], seeds_of(part), values, strict=True))
+        made[f"loss_against_k_{measure}"] = report.Plot(
+            f"Loss against K, {MEASURES[measure]}",
+            plots.against_k(series, "test loss, nats a token"),
+            "A point is one model, a thin line one seed, the thick line the level of each K.",
+        )
+        level = k_effect.levels([run.k for run in real], seeds_of(real), curves(real, measure))
+        bands = {f"K = {k}": (mean, level.spread) for k, mean in zip(level.k, level.means, strict=True)}
+        made[f"loss_by_position_{measure}"] = report.Plot(
+            f"Loss by position, {MEASURES[measure]}",
+            plots.bands(bands, "tokens of context", "test loss, nats", log_x=True),
+            "Seeds levelled out; the band is what runs of one K still differ by (one standard deviation).",
+        )
+    if pretrained is not None:
+        name, curve = pretrained
+        made["pretrained"] = report.Plot(
+            f"Loss by position, pretrained {name}",
+            plots.bands({name: (curve, None)}, "tokens of context", "test loss, nats", log_x=True),
+            "On the texts of the same windows, in its own tokens: the shape compares, the height does not.",
+        )
+    return made
+
+
+def page(name: str, runs: Sequence[Run], found: Mapping[str, Any], figures: Sequence[report.Plot], details: Any) -> str:
+    """The self-contained HTML page."""
+    trend = found["first"].get("trend")
+    text = table(found).splitlines()
+    rows = [
+        (r["trial"], r["k"], r["category"], "yes" if r["in_mixture"] else "", f"{r['loss']:.3f}")
+        + (f"{r['loss_low']:.3f} to {r['loss_high']:.3f}", f"{r['perplexity']:.1f}")
+        + (f"{r['perplexity_low']:.1f} to {r['perplexity_high']:.1f}", f"{r['bits_per_byte']:.3f}")
+        for r in category_rows(runs)
+    ]
+    columns = (
+        "Trial",
+        "K",
+        "Category",
+        "in mixture",
+        "loss, nats",
+        "95 % interval",
+        "perplexity",
+        "95 % interval",
+        "bits a byte",
+    )
+    return report.render(
+        report.Report(
+            title=f"Category mixtures: {name}",
+            question="How does a language model's loss change with the number K of categories in its training mixture?",
+            headline=text[0] if trend is None else f"On {MEASURES['first']} the loss changes by {_slope(trend)}.",
+            plots=figures,
+            sections=[
+                report.Section("Findings", "The same as in the terminal.", (), [(line,) for line in text]),
+                report.Section("Every model on every category", "Intervals over documents.", columns, rows),
+            ],
+            details=details,
+        )
+    )
