@@ -5,7 +5,7 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 RUN     = $(VENV)/bin/python
-ROOT   ?= artifacts
+ROOT   ?= $(if $(BOOKS),artifacts/$(notdir $(abspath $(BOOKS))),artifacts)
 
 .PHONY: demo test env lint clean
 
@@ -19,7 +19,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: env
-	$(RUN) -m quire.flow flows/demo.toml root=$(ROOT) $(if $(BOOKS),documents.source.kind=folder documents.source.folder="$(BOOKS)")
+	$(RUN) -m quire.flow flows/demo.toml root=$(ROOT) $(if $(BOOKS),documents.source.kind=folder documents.source.folder='"$(abspath $(BOOKS))"')
 
 # One tier after the other: a Ray of one test must not meet the Ray of another on two cores.
 test: env

@@ -28,6 +28,7 @@ def build_encoder(folder: str, *, pooling: str, max_seq_length: int) -> Sentence
     The untrained bi-encoder therefore ranks pairs exactly as the pretrained model with that pooling does.
     """
     transformer = Transformer(folder, max_seq_length=max_seq_length, model_kwargs={"use_safetensors": True})
+    encoder.freeze_unused(transformer)
     width = transformer.get_embedding_dimension()
     projection = Dense(
         width, width, activation_function=nn.Identity(), init_weight=torch.eye(width), init_bias=torch.zeros(width)

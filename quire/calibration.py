@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from quire.errors import UserError
 from quire.metrics import check, quality
@@ -39,16 +39,20 @@ class Scale:
         return expit(self.slope * np.asarray(logits, dtype=np.float64) + self.bias)
 
 
-def fit_scale(logits: np.ndarray, labels: np.ndarray) -> Scale:
+def fit_scale(logits: np.ndarray, labels: np.ndarray, *, must_rise: bool = True) -> Scale:
     """Platt scaling (Platt 1999): slope and bias of least cross-entropy, with Platt's smoothed targets.
 
     The targets (n+ + 1)/(n+ + 2) and 1/(n- + 2) keep the solution finite for separable data. The solve is
     convex, on standardised logits, and must converge: an early stop leaves the temperature where it began.
+    Scores worse than chance raise UserError; without `must_rise` (a system that is shown and not served) they get
+    slope 0 and the base rate, which says as much.
     """
     logits, labels = _inputs(logits, labels)
     center, spread = logits.mean(), max(logits.std(), 1e-12)
     x = (logits - center) / spread
     slope, bias = _solve(np.stack([x, np.ones_like(x)], axis=1), _smoothed(labels))
+    if slope <= 0 and not must_rise:
+        return Scale(0.0, float(logit(_smoothed(labels).mean())))
     slope = _rising(slope / spread)
     return Scale(slope, float(bias - slope * center))
 
@@ -70,13 +74,17 @@ class Fusion:
 def fit_fusion(cross_logits: np.ndarray, bi_logits: np.ndarray, labels: np.ndarray) -> Fusion:
     """Platt scaling of two logits together (linear score fusion by logistic regression, Pigeon et al. 2000).
 
-    The second stage keeps what the first one knew: a weak cross-encoder gets a small slope and does no harm.
+    The second stage keeps what the first one knew: a weak cross-encoder gets a small slope, and one that is worse than
+    chance beside the other gets none, so that it does no harm.
     """
     cross, labels = _inputs(cross_logits, labels)
     bi, _ = _inputs(bi_logits, labels)
     columns = [((x - x.mean()) / max(x.std(), 1e-12), x.mean(), max(x.std(), 1e-12)) for x in (cross, bi)]
     design = np.stack([columns[0][0], columns[1][0], np.ones(len(labels))], axis=1)
     *slopes, bias = _solve(design, _smoothed(labels))
+    if slopes[0] < 0:
+        alone = fit_scale(bi, labels)
+        return Fusion(0.0, alone.slope, alone.bias)
     slopes = [float(slope / spread) for slope, (_, _, spread) in zip(slopes, columns, strict=True)]
     bias -= sum(slope * mean for slope, (_, mean, _) in zip(slopes, columns, strict=True))
     return Fusion(*slopes, float(bias))

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from quire import device
-from quire.encoder import batch_budget
+from quire.encoder import batch_budget, freeze_unused
 from quire.errors import UserError
 from quire.packing import pack, pad
 
@@ -31,10 +31,9 @@ def build_model(folder: str, max_length: int) -> Model:
     length; the score is minus that. A classification token learns nothing in the few thousand pairs that this head
     needs to rise above chance (LOG.md). Raises UserError when the model has fewer positions.
     """
-    positions = AutoConfig.from_pretrained(folder, local_files_only=True).max_position_embeddings
-    if max_length > positions:
-        raise UserError(f"max_length = {max_length}: the model at {folder} has {positions} positions")
+    check_length(folder, max_length)
     transformer = Transformer(folder, max_seq_length=max_length, model_kwargs={"use_safetensors": True})
+    freeze_unused(transformer)
     width = transformer.get_embedding_dimension()
     rotation = torch.linalg.qr(torch.randn(width, width))[0]
     difference = torch.cat([-rotation, rotation], dim=1)  # the pooled vector is (m, w)
@@ -55,6 +54,13 @@ def build_model(folder: str, max_length: int) -> Model:
     )
     pooling = Pooling(width, pooling_mode=("mean", "weightedmean"))
     return Model(modules=[transformer, pooling, hidden, score], device="cpu")
+
+
+def check_length(folder: str, max_length: int) -> None:
+    """Raise UserError when the model has fewer positions."""
+    positions = AutoConfig.from_pretrained(folder, local_files_only=True).max_position_embeddings
+    if max_length > positions:
+        raise UserError(f"max_length = {max_length}: the model at {folder} has {positions} positions; lower it")
 
 
 def tokenize_pairs(

@@ -8,9 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from torch import nn
 
 from quire import device
 from quire.packing import pack, pad
+
+
+def freeze_unused(transformer: nn.Module) -> None:
+    """Take the pooler of BERT's kind out of training: token vectors do not pass through it.
+
+    With several workers, gradients that never come would hold up every step.
+    """
+    for name, parameter in transformer.named_parameters():
+        if ".pooler." in f".{name}":
+            parameter.requires_grad_(False)
 
 
 def load_encoder(folder: str, max_seq_length: int | None = None) -> SentenceTransformer:

@@ -128,7 +128,7 @@ def train(task: Task, config: LoopConfig, draft: Draft, log: Any = print) -> Sta
     module = task.module.to(device.device()).train()
     optimizer = optimizer_for(module, config)
     state = checkpoint.load_latest(draft, module, optimizer, State) or State()
-    wrapped = DistributedDataParallel(module, broadcast_buffers=False) if world > 1 else module
+    wrapped = distributed(module)
     if state.step == 0 and not state.history:
         _evaluate(task, config, state, draft, rank, world, log)
 
@@ -149,6 +149,11 @@ def train(task: Task, config: LoopConfig, draft: Draft, log: Any = print) -> Sta
                 checkpoint.save(draft, module, optimizer, state, rank)
     checkpoint.load_best(draft, module)
     return state
+
+
+def distributed(module: nn.Module) -> nn.Module:
+    """The module as the loop trains it: its gradients are averaged over the workers, where there are several."""
+    return DistributedDataParallel(module, broadcast_buffers=False) if rank_and_world()[1] > 1 else module
 
 
 def _step(task, wrapped, optimizer, config, state, draft, rank, world, log, batches) -> None:

@@ -203,3 +203,14 @@ def test_character_n_grams_tell_same_book_from_another_author_on_real_novels() -
     pairs = [(i, j) for i in tested for j in tested]
     scores = baselines.CharTfidf(fitted).score([first[i] for i, _ in pairs], [second[j] for _, j in pairs])
     assert metrics.auc(np.asarray([i == j for i, j in pairs], dtype=int), scores) > 0.7
+
+
+def test_a_system_worse_than_chance_is_shown_as_one_probability_and_has_no_say_in_the_second_stage() -> None:
+    draw = np.random.default_rng(0)
+    labels = (np.arange(400) % 4 == 0).astype(int)
+    good, bad = labels + draw.normal(0, 1, 400), -labels + draw.normal(0, 1, 400)
+    flat = calibration.fit_scale(bad, labels, must_rise=False)
+    assert flat.slope == 0 and flat.probability(bad) == pytest.approx(np.full(400, 0.25), abs=0.01)
+    fusion = calibration.fit_fusion(bad, good, labels)
+    assert fusion.cross_slope == 0
+    np.testing.assert_allclose(fusion.probability(bad, good), calibration.fit_scale(good, labels).probability(good))

@@ -1,19 +1,18 @@
 """The trainers' own modules over several workers: the same gradients as one worker with the global batch."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from torch.nn.parallel import DistributedDataParallel
+from sentence_transformers import CrossEncoder
 
-from quire import bi_encoder, encoder, packing, style
+from quire import bi_encoder, encoder, loop, packing, style
 from quire.cross_encoder import build_model, features, tokenize_pairs
 from trainers import cross_encoder as cross_trainer
 from trainers.bi_encoder import Module
-
-pytestmark = pytest.mark.ray  # the rooms above quire/ import ray
 
 TEXTS = [
     f"the {word} and the {other}, a {word}." for word in ("ship", "rose", "judge", "crew") for other in ("sea", "war")
@@ -35,29 +34,57 @@ def bi_batch(bi: bi_encoder.BiEncoder, mine: slice) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "style": features, "works": WORKS[mine]}
 
 
-def _worker(rank: int, world: int, folder: str, encoder_folder: str) -> None:
+def cross_module(folder: str) -> tuple[CrossEncoder, cross_trainer.Module]:
+    torch.manual_seed(1)
+    model = build_model(folder, 40)
+    return model, cross_trainer.Module(model, 1.0).eval()
+
+
+def cross_batch(model: CrossEncoder, mine: slice) -> dict[str, torch.Tensor]:
+    pairs = [(TEXTS[i] * (1 + i % 3), TEXTS[-1 - i]) for i in range(len(TEXTS))]  # of different lengths
+    tokens, types = tokenize_pairs(model, pairs[mine])
+    labels = torch.tensor([1.0, 0, 0, 1, 1, 0, 1, 0])[mine]
+    return {**features(tokens, types, model), **cross_trainer.alone(tokens, types, 0), "labels": labels}
+
+
+def modules(folder: str) -> dict[str, tuple[torch.nn.Module, Callable[[slice], dict[str, torch.Tensor]]]]:
+    """Each trainer's module, and its batch of a slice of the rows."""
+    (bi, bi_loss), (cross, cross_loss) = bi_module(folder), cross_module(folder)
+    return {
+        "bi_encoder": (bi_loss, lambda mine: bi_batch(bi, mine)),
+        "cross_encoder": (cross_loss, lambda mine: cross_batch(cross, mine)),
+    }
+
+
+def _worker(rank: int, world: int, folder: str, encoder_folder: str, which: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    bi, module = bi_module(encoder_folder)
     size = len(TEXTS) // world
-    wrapped = DistributedDataParallel(module, find_unused_parameters=True)
-    out = wrapped(bi_batch(bi, slice(rank * size, (rank + 1) * size)))
-    out["loss"].backward()
+    module, batch = modules(encoder_folder)[which]
+    wrapped = loop.distributed(module)
+    for _ in range(3):  # a parameter without a gradient stops the second step
+        module.zero_grad()
+        out = wrapped(batch(slice(rank * size, (rank + 1) * size)))
+        out["loss"].backward()
+    mean = out["loss"].detach().clone()
+    dist.all_reduce(mean)
     if rank == 0:
         gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-        torch.save({"loss": out["loss"].detach(), "gradients": gradients}, f"{folder}/two.pt")
+        torch.save({"loss": mean / world, "gradients": gradients}, f"{folder}/two.pt")
     dist.destroy_process_group()
 
 
-def test_the_bi_encoder_on_two_workers_has_the_gradients_of_one(encoder_folder: str, tmp_path: Path) -> None:
-    multiprocessing.spawn(_worker, args=(2, str(tmp_path), encoder_folder), nprocs=2)
+@pytest.mark.parametrize("which", ["bi_encoder", "cross_encoder"])
+def test_two_workers_have_the_gradients_of_one(which: str, encoder_folder: str, tmp_path: Path) -> None:
+    multiprocessing.spawn(_worker, args=(2, str(tmp_path), encoder_folder, which), nprocs=2)
     two = torch.load(tmp_path / "two.pt", weights_only=True)
-    bi, module = bi_module(encoder_folder)
-    loss = module(bi_batch(bi, slice(None)))["loss"]
+    module, batch = modules(encoder_folder)[which]
+    loss = module(batch(slice(None)))["loss"]
     loss.backward()
     torch.testing.assert_close(two["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     assert gradients.keys() == two["gradients"].keys()
+    assert gradients.keys() == {name for name, p in module.named_parameters() if p.requires_grad}
     assert any(gradient.abs().max() > 1e-3 for gradient in gradients.values())
     for name, gradient in gradients.items():
         torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-4, atol=1e-6, msg=name)

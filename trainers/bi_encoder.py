@@ -7,6 +7,7 @@ Shape letters: B rows of the global batch, D embedding width, S style features.
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -81,7 +82,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may use it elsewhere
         dist.all_reduce(gradient)
         rank, world = loop.rank_and_world()
         return gradient.chunk(world)[rank]
@@ -167,10 +168,13 @@ class BiEncoderTask:
 
     def evaluate(self, rank: int, world: int) -> dict[str, float]:
         mine = range(rank, len(self.validation.labels), world)
-        a, b = zip(*(self.validation.texts(row) for row in mine), strict=True)
-        logits = self.bi.score(a, b)
+        texts = [self.validation.texts(row) for row in mine]
+        logits = self.bi.score([a for a, _ in texts], [b for _, b in texts]) if texts else np.zeros(0)
         scores = np.asarray(loop.over_ranks(dict(zip(mine, logits.tolist(), strict=True)), len(self.validation.labels)))
         return mean_auc(self.validation, scores)
+
+    def save(self, folder: Path) -> None:
+        self.bi.save(folder)
 
 
 def work(settings: BiEncoderConfig, draft: Draft, log: Callable[[dict[str, Any]], None]) -> None:
@@ -178,7 +182,7 @@ def work(settings: BiEncoderConfig, draft: Draft, log: Callable[[dict[str, Any]]
     torch.manual_seed(settings.loop.seed)  # the head's initial weights
     task = BiEncoderTask(settings)
     state = loop.train(task, settings.loop, draft, log)
-    save(draft, state, settings.loop, task.bi.save)
+    save(draft, state, settings.loop, task.save)
 
 
 if __name__ == "__main__":

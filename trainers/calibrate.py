@@ -3,12 +3,12 @@
 python -m trainers.calibrate trainers/experiments/books/calibrate.toml [key=value ...]
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from quire import artifact, calibration, config, hub, matcher
 from quire.artifact import Artifact
@@ -32,6 +32,15 @@ class CalibrateConfig(config.Config):
     max_chunks_per_text: int = Field(default=8, gt=0)
     max_cross_pairs: int = Field(default=4, gt=0)
     runtime: config.Runtime = config.Runtime()
+
+    @model_validator(mode="after")
+    def _target_where_needed(self) -> Self:
+        needed = self.objective in ("precision", "recall")
+        if needed and self.target is None:
+            raise ValueError(f"objective = {self.objective!r} needs a target, such as target = 0.9")
+        if not needed and self.target is not None:
+            raise ValueError(f"target = {self.target}: objective = {self.objective!r} has none; leave it out")
+        return self
 
 
 CONFIG = CalibrateConfig
@@ -60,6 +69,11 @@ def run(settings: CalibrateConfig) -> Artifact:
         f"{r['after']['brier']:.3f}   ECE {r['before']['ece']:.3f} -> {r['after']['ece']:.3f}"
         for name, r in report["systems"].items()
     ]
+    if spec["fusion"]["cross_slope"] == 0:
+        lines.append("the cross-encoder adds nothing to the bi-encoder on these pairs: it has no weight in the answer")
+    flat = [name for name, scale in report["systems"].items() if scale["scale"]["slope"] == 0]
+    if flat:
+        lines.append(f"no better than chance, so one probability for every pair: {', '.join(flat)}")
     lines.append(
         f"prefilter {spec['prefilter']:.3f} ({report['passed']:.0%} of pairs reach the cross-encoder), "
         f"threshold {spec['threshold']:.3f} for {settings.objective}, on {len(labels)} pairs"
@@ -72,7 +86,7 @@ def _fit(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     systems = {name: table[name].to_numpy() for name in ("bi_encoder", "cross_encoder", *BASELINES)}
     scales = {
-        name: calibration.fit_scale(logits, labels) for name, logits in systems.items() if name != "cross_encoder"
+        name: calibration.fit_scale(logits, labels, must_rise=name == "bi_encoder") for name, logits in systems.items()
     }
     bi = scales["bi_encoder"].probability(systems["bi_encoder"])
     prefilter = calibration.choose_prefilter(labels, bi, settings.prefilter_recall)
@@ -82,7 +96,6 @@ def _fit(
     fitted_on = passed if enough else np.ones(len(labels), bool)
     logits = (systems[name][fitted_on] for name in ("cross_encoder", "bi_encoder"))
     fusion = calibration.fit_fusion(*logits, labels[fitted_on])
-    scales["cross_encoder"] = calibration.fit_scale(systems["cross_encoder"], labels)
     two_stage = np.where(passed, fusion.probability(systems["cross_encoder"], systems["bi_encoder"]), bi)
     threshold = calibration.choose_threshold(labels, two_stage, settings.objective, settings.target)
     recipe = inputs["chunks"].manifest["recipe"]

@@ -5,16 +5,19 @@ python -m trainers.cross_encoder trainers/experiments/books/cross_encoder.toml [
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from pydantic import Field
 from torch import nn
 
 from quire import artifact, config, hub, loop, sampler
 from quire.artifact import Artifact, Draft
-from quire.cross_encoder import CrossEncoder, build_model, features, tokenize_pairs
+from quire.cross_encoder import CrossEncoder, build_model, check_length, features, tokenize_pairs
+from quire.errors import UserError
 from quire.packing import pad
 from quire.training_sets import PairSet, flops_per_token, mean_auc, set_dropout
 from trainers.fit import TrainRuntime, fit, publish, save
@@ -47,6 +50,11 @@ CONFIG = CrossEncoderConfig
 
 def run(settings: CrossEncoderConfig) -> Artifact:
     """Make the `models` artefact, a folder that `CrossEncoder(path)` loads."""
+    folder = hub.find_model(settings.model)
+    if settings.start:
+        folder = str(artifact.open_artifact(settings.runtime.root, "models", settings.start).local())
+    check_length(folder, settings.max_length)
+    check_workers(settings, settings.runtime.num_workers or 1)
     draft = artifact.begin(
         settings.runtime.root, "models", settings.name, recipe=config.recipe(settings), inputs=inputs(settings)
     )
@@ -54,6 +62,12 @@ def run(settings: CrossEncoderConfig) -> Artifact:
         return draft.published
     fit("trainers.cross_encoder", settings, draft)
     return publish(draft)
+
+
+def check_workers(settings: CrossEncoderConfig, world: int) -> None:
+    """Every worker takes the same number of pairs, so that their mean gradient is that of the global batch."""
+    if settings.batch_size % world:
+        raise UserError(f"batch_size = {settings.batch_size}: does not divide by {world} workers (runtime.num_workers)")
 
 
 def inputs(settings: CrossEncoderConfig) -> dict[str, Artifact | str]:
@@ -89,19 +103,35 @@ class Module(nn.Module):
         )  # not trained
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        labels, alone_ids, alone_mask, place, alone_place = (
-            batch.pop(key) for key in ("labels", "alone_ids", "alone_mask", "place", "alone_place")
-        )
+        labels = batch.pop("labels")
+        apart = {key: batch.pop(key) for key in ("alone_ids", "alone_mask", "place", "alone_place") if key in batch}
         out = self.head(self.body(batch))
         pair = nn.functional.binary_cross_entropy_with_logits(out["scores"][:, 0].float(), labels)
         if not self.alone:
             return {"loss": pair}
         with torch.no_grad():
-            target = self.alone[0].to(labels.device)({"input_ids": alone_ids, "attention_mask": alone_mask})
-        wanted = target["token_embeddings"].flatten(0, 1)[alone_place].float()
-        found = out["token_embeddings"].flatten(0, 1)[place].float()
-        imitation = nn.functional.mse_loss(found, wanted) / wanted.var()
+            alone = {"input_ids": apart["alone_ids"], "attention_mask": apart["alone_mask"]}
+            target = self.alone[0].to(labels.device)(alone)["token_embeddings"]
+        wanted = target.flatten(0, 1)[apart["alone_place"]].float()
+        found = out["token_embeddings"].flatten(0, 1)[apart["place"]].float()
+        imitation = share_of_variance(found, wanted)
         return {"loss": pair + self.imitation_weight * imitation, "pair": pair, "imitation": imitation}
+
+
+def share_of_variance(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Squared error over the variance of `wanted`, both of the global batch.
+
+    Workers hold different numbers of tokens. The mean of what they return, and of its gradient, is that of one worker
+    with all of them.
+    """
+    size = torch.tensor(wanted.numel(), dtype=torch.float64, device=wanted.device)
+    sums = torch.stack([size, wanted.double().sum(), wanted.double().square().sum()])
+    world = loop.rank_and_world()[1]
+    if world > 1:
+        dist.all_reduce(sums)
+    count, total, squares = sums
+    variance = (squares - total.square() / count) / (count - 1)
+    return (found - wanted).square().sum() * (world / (count * variance)).float()
 
 
 def alone(tokens: list[np.ndarray], types: list[np.ndarray], padding: int) -> dict[str, torch.Tensor]:
@@ -149,7 +179,8 @@ class CrossEncoderTask:
         length = min(self.settings.train_length or self.settings.max_length, self.settings.max_length)
         tokens, types = tokenize_pairs(self.cross.model, texts, length)
         inputs = features(tokens, types, self.cross.model)
-        inputs |= alone(tokens, types, self.cross.model.tokenizer.pad_token_id or 0)
+        if self.settings.imitation_weight:
+            inputs |= alone(tokens, types, self.cross.model.tokenizer.pad_token_id or 0)
         labels = torch.from_numpy(self.train.labels[rows[mine]].astype(np.float32))
         return {**inputs, "labels": labels}
 
@@ -165,13 +196,17 @@ class CrossEncoderTask:
         scores = np.asarray(loop.over_ranks(dict(zip(mine, logits.tolist(), strict=True)), len(self.validation.labels)))
         return mean_auc(self.validation, scores)
 
+    def save(self, folder: Path) -> None:
+        self.cross.save(folder)
+
 
 def work(settings: CrossEncoderConfig, draft: Draft, log: Callable[[dict[str, Any]], None]) -> None:
     """What each Ray Train worker does."""
+    check_workers(settings, loop.rank_and_world()[1])
     torch.manual_seed(settings.loop.seed)  # the new head's initial weights
     task = CrossEncoderTask(settings)
     state = loop.train(task, settings.loop, draft, log)
-    save(draft, state, settings.loop, task.cross.save)
+    save(draft, state, settings.loop, task.save)
 
 
 if __name__ == "__main__":

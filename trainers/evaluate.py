@@ -163,7 +163,7 @@ def _page(
         question="Do two passages come from the same book?",
         headline=(
             f"Two-stage AUC {two['auc']:.3f} (95 % interval over authors {low_high[0]:.3f} to {low_high[1]:.3f}) on "
-            f"{len(labels)} pairs of authors that no model has seen; ECE {two['ece']:.3f}."
+            f"{len(labels)} pairs of {_apart(ancestry)}s that no model has seen; ECE {two['ece']:.3f}."
         ),
         rows=rows,
         plots=figures,
@@ -175,6 +175,11 @@ def _page(
             for a in ancestry
         },
     )
+
+
+def _apart(ancestry: list[Artifact]) -> str:
+    """What the splits keep apart: `author` or `work`."""
+    return next((a.manifest["recipe"]["split"]["by"] for a in ancestry if a.kind == "chunks"), "author")
 
 
 def _tables(ancestry: list[Artifact]) -> list[report.Section]:
@@ -195,7 +200,7 @@ def _tables(ancestry: list[Artifact]) -> list[report.Section]:
     ]
     dropped = [(a.folder, reason, f"{count:,}") for a in ancestry for reason, count in a.manifest["dropped"].items()]
     return [
-        report.Section("Data", "No author stands in two splits.", ("Split", *names), data),
+        report.Section("Data", f"No {_apart(ancestry)} stands in two splits.", ("Split", *names), data),
         report.Section("Stages", "Seconds.", ("Artefact", "wall", "CPU", "GPU", "rows", "summary"), stages),
         report.Section(
             "Dropped rows",

@@ -9,7 +9,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +56,7 @@ def fit(module: str, settings: Any, draft: Draft) -> None:
                 f"runtime.num_workers = {workers}: needs {need} {what}, the cluster has {total.get(what, 0):g}"
             )
     # Workers run in folders of their own: addresses must not be relative.
-    places = {"root": draft.storage.root, "wandb_folder": str(Path(runtime.wandb_folder).absolute())}
+    places = {"root": draft.storage.root, "wandb_folder": str(tracker.folder(runtime))}
     settings = settings.model_copy(update={"runtime": runtime.model_copy(update=places)})
     resources = {"CPU": cpus, **({"GPU": runtime.gpus_per_worker} if use_gpu else {})}
     trainer = TorchTrainer(

@@ -15,7 +15,15 @@ class TrackedRuntime(config.Runtime):
 
     wandb: str = Field(default="offline", pattern="^(offline|online|disabled)$")
     wandb_project: str = "quire"
-    wandb_folder: str = "artifacts"
+    wandb_folder: str | None = Field(
+        default=None, description="default: the root; where that is remote, `artifacts` on the node that runs"
+    )
+
+
+def folder(runtime: TrackedRuntime) -> Path:
+    """Where offline runs are kept, absolute."""
+    remote = "://" in runtime.root
+    return Path(runtime.wandb_folder or ("artifacts" if remote else runtime.root)).absolute()
 
 
 def start(settings: Any, draft: Draft) -> Any:
@@ -28,14 +36,15 @@ def start(settings: Any, draft: Draft) -> Any:
         return None
     import wandb  # slow to import, and only one worker needs it
 
-    Path(runtime.wandb_folder).mkdir(parents=True, exist_ok=True)  # else wandb falls back to another folder
+    where = folder(runtime)
+    where.mkdir(parents=True, exist_ok=True)  # else wandb falls back to another folder
     return wandb.init(
         project=runtime.wandb_project,
         name=draft.name,
         id=f"{draft.name}-{draft.fingerprint[:12]}",
         resume="allow",
         mode=runtime.wandb,
-        dir=runtime.wandb_folder,
+        dir=str(where),
         config=settings.model_dump(mode="json"),
         settings=wandb.Settings(silent=True, console="off"),
     )

@@ -8,7 +8,6 @@ it was, its unfinished trials from their checkpoints; a trial that fails for goo
 
 import importlib
 import json
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -18,6 +17,7 @@ from quire import artifact, config, sweeps
 from quire.artifact import MANIFEST, Artifact, Draft
 from quire.errors import UserError
 from quire.storage import Storage
+from trainers import tracker
 from tune import trials as running
 
 Grid = dict[str, tuple[Any, ...]]
@@ -97,7 +97,6 @@ def configs(settings: SweepConfig) -> dict[str, Trial]:
         "cpus_per_worker": runtime.cpus_per_worker,
         "gpus_per_worker": 1.0 if runtime.gpus_per_worker is None else runtime.gpus_per_worker,
         "use_gpu": None if runtime.gpus_per_worker is None else runtime.gpus_per_worker > 0,
-        "wandb_folder": str(Path(base.get("runtime", {}).get("wandb_folder", "artifacts")).absolute()),
         "in_sweep": True,
         "max_failures": 0,  # Tune starts a failed trial again; both together would multiply the attempts
     }
@@ -110,6 +109,7 @@ def configs(settings: SweepConfig) -> dict[str, Trial]:
             )
         values = config.merge(base, sweeps.nested(point)) | {"name": name}
         values |= {"runtime": {**values.get("runtime", {}), **workers}}
+        values["runtime"].setdefault("wandb_folder", str(tracker.folder(tracker.TrackedRuntime(root=runtime.root))))
         made[name] = Trial(point, config.build(trainer.CONFIG, values, source=f"trial {name}"))
         if hasattr(trainer, "check"):
             trainer.check(made[name].config)
