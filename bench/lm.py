@@ -89,7 +89,7 @@ def quire_loop(asked: argparse.Namespace, root: str) -> float:
         batch_size=asked.batch,
         num_eval_windows=1,
         loop=optimisation(asked),
-        runtime={"root": root, "wandb": "disabled"},
+        runtime={"root": root, "wandb": "disabled", "compile": torch.cuda.is_available()},
     )
     clock = Clock(asked)
     found = math.nan

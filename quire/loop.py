@@ -95,8 +95,7 @@ def optimizer_for(module: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
         }
         for (is_head, is_matrix), parameters in sorted(groups.items())
     ]
-    fused = device.device().type == "cuda"
-    return torch.optim.AdamW(settings, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.AdamW(settings, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
 
 
 def summed(values: np.ndarray) -> np.ndarray:

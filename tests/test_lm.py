@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,39 @@ def test_position_losses_agree_with_the_models_own_loss_whatever_the_batch() -> 
     assert losses.shape == (5, 15) and losses.dtype == np.float32
     assert losses.mean() == pytest.approx(model(input_ids=ids, labels=ids).loss.item(), rel=1e-4)
     assert losses.mean() == pytest.approx(np.log(128), abs=0.3)  # untrained, over the padded vocabulary
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_training_loss_and_its_gradients_are_those_of_all_tokens(tied: bool) -> None:
+    model = lm.build_lm(SMALL.model_copy(update={"tied": tied}), 200, seed=0)
+    windows = torch.from_numpy(np.random.default_rng(0).integers(0, 200, (16, 20)))
+
+    def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    expected = lm.token_losses(model, windows).mean()
+    found = lm.mean_loss(model, windows)
+    torch.testing.assert_close(found, expected)
+    for (name, a), b in zip(gradients(found).items(), gradients(expected).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6, msg=name)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = lm.mean_loss(model, windows)
+    torch.testing.assert_close(half.float(), expected, rtol=1e-2, atol=1e-2)
+    assert all(g.isfinite().all() and g.dtype == torch.float32 for g in gradients(half).values())
+
+
+@pytest.mark.ray  # needs no Ray, but half a minute of compiling
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_trains_alike_and_saves_the_same_names(root: str) -> None:
+    from trainers.lm import LmTask
+
+    plain, compiled = (LmTask(settings(root, runtime={"compile": on})) for on in (False, True))
+    batch = plain.batch(0, 0, 0, 1)
+    losses = [task.module(batch)["loss"] for task in (plain, compiled)]
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+    assert plain.module.state_dict().keys() == compiled.module.state_dict().keys()
 
 
 def test_a_position_does_not_see_what_follows() -> None:

@@ -28,6 +28,7 @@ class LmRuntime(TrainRuntime):
     mfu_with_embeddings: bool = Field(
         default=False, description="count the input embedding, which is looked up and not multiplied, into MFU"
     )
+    compile: bool = Field(default=False, description="torch.compile the transformer; needs a C++ compiler, or Triton")
 
 
 class LmConfig(config.Config):
@@ -139,7 +140,7 @@ class Module(nn.Module):
         self.model = model
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"loss": lm.token_losses(self.model, batch["windows"]).mean()}
+        return {"loss": lm.mean_loss(self.model, batch["windows"])}
 
 
 class LmTask:
@@ -148,6 +149,8 @@ class LmTask:
     def __init__(self, settings: LmConfig):
         self.settings, self.data = settings, LmData(settings)
         model = lm.build_lm(settings.model, self.data.store.vocab_size, settings.init_seed)
+        if settings.runtime.compile:
+            model.base_model.compile()  # in place: the weights keep their names
         self.module = Module(model)
         self.flops_per_token = lm.flops_per_token(model, settings.sequence_length, settings.runtime.mfu_with_embeddings)
 
