@@ -59,6 +59,8 @@ def run(settings: Any, draft: Draft, trials: Mapping[str, Any]) -> dict[str, str
         tune_config=tune.TuneConfig(
             metric=loops[0].metric,
             mode="max" if loops[0].higher_is_better else "min",
+            trial_name_creator=lambda trial: trial.config["trial"].removeprefix(f"{settings.name}-"),
+            trial_dirname_creator=lambda trial: trial.trial_id,
             max_concurrent_trials=places(runtime, fit.reachable()),
             time_budget_s=runtime.time_limit,
             scheduler=halving,
