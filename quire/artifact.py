@@ -2,9 +2,9 @@
 
     <root>/<kind>/<name>/   part-00000.parquet | model.safetensors ...   manifest.json
 
-A step calls `begin`. If the manifest is there with the same fingerprint the work is done; with another one it is
-refused; with none, an interrupted run left a draft, and its finished shards are kept. `publish` writes the manifest
-last: it is the done marker.
+A step calls `begin`. If the manifest is there with the same fingerprint, and the inputs have the content they had, the
+work is done; else it is refused. With no manifest, an interrupted run left a draft, and its finished shards are kept; a
+draft of another recipe gives way when nothing would be lost. `publish` writes the manifest last: it is the done marker.
 """
 
 import hashlib
@@ -41,6 +41,7 @@ MANIFEST = "manifest.json"
 _DRAFT = "_draft.json"
 _SHARDS = "_shards"
 WORK = "_work"  # scratch of an unfinished run (checkpoints); removed when the artefact is published
+_SCRATCH = (_SHARDS, WORK, _DRAFT)  # the draft goes last: while it is there, there may be more
 _VERSIONED = ("ray", "torch", "transformers", "sentence-transformers", "pyarrow", "numpy", "faiss-cpu", "faiss-gpu")
 
 
@@ -66,7 +67,14 @@ class Artifact:
 
     @property
     def fingerprint(self) -> str:
+        """Of the recipe and the inputs: what was asked for."""
         return self.manifest["fingerprint"]
+
+    @property
+    def content(self) -> str:
+        """SHA-256 over the names and hashes of the files: what came out. Made again, it may be another."""
+        digests = {name: facts["sha256"] for name, facts in self.manifest["files"].items()}
+        return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
     def told(self, started: float) -> str:
         """For the terminal: what the step that began at `started` (seconds since the epoch) did, and its summary."""
@@ -86,23 +94,29 @@ class Artifact:
 
     def memory_map(self, columns: list[str]) -> pa.Table:
         """All parts as one table that lies on the local disk, not in memory, so that it may be larger than memory."""
-        key = hashlib.sha256(f"{self.fingerprint} {sorted(columns)}".encode()).hexdigest()[:32]
-        target = storages.cache_folder() / f"{key}.arrow"
-        if not target.exists():
-            temporary = target.with_name(f".tmp-{key}-{time.time_ns()}")
+        chosen = hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:8]
+
+        def write(target: Path) -> None:
             writer = None
             for part in self.parts:
                 table = self.storage.read_table(part, columns)
-                writer = writer or pa.ipc.new_file(temporary, table.schema)
+                writer = writer or pa.ipc.new_file(target, table.schema)
                 writer.write_table(table)
             writer.close()
-            temporary.rename(target)
-        with pa.memory_map(str(target)) as source:
+
+        with pa.memory_map(str(storages.cached(f"{self._cache_key}-{chosen}.arrow", write))) as source:
             return pa.ipc.open_file(source).read_all()
 
     def local(self) -> Path:
         """The artefact's folder on this machine, downloaded first if it is remote."""
-        return storages.cached(self.storage, self.folder, f"{self.kind}-{self.name}-{self.fingerprint[:16]}")
+        if self.storage.is_local:
+            return Path(self.storage.path(self.folder))
+        return storages.cached(self._cache_key, lambda target: self.storage.download(self.folder, target))
+
+    @property
+    def _cache_key(self) -> str:
+        """By content: what stands under the same name, made again by the same recipe, may be something else."""
+        return f"{self.kind}-{self.name}-{self.content[:24]}"
 
     def read_json(self, file: str) -> Any:
         return self.storage.read_json(f"{self.folder}/{file}")
@@ -150,6 +164,12 @@ class Draft:
     def folder(self) -> str:
         return f"{self.kind}/{self.name}"
 
+    def given_up(self, message: str) -> UserError:
+        """The error to raise when a run cannot end well by its recipe: from now on another recipe takes its place."""
+        name = f"{self.folder}/{_DRAFT}"
+        self.storage.write_json(name, self.storage.read_json(name) | {"given_up": True})
+        return UserError(message)
+
     def finished_shards(self) -> dict[int, dict[str, Any]]:
         """Records of the shards that this or an interrupted run has completed, by index."""
         names = self.storage.files(f"{self.folder}/{_SHARDS}")
@@ -192,8 +212,8 @@ class Draft:
         if missing:
             raise UserError(f"{self.folder}: {len(missing)} of {num_shards} shards are missing, first {missing[0]}")
         draft = self.storage.read_json(f"{self.folder}/{_DRAFT}")
-        scratch = (_SHARDS, WORK, _DRAFT)
-        files = [name for name in self.storage.files(self.folder) if name.split("/")[0] not in scratch]
+        draft.pop("given_up", None)
+        files = [name for name in self.storage.files(self.folder) if name.split("/")[0] not in _SCRATCH]
         ended = time.time()
         manifest = {
             **draft,
@@ -209,8 +229,7 @@ class Draft:
         }
         manifest["cost"] |= {"wall": round(ended - draft["started"], 3), **(cost or {})}
         self.storage.write_json(f"{self.folder}/{MANIFEST}", manifest)
-        for name in scratch:
-            self.storage.delete(f"{self.folder}/{name}")
+        _clear(self.storage, self.folder)
         return open_artifact(self.storage, self.kind, self.name)
 
     def _describe(self, name: str) -> dict[str, Any]:
@@ -224,28 +243,54 @@ def begin(
     """Start, resume or skip the artefact `kind/name`.
 
     `inputs` maps a role to a published artefact or, for things outside the root, to a content hash. The result's
-    `published` is set when the work is already done. Raises UserError when another recipe stands under that name.
+    `published` is set when the work is already done. Raises UserError when the work of another recipe stands under that
+    name, or of inputs that have been made again since and have another content. A draft of another recipe is replaced
+    if it has no finished work, or was given up.
     """
     storage = root if isinstance(root, Storage) else Storage(root)
     _check_name(kind, name)
-    recipe = json.loads(json.dumps(recipe))
-    described = {
-        role: {"kind": i.kind, "name": i.name, "fingerprint": i.fingerprint} if isinstance(i, Artifact) else i
-        for role, i in sorted(inputs.items())
-    }
     print_of_inputs = {role: i.fingerprint if isinstance(i, Artifact) else i for role, i in inputs.items()}
+    recipe = json.loads(json.dumps(recipe))
     mark = fingerprint(recipe, print_of_inputs)
+    wanted = {"recipe": recipe, "inputs": _described(inputs), "fingerprint": mark}
     folder = f"{kind}/{name}"
     state = next((file for file in (MANIFEST, _DRAFT) if storage.exists(f"{folder}/{file}")), None)
+    found = storage.read_json(f"{folder}/{state}") if state else wanted
+    if found["fingerprint"] != mark or _are_remade(found["inputs"], inputs):
+        if state == MANIFEST or not (found.get("given_up") or _is_empty(storage, folder)):
+            raise UserError(_refusal(storage.uri(folder), state, found, wanted))
+        storage.delete(folder)
+        state = None
     if state is None:
-        draft = {"recipe": recipe, "inputs": described, "fingerprint": mark, "started": time.time()}
-        storage.write_json(f"{folder}/{_DRAFT}", draft)
-        return Draft(storage, kind, name, mark)
-    found = storage.read_json(f"{folder}/{state}")
-    if found["fingerprint"] != mark:
-        raise UserError(_refusal(storage.uri(folder), state, found, {"recipe": recipe, "inputs": described}))
+        storage.write_json(f"{folder}/{_DRAFT}", wanted | {"started": time.time()})
+    if state == MANIFEST and storage.exists(f"{folder}/{_DRAFT}"):  # killed between the manifest and the clearing
+        _clear(storage, folder)
     published = Artifact(storage, kind, name, found) if state == MANIFEST else None
     return Draft(storage, kind, name, mark, published)
+
+
+def _described(inputs: Mapping[str, Artifact | str]) -> dict[str, Any]:
+    return {
+        role: {"kind": i.kind, "name": i.name, "fingerprint": i.fingerprint, "content": i.content}
+        if isinstance(i, Artifact)
+        else i
+        for role, i in sorted(inputs.items())
+    }
+
+
+def _are_remade(found: Mapping[str, Any], inputs: Mapping[str, Artifact | str]) -> bool:
+    """Whether an input has another content than it had. Its fingerprint is the same: it says what was asked for."""
+    used = {role: i["content"] for role, i in found.items() if isinstance(i, Mapping) and "content" in i}
+    return any(inputs[role].content != content for role, content in used.items())
+
+
+def _is_empty(storage: Storage, folder: str) -> bool:
+    return not any(storage.files(f"{folder}/{scratch}") for scratch in (_SHARDS, WORK))
+
+
+def _clear(storage: Storage, folder: str) -> None:
+    for name in _SCRATCH:
+        storage.delete(f"{folder}/{name}")
 
 
 def _refusal(where: str, state: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -260,7 +305,7 @@ def _refusal(where: str, state: str, found: Mapping[str, Any], wanted: Mapping[s
     ]
     what = "was made" if state == MANIFEST else "was begun"
     return (
-        f"{where} {what} by another recipe:\n"
+        f"{where} {what} by another recipe or from other inputs:\n"
         + "\n".join(differing)
         + "\nChoose another name=, or delete that folder to make it again."
     )

@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -174,23 +175,36 @@ class Storage:
 
 
 _BLOCK = 2**20  # bytes
+_CACHE_SECONDS = 2 * 86_400  # a file that is mapped or open stays readable after it has gone
 _TEMPORARY = ".tmp-"  # an interrupted write leaves such a file; `files` does not show it
 
 
-def cached(storage: Storage, relative: str, key: str) -> Path:
-    """A local copy of a folder: itself on a local disk, else downloaded once into a private cache under `key`."""
-    if storage.is_local:
-        return Path(storage.path(relative))
-    target = cache_folder() / key
+def cached(key: str, make: Callable[[Path], object]) -> Path:
+    """The file or folder `key` of the local cache; where it is not there, `make(path)` makes it, a file or in a folder.
+
+    A key must name the content, since what is there is never made again. What nobody has asked for in two days goes.
+    """
+    folder = cache_folder()
+    target = folder / key
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
-        storage.download(relative, temporary)
-        try:
-            temporary.rename(target)
-        except OSError:  # another process was quicker, and its copy is the same
-            shutil.rmtree(temporary)
+        _drop_old(folder)
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder, ignore_cleanup_errors=True) as temporary:
+            made = Path(temporary) / key
+            make(made)
+            try:
+                made.rename(target)
+            except OSError:  # a folder cannot take the place of one
+                if not target.exists():  # else another process was quicker, and its copy is the same
+                    raise
+    os.utime(target)
     return target
+
+
+def _drop_old(folder: Path) -> None:
+    for entry in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process may be dropping it, too
+            if time.time() - entry.stat().st_mtime > _CACHE_SECONDS:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def cache_folder() -> Path:

@@ -1,6 +1,7 @@
 """Artefacts are published once, skipped, refused or resumed after that; on a disk and on S3."""
 
 import hashlib
+import os
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from quire import artifact
+from quire import storage as storages
 from quire.artifact import Shard, begin, open_artifact
 from quire.errors import UserError
-from quire.storage import Storage, cached
+from quire.storage import Storage
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +81,54 @@ def test_an_interrupted_run_is_resumed_and_not_taken_for_finished(root: str) -> 
 
 
 def test_an_interrupted_run_of_another_recipe_is_refused(root: str) -> None:
-    start(root)
+    start(root).write_shard(0, shard(1))
     with pytest.raises(UserError, match="was begun by another recipe"):
         start(root, size=2)
+    assert set(start(root).finished_shards()) == {0}
+
+
+def test_a_run_that_ended_before_its_first_shard_gives_way_to_another_recipe(root: str) -> None:
+    draft = start(root)
+    draft.storage.write_bytes(f"{draft.folder}/part-00000.parquet", b"half a shard")
+    made = start(root, size=2).publish()
+    assert (made.manifest["recipe"], made.manifest["files"]) == ({"size": 2}, {})
+
+
+def test_a_run_given_up_is_resumed_by_its_recipe_and_replaced_by_another(root: str) -> None:
+    draft = start(root)
+    draft.write_shard(0, shard(1))
+    assert str(draft.given_up("no rows: set size=2")) == "no rows: set size=2"
+    assert set(start(root).finished_shards()) == {0}
+    assert not start(root, size=2).finished_shards()
+    assert "given_up" not in start(root, size=2).publish().manifest
+
+
+def test_what_was_made_from_an_input_that_was_made_again_otherwise_is_refused(root: str) -> None:
+    def upstream(*values: int) -> artifact.Artifact:
+        Storage(root).delete("documents/d")
+        draft = begin(root, "documents", "d", recipe={}, inputs={})
+        draft.write_shard(0, shard(*values))
+        return draft.publish(num_shards=1)
+
+    first = upstream(1)
+    made = begin(root, "chunks", "c", recipe={}, inputs={"documents": first}).publish()
+    assert begin(root, "chunks", "c", recipe={}, inputs={"documents": upstream(1)}).published is not None
+    second = upstream(2)
+    assert (second.fingerprint, second.content == first.content) == (first.fingerprint, False)
+    with pytest.raises(UserError, match="input.documents.content: "):
+        begin(root, "chunks", "c", recipe={}, inputs={"documents": second})
+    assert begin(root, "chunks", "other", recipe={}, inputs={"documents": second}).fingerprint == made.fingerprint
+
+
+def test_scratch_left_by_a_kill_after_the_manifest_is_cleared(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    draft = start(root)
+    draft.storage.write_bytes(f"{draft.folder}/{artifact.WORK}/works.json", b"{}")
+    draft.write_shard(0, shard(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "_clear", lambda *_: None)
+        draft.publish(num_shards=1)
+    assert start(root).published is not None
+    assert draft.storage.files(draft.folder) == ["manifest.json", "part-00000.parquet"]
 
 
 def test_dropped_rows_are_counted_by_reason_and_kept(root: str) -> None:
@@ -110,15 +157,59 @@ def test_the_scratch_is_gone_after_publishing(root: str) -> None:
     assert made.storage.files(made.folder) == ["manifest.json", "part-00000.parquet"]
 
 
-def test_a_remote_folder_is_copied_once_and_a_local_one_not_at_all(root: str) -> None:
-    storage = Storage(root)
-    storage.write_bytes("models/m/sub/weights", b"123")
-    copy = cached(storage, "models/m", f"key-{Path(root).name[:40].replace('/', '-')}")
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    monkeypatch.setattr(storages, "cache_folder", lambda: folder)
+    return folder
+
+
+def model(root: str, weights: bytes) -> artifact.Artifact:
+    Storage(root).delete("models/m")
+    draft = begin(root, "models", "m", recipe={}, inputs={})
+    draft.storage.write_bytes("models/m/sub/weights", weights)
+    return draft.publish()
+
+
+def test_a_remote_folder_is_copied_once_and_a_local_one_not_at_all(root: str, cache: Path) -> None:
+    made = model(root, b"123")
+    copy = made.local()
     assert (copy / "sub" / "weights").read_bytes() == b"123"
-    assert storage.is_local == (copy == Path(storage.path("models/m")))
+    assert made.local() == copy
+    assert made.storage.is_local == (copy == Path(made.storage.path("models/m"))) == (not list(cache.iterdir()))
 
 
-def test_a_mapped_table_equals_the_read_one(root: str) -> None:
+def test_what_was_made_again_is_fetched_and_mapped_again(root: str, cache: Path) -> None:
+    assert (model(root, b"old").local() / "sub" / "weights").read_bytes() == b"old"
+    assert (model(root, b"new").local() / "sub" / "weights").read_bytes() == b"new"
+    for values in ((1, 2), (3, 4)):
+        Storage(root).delete("chunks/books")
+        draft = start(root)
+        draft.write_shard(0, shard(*values))
+        assert draft.publish(num_shards=1).memory_map(["value"])["value"].to_pylist() == list(values)
+
+
+def test_what_is_cached_and_not_asked_for_in_days_goes(cache: Path) -> None:
+    for key in ("folder", "file", "recent"):
+        storages.cached(key, lambda target: target.mkdir() if target.name == "folder" else target.write_bytes(b"1"))
+    for key in ("folder", "file"):
+        os.utime(cache / key, (0, 0))
+    storages.cached("new", lambda target: target.write_bytes(b"1"))
+    assert sorted(path.name for path in cache.iterdir()) == ["new", "recent"]
+
+
+def test_a_copy_that_another_process_made_meanwhile_is_taken(cache: Path) -> None:
+    def make(target: Path) -> None:
+        for folder in (target, cache / target.name):
+            folder.mkdir()
+            (folder / "file").write_bytes(b"1")
+
+    assert (storages.cached("key", make) / "file").read_bytes() == b"1"
+    assert [path.name for path in cache.iterdir()] == ["key"]
+
+
+def test_a_mapped_table_equals_the_read_one(root: str, cache: Path) -> None:
     draft = start(root)
     draft.write_shard(0, shard(1, 2))
     draft.write_shard(1, shard(3))

@@ -283,6 +283,6 @@ def test_two_workers_see_the_global_batches_of_one_and_agree_to_rounding(root: s
 
 @pytest.mark.ray
 def test_the_same_name_with_another_recipe_is_refused(root: str, tmp_path: Path) -> None:
-    artifact.begin(str(tmp_path), "models", "m", recipe={"k": 1, "loop": {"seed": 0}}, inputs={})
+    artifact.begin(str(tmp_path), "models", "m", recipe={"k": 1, "loop": {"seed": 0}}, inputs={}).publish()
     with pytest.raises(UserError, match="loop.seed: 0 there, 1 asked for"):
         artifact.begin(str(tmp_path), "models", "m", recipe={"k": 1, "loop": {"seed": 1}}, inputs={})
