@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipelines.shards import drop_rows, run_shards, speed
+from pipelines.shards import drop_all, run_shards, speed
 from quire import artifact, chunks, config, dedup, schema, splits
 from quire.artifact import WORK, Artifact, Draft, Shard
-from quire.errors import UserError
 
 
 class Shares(config.Config):
@@ -139,7 +138,7 @@ def _chunk_document(document: dict, settings: ChunkConfig, work: tuple[str, str]
 
 
 def _drop_repeated(draft: Draft, num_shards: int, max_repeats: int) -> None:
-    """Rewrite the shards without the chunks that too many works share. Safe to repeat: it finds nothing new."""
+    """Rewrite the shards without the chunks that too many works share. Repeated, it finds nothing new."""
     names = [f"{draft.folder}/part-{index:05d}.parquet" for index in range(num_shards)]
     marks, works = [], []
     for name in names:
@@ -147,14 +146,15 @@ def _drop_repeated(draft: Draft, num_shards: int, max_repeats: int) -> None:
         marks.append(dedup.chunk_fingerprints(table["text"].to_pylist()))
         works += table["work_id"].to_pylist()
     repeated = dedup.repeated(np.concatenate(marks), works, max_repeats)
-    start = 0
+    start, drops = 0, {}
     for index, name in enumerate(names):
         mask = repeated[start : start + len(marks[index])]
         start += len(marks[index])
         if mask.any():
             gone = draft.storage.read_table(name, ["chunk_id", "start", "end"]).filter(pa.array(mask)).to_pylist()
             rows = [{"id": r["chunk_id"], "reason": "repeated", "start": r["start"], "end": r["end"]} for r in gone]
-            drop_rows(draft, index, mask, rows)
+            drops[index] = (mask, rows)
+    drop_all(draft, drops)  # decided for all before any is rewritten: a text is in too many works, or no longer
 
 
 def _publish(draft: Draft, documents: Artifact, num_shards: int, works: dict[str, tuple[str, str]]) -> Artifact:
@@ -162,7 +162,7 @@ def _publish(draft: Draft, documents: Artifact, num_shards: int, works: dict[str
     columns = ["split", "work_id", "author", "document_id"]
     table = pa.concat_tables(draft.storage.read_table(name, columns) for name in names)
     if not table.num_rows:
-        raise UserError(
+        raise draft.given_up(
             f"no chunk survived in {draft.folder}: look at its rejects; lower min_chars or set english=false"
         )
     counts = {}

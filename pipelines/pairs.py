@@ -13,7 +13,6 @@ from pydantic import Field
 from pipelines.shards import run_shards
 from quire import artifact, config, pairs, schema, splits
 from quire.artifact import Artifact, Shard
-from quire.errors import UserError
 
 
 class PairsConfig(config.Config):
@@ -49,7 +48,7 @@ def run(settings: PairsConfig) -> Artifact:
     facts = {split: records[index]["facts"] for index, split in enumerate(splits.SPLITS)}
     for split, counts in facts.items():
         if counts["counts"] and not (counts["counts"].get("positive") and len(counts["counts"]) > 1):
-            raise UserError(
+            raise draft.given_up(
                 f"split {split!r} has only {counts['counts']}: too few works; add books or change split shares"
             )
     lines = [

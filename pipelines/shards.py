@@ -1,13 +1,15 @@
 """Run a step shard by shard on Ray Data: a shard is computed, written and recorded by one worker, or not at all.
 
-Resume is by shard: what an interrupted run has recorded is not done again. Ray Data's own checkpointing is not used:
-it knows no fingerprint and loses rows when a document's chunks straddle two write blocks.
+Resume is by shard: what an interrupted run has recorded is not done again, and a run that would cut its shards otherwise
+is refused. Ray Data's own checkpointing is not used: it knows no fingerprint and loses rows when a document's chunks
+straddle two write blocks.
 """
 
+import hashlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,11 @@ from ray import cloudpickle
 from tqdm import tqdm
 
 from quire import schema
-from quire.artifact import Draft, Shard
+from quire.artifact import WORK, Draft, Shard
 from quire.errors import UserError
 
 Process = Callable[[Any], Shard]
+_DROPS = f"{WORK}/drops.json"
 # A worker's bars about loading a model say nothing here.
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
 
@@ -34,7 +37,9 @@ class Worker:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         for index, item in zip(batch["index"].tolist(), batch["item"], strict=True):
             wall, cpu = time.perf_counter(), time.process_time()
-            shard = self.process(cloudpickle.loads(item))
+            item = cloudpickle.loads(item)
+            shard = self.process(item)
+            shard.item = _digest(item)
             shard.cpu += time.process_time() - cpu
             shard.gpu += (time.perf_counter() - wall) if ray.get_gpu_ids() else 0.0
             self.draft.write_shard(index, shard)
@@ -63,9 +68,12 @@ def run_shards(
     """Bring every item's shard into the draft. `make(*arguments)` runs once per worker and returns the function that
     turns an item into a `Shard`.
 
-    Raises what a worker raises: a step that lost a shard never ends well. One worker holds one CPU (and `num_gpus`).
+    Raises what a worker raises: a step that lost a shard never ends well; and UserError when an interrupted run has cut
+    its shards otherwise. One worker holds one CPU (and `num_gpus`).
     """
+    _finish_drops(draft)
     done = draft.finished_shards()
+    _check_items(draft, done, items)
     pending = [index for index in range(len(items)) if index not in done]
     if not pending:
         return
@@ -96,6 +104,20 @@ def run_shards(
             bar.update()
 
 
+def _digest(item: Any) -> str:
+    return hashlib.sha256(repr(item).encode()).hexdigest()
+
+
+def _check_items(draft: Draft, done: Mapping[int, dict[str, Any]], items: Sequence[Any]) -> None:
+    other = [i for i, record in done.items() if i >= len(items) or record.get("item") != _digest(items[i])]
+    if other:
+        raise UserError(
+            f"{draft.storage.uri(draft.folder)}: {len(other)} of {len(done)} finished shards hold other items than "
+            f"they would now, first shard {other[0]}: give the setting that cuts shards (shard_bytes, shard_rows, "
+            "shard_size) the value it had, or delete that folder to begin anew"
+        )
+
+
 def _places(num_gpus: float) -> int:
     """How many workers the cluster holds now. Raises UserError when it holds none, instead of waiting for ever."""
     total = ray.cluster_resources()
@@ -121,20 +143,55 @@ def groups(sizes: Sequence[int], max_size: int) -> list[list[int]]:
 
 
 def drop_rows(draft: Draft, index: int, mask: np.ndarray, rows: list[dict[str, Any]]) -> None:
-    """Rewrite a finished shard without the rows of `mask`, which go to its rejects as `rows`."""
+    """Rewrite a finished shard without the rows of `mask`, (n,) bool, which go to its rejects as `rows`.
+
+    Killed at any moment, `run_shards` brings it to its end.
+    """
+    drop_all(draft, {index: (mask, rows)})
+
+
+def drop_all(draft: Draft, drops: Mapping[int, tuple[np.ndarray, list[dict[str, Any]]]]) -> None:
+    """`drop_rows` for several shards whose rows were chosen together: all of them lose theirs, or none."""
+    if not drops:
+        return
+    records = draft.finished_shards()
+    planned = {
+        index: {
+            "rows_before": len(mask),
+            "rejects_before": sum(records[index]["dropped"].values()),
+            "dropped": np.flatnonzero(mask).tolist(),
+            "rejects": rows,
+        }
+        for index, (mask, rows) in drops.items()
+    }
+    draft.storage.write_json(f"{draft.folder}/{_DROPS}", planned)
+    _finish_drops(draft)
+
+
+def _finish_drops(draft: Draft) -> None:
+    """Do what is planned, or what a killed run has left of it: every file is found as it was or as it will be."""
+    name = f"{draft.folder}/{_DROPS}"
+    if not draft.storage.exists(name):
+        return
+    records = draft.finished_shards()
+    for index, plan in draft.storage.read_json(name).items():
+        _drop(draft, int(index), plan, records[int(index)])
+    draft.storage.delete(name)
+
+
+def _drop(draft: Draft, index: int, plan: dict[str, Any], record: dict[str, Any]) -> None:
+    """The numbers of rows and rejects before tell a file that waits for its turn from one that has had it."""
     table = draft.storage.read_table(f"{draft.folder}/part-{index:05d}.parquet")
-    rejects_name = f"{draft.folder}/rejects-{index:05d}.parquet"
-    new = schema.rejects(rows)
-    old = draft.storage.read_table(rejects_name) if draft.storage.exists(rejects_name) else None
-    record = draft.finished_shards()[index]
-    shard = Shard(
-        table=table.filter(pa.array(~mask)),
-        rows_in=record["rows_in"],
-        bytes_in=record["bytes_in"],
-        cpu=record["cpu"],
-        rejects=new if old is None else pa.concat_tables([old, new]),
-    )
-    draft.write_shard(index, shard)
+    if table.num_rows == plan["rows_before"]:
+        kept = np.ones(table.num_rows, bool)
+        kept[plan["dropped"]] = False
+        table = table.filter(pa.array(kept))
+    rejects, name = schema.rejects(plan["rejects"]), f"{draft.folder}/rejects-{index:05d}.parquet"
+    if draft.storage.exists(name):
+        old = draft.storage.read_table(name)
+        rejects = pa.concat_tables([old, rejects]) if old.num_rows == plan["rejects_before"] else old
+    kept_facts = {key: record[key] for key in ("rows_in", "bytes_in", "cpu", "gpu", "facts", "item")}
+    draft.write_shard(index, Shard(table=table, rejects=rejects, **kept_facts))
 
 
 def speed(draft: Draft, amount: float, unit: str) -> str:

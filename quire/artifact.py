@@ -144,6 +144,7 @@ class Shard:
     cpu: float = 0.0
     gpu: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
+    item: str = ""  # a hash of what the shard was made from, so that a resumed run knows it again
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -191,6 +192,7 @@ class Draft:
             "cpu": round(shard.cpu, 3),
             "gpu": round(shard.gpu, 3),
             "facts": shard.facts,
+            "item": shard.item,
         }
         self.storage.write_json(f"{self.folder}/{_SHARDS}/{index:05d}.json", record)
         return record

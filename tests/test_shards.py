@@ -1,0 +1,100 @@
+"""A killed step goes on to the same bytes, and never with shards that were cut otherwise."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from ray import cloudpickle
+
+from pipelines import chunk, papers, shards
+from quire import artifact, schema
+from quire.artifact import Draft, Shard
+from quire.errors import UserError
+from quire.storage import Storage
+
+
+class Killed(BaseException):
+    pass
+
+
+def begun(root: Path) -> Draft:
+    return artifact.begin(str(root), "chunks", "c", recipe={}, inputs={})
+
+
+def work(draft: Draft, items: list, process: Callable[[object], Shard], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker does with the items, in this process."""
+    monkeypatch.setattr(shards.ray, "get_gpu_ids", list)
+    monkeypatch.setattr(shards.time, "process_time", lambda: 0.0)
+    batch = {"index": np.arange(len(items)), "item": [cloudpickle.dumps(item) for item in items]}
+    shards.Worker(lambda: process, (), draft)(batch)
+
+
+def bytes_of(draft: Draft) -> dict[str, bytes]:
+    return {name: draft.storage.read_bytes(f"{draft.folder}/{name}") for name in draft.storage.files(draft.folder)}
+
+
+def chunked(part: int) -> Shard:
+    """One work a shard: a text of its own, one that all four have, one that three have, and a reject of the first."""
+    texts = [f"only {part}", "common to all four", *(["common to three"] if part else [])]
+    rows = {"text": texts, "work_id": [f"w{part}"] * len(texts), "chunk_id": [f"{part}:{i}" for i in range(len(texts))]}
+    rows |= {"start": list(range(len(texts))), "end": list(range(1, len(texts) + 1))}
+    rejects = schema.rejects([{"id": "x", "reason": "short"}] * (part % 2))
+    return Shard(table=pa.table(rows), rows_in=len(texts) + part % 2, rejects=rejects, facts={"part": part})
+
+
+def named(part: int) -> Shard:
+    """Documents of which two share an id inside the shard, and one with the shard before."""
+    return Shard(table=pa.table({"document_id": [f"d{part}", f"e{part}", f"e{part}", f"d{part - 1}"]}))
+
+
+@pytest.mark.parametrize(
+    ("process", "drop", "reason"),
+    [
+        (chunked, lambda draft: chunk._drop_repeated(draft, 4, 3), "repeated"),
+        (named, lambda draft: papers._drop_repeated(draft, 4), "repeated_id"),
+    ],
+)
+def test_rows_dropped_over_several_shards_are_the_same_wherever_the_run_is_killed(
+    process: Callable, drop: Callable, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = list(range(4))
+
+    def run(name: str, writes: int) -> dict[str, bytes]:
+        draft = begun(tmp_path / name)
+        work(draft, items, process, monkeypatch)
+        left, write = iter(range(writes)), Storage.write_bytes
+
+        def dying(*arguments: object) -> None:
+            if next(left, None) is None:
+                raise Killed
+            write(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "write_bytes", dying)
+            try:
+                drop(draft)
+            except Killed:
+                patch.setattr(Storage, "write_bytes", write)
+                shards.run_shards(draft, items, lambda: process)
+                drop(draft)
+        return {name: data for name, data in bytes_of(draft).items() if name != "_draft.json"}
+
+    whole = run("whole", 1_000)
+    record = begun(tmp_path / "whole").finished_shards()[1]
+    assert record["dropped"][reason] == (1 if process is chunked else 2)
+    assert record["facts"] == ({"part": 1} if process is chunked else {})
+    for writes in range(20):
+        assert run(str(writes), writes) == whole, writes
+
+
+@pytest.mark.parametrize("items", [["a", "b", "c"], ["a"], ["a", "other"]])
+def test_shards_that_were_cut_otherwise_are_refused(
+    items: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = begun(tmp_path)
+    work(draft, ["a", "bc"], lambda item: Shard(facts={"item": item}), monkeypatch)
+    shards.run_shards(draft, ["a", "bc"], lambda: None)
+    with pytest.raises(UserError, match=r"1 of 2 finished shards hold other items.*first shard 1: give the setting"):
+        shards.run_shards(draft, items, lambda: None)
