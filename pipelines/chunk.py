@@ -6,16 +6,18 @@ Three passes: MinHash signatures of the documents, which make works and splits; 
 removal of chunks whose text occurs in more than `max_repeats` works.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
 
 from pipelines.shards import drop_all, run_shards, speed
 from quire import artifact, chunks, config, dedup, schema, splits
 from quire.artifact import WORK, Artifact, Draft, Shard
+from quire.errors import UserError
 
 
 class Shares(config.Config):
@@ -25,6 +27,13 @@ class Shares(config.Config):
     validation: float = Field(default=0.1, ge=0)
     calibration: float = Field(default=0.15, ge=0)
     test: float = Field(default=0.15, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        total = sum(self.model_dump().values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"shares add up to {total:g}: make them add up to 1")
+        return self
 
 
 class Split(config.Config):
@@ -51,6 +60,12 @@ class ChunkConfig(config.Config):
     split: Split = Split()
     runtime: config.Runtime = config.Runtime()
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.overlap >= self.size:
+            raise ValueError(f"overlap = {self.overlap}: give fewer sentences than size = {self.size}")
+        return self
+
 
 CONFIG = ChunkConfig
 
@@ -70,13 +85,22 @@ def run(settings: ChunkConfig) -> Artifact:
     return _publish(draft, documents, len(items), works)
 
 
-def _works(documents: Artifact, draft: Draft, settings: ChunkConfig) -> dict[str, tuple[str, str]]:
-    """document_id -> (work_id, split); computed once and kept in the draft for a resumed run."""
+class Work(NamedTuple):
+    """Where a document belongs."""
+
+    work_id: str
+    split: str
+    author_group: str
+
+
+def _works(documents: Artifact, draft: Draft, settings: ChunkConfig) -> dict[str, Work]:
+    """document_id -> its work; computed once and kept in the draft for a resumed run."""
     kept = f"{draft.folder}/{WORK}/works.json"
     if draft.storage.exists(kept):
-        return {key: (work, split) for key, (work, split) in draft.storage.read_json(kept).items()}
-    table = documents.read(["document_id", "author", "anonymous"])
-    ids, authors = table["document_id"].to_pylist(), table["author"].to_pylist()
+        return {key: Work(*values) for key, values in draft.storage.read_json(kept).items()}
+    _check_columns(documents)
+    table = documents.read(["document_id", "authors"])
+    ids, authors = table["document_id"].to_pylist(), table["authors"].to_pylist()
     signatures, sizes = [], []
     for part in documents.parts:
         for text in documents.storage.read_table(part, ["text"])["text"].to_pylist():
@@ -84,15 +108,26 @@ def _works(documents: Artifact, draft: Draft, settings: ChunkConfig) -> dict[str
             sizes.append(len(text))
     work_of = dedup.work_ids(ids, np.stack(signatures), settings.near_duplicate)
     work_ids = [work_of[document] for document in ids]
-    groups = splits.split_groups(authors, work_ids, table["anonymous"].to_pylist(), by=settings.split.by)
+    author_groups = splits.split_groups(authors, work_ids)
+    groups = author_groups if settings.split.by == "author" else splits.split_groups(authors, work_ids, by="work")
     shares = settings.split.shares.model_dump()
     assigned = splits.assign_splits(groups, sizes, shares, seed=settings.split.seed, method=settings.split.method)
-    works = dict(zip(ids, zip(work_ids, assigned, strict=True), strict=True))
+    works = dict(zip(ids, map(Work, work_ids, assigned, author_groups), strict=True))
     draft.storage.write_json(kept, works)
     return works
 
 
-def _chunker(documents: Artifact, settings: ChunkConfig, works: dict[str, tuple[str, str]]) -> Any:
+def _check_columns(documents: Artifact) -> None:
+    with documents.storage.filesystem.open_input_file(documents.storage.path(documents.parts[0])) as file:
+        lacking = sorted(set(schema.DOCUMENTS.names) - set(pq.read_schema(file).names))
+    if lacking:
+        raise UserError(
+            f"documents = {documents.name!r} has no column {lacking[0]!r}: make it with pipelines.documents (again, if "
+            "an older version made it)"
+        )
+
+
+def _chunker(documents: Artifact, settings: ChunkConfig, works: dict[str, Work]) -> Any:
     def process(part: str) -> Shard:
         rows, dropped, size = [], [], 0
         for document in documents.storage.read_table(part).to_pylist():
@@ -107,7 +142,7 @@ def _chunker(documents: Artifact, settings: ChunkConfig, works: dict[str, tuple[
     return process
 
 
-def _chunk_document(document: dict, settings: ChunkConfig, work: tuple[str, str]) -> tuple[list[dict], list[dict]]:
+def _chunk_document(document: dict, settings: ChunkConfig, work: Work) -> tuple[list[dict], list[dict]]:
     text, document_id = document["text"], document["document_id"]
     result = chunks.chunk_text(
         text,
@@ -121,10 +156,11 @@ def _chunk_document(document: dict, settings: ChunkConfig, work: tuple[str, str]
         {
             "chunk_id": f"{document_id}:{chunk.index}",
             "document_id": document_id,
-            "work_id": work[0],
+            "work_id": work.work_id,
             "author": document["author"],
+            "author_group": work.author_group,
             "anonymous": document["anonymous"],
-            "split": work[1],
+            "split": work.split,
             "index": chunk.index,
             "start": chunk.start,
             "end": chunk.end,
@@ -157,7 +193,7 @@ def _drop_repeated(draft: Draft, num_shards: int, max_repeats: int) -> None:
     drop_all(draft, drops)  # decided for all before any is rewritten: a text is in too many works, or no longer
 
 
-def _publish(draft: Draft, documents: Artifact, num_shards: int, works: dict[str, tuple[str, str]]) -> Artifact:
+def _publish(draft: Draft, documents: Artifact, num_shards: int, works: dict[str, Work]) -> Artifact:
     names = [f"{draft.folder}/part-{index:05d}.parquet" for index in range(num_shards)]
     columns = ["split", "work_id", "author", "document_id"]
     table = pa.concat_tables(draft.storage.read_table(name, columns) for name in names)
@@ -174,7 +210,7 @@ def _publish(draft: Draft, documents: Artifact, num_shards: int, works: dict[str
             "documents": len(part["document_id"].unique()),
             "chunks": part.num_rows,
         }
-    joined = len(works) - len({work for work, _ in works.values()})
+    joined = len(works) - len({work.work_id for work in works.values()})
     size = documents.manifest["cost"]["bytes_out"]
     lines = [
         f"{split:<12}" + "  ".join(f"{count:>6,} {what}" for what, count in counts[split].items()) for split in counts

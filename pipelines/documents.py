@@ -7,16 +7,15 @@ A source is a folder of text files (books), or the documentation strings of the 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.shards import groups, run_shards, speed
-from quire import artifact, config, decode, docstrings, english, gutenberg, gutenberg_header, names, schema
+from quire import artifact, config, decode, docstrings, english, gutenberg, gutenberg_header, identity, names, schema
 from quire.artifact import Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.storage import Storage
@@ -28,8 +27,9 @@ class Folder(config.Config):
 
     kind: Literal["folder"] = "folder"
     folder: str
-    suffix: str = ".txt"
+    suffix: str = Field(default=".txt", description="in any case: .TXT as well")
     manifest: str | None = Field(default=None, description="JSON lines with file, author, title; inside the folder")
+    shard_bytes: int = Field(default=4 * 2**20, gt=0, description="source bytes per shard")
 
 
 class Docstrings(config.Config):
@@ -41,9 +41,11 @@ class Docstrings(config.Config):
     max_books: int = Field(default=8, gt=0)
     max_chars: int = Field(default=120_000, gt=0)
 
-
-class DocumentsRuntime(config.Runtime):
-    shard_bytes: int = Field(default=4 * 2**20, gt=0, description="source bytes per shard")
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_chars > self.max_chars:
+            raise ValueError(f"min_chars = {self.min_chars}: give at most max_chars = {self.max_chars}")
+        return self
 
 
 class DocumentsConfig(config.Config):
@@ -54,7 +56,7 @@ class DocumentsConfig(config.Config):
     min_kept: float = Field(default=0.5, ge=0, le=1, description="a document keeping less of itself stops the run")
     allow_losses: tuple[str, ...] = Field(default=(), description="document ids allowed to keep less than min_kept")
     english: bool = True
-    runtime: DocumentsRuntime = DocumentsRuntime()
+    runtime: config.Runtime = config.Runtime()
 
 
 CONFIG = DocumentsConfig
@@ -71,33 +73,44 @@ def run(settings: DocumentsConfig) -> Artifact:
         inputs={"source": reading.content_hash()},
     )
     if draft.published:
+        if losses := _losses(draft.published.manifest["facts"]["kept"], settings):
+            raise UserError(losses)
         return draft.published
-    # A shard's bytes, not its place in the cluster, decide what it holds; the number of workers changes nothing.
     run_shards(draft, reading.shards(), reading.make, (settings,), num_workers=settings.runtime.num_workers)
     return _publish(draft, settings, len(reading.shards()))
 
 
 def _recipe(settings: DocumentsConfig) -> dict[str, Any]:
-    """Where a folder lies does not matter, only what is in it (its content hash is an input)."""
+    """Where a folder lies does not matter, only what is in it (its content hash is an input).
+
+    What is allowed to be lost decides whether to stop, not what is made, so it may be set after the loss was found.
+    """
     recipe = config.recipe(settings)
     recipe["source"].pop("folder", None)
-    return recipe
+    return {key: value for key, value in recipe.items() if key not in ("min_kept", "allow_losses")}
+
+
+def _losses(kept: Mapping[str, float], settings: DocumentsConfig) -> str:
+    """Which documents lost more than is allowed, and what to do; "" when none did."""
+    lost = {k: v for k, v in kept.items() if v < settings.min_kept and k not in settings.allow_losses}
+    if not lost:
+        return ""
+    worst = min(lost, key=lost.get)
+    return (
+        f"{len(lost)} document(s) kept less than min_kept = {settings.min_kept} of their text, the worst {worst!r} "
+        f"({lost[worst]:.0%}): look at the file; to accept it set allow_losses={sorted(lost)!r} or lower min_kept"
+    )
 
 
 def _publish(draft: Draft, settings: DocumentsConfig, num_shards: int) -> Artifact:
     records = draft.finished_shards().values()
     kept = {k: v for record in records for k, v in record["facts"]["kept"].items()}
-    lost = {k: v for k, v in kept.items() if v < settings.min_kept and k not in settings.allow_losses}
-    if lost:
-        worst = min(lost, key=lost.get)
-        raise UserError(
-            f"{len(lost)} document(s) kept less than min_kept = {settings.min_kept} of their text, the worst {worst!r} "
-            f"({lost[worst]:.0%}): look at the file; to accept it set allow_losses={sorted(lost)!r} or lower min_kept"
-        )
+    if losses := _losses(kept, settings):
+        raise draft.given_up(losses)
     total = sum(record["bytes_in"] for record in records)
     rows = sum(record["rows_out"] for record in records)
     if not rows:
-        raise UserError(
+        raise draft.given_up(
             f"no document survived: {schema.summarise(_dropped(records))}; look at rejects in {draft.folder}"
         )
     summary = (
@@ -122,8 +135,8 @@ class _Books:
     def __init__(self, settings: DocumentsConfig):
         self.settings, self.source = settings, settings.source
         self.storage = Storage(self.source.folder)
-        every = self.storage.files()
-        self.files = [file for file in every if file.endswith(self.source.suffix)]
+        every, suffix = self.storage.files(), self.source.suffix.lower()
+        self.files = [file for file in every if file.lower().endswith(suffix) and file != self.source.manifest]
         if not self.files:
             raise UserError(
                 f"source.folder = {self.source.folder!r}: no file ending in {self.source.suffix!r} below it"
@@ -134,17 +147,20 @@ class _Books:
         """SHA-256 over names and contents, so that a changed book is noticed wherever the folder lies."""
         files = self.files + ([self.source.manifest] if self.source.manifest else [])
         with ThreadPoolExecutor(8) as pool:
-            digests = list(pool.map(self.storage.sha256, files))
+            digests = list(pool.map(self._digest, files))
         return hashlib.sha256(json.dumps(list(zip(files, digests, strict=True))).encode()).hexdigest()
+
+    def _digest(self, file: str) -> str:
+        try:
+            return self.storage.sha256(file)
+        except PermissionError:
+            return "unreadable"  # it is dropped for that; once it can be read, the corpus is another one
 
     def shards(self) -> list[list[dict[str, Any]]]:
         sizes = [self.storage.size(file) for file in self.files]
         ids = _document_ids(self.files, self.source.suffix)
-        items = [
-            {"folder": self.source.folder, "file": file, "id": ids[file], **self.manifest.get(file, {})}
-            for file in self.files
-        ]
-        return [[items[i] for i in group] for group in groups(sizes, self.settings.runtime.shard_bytes)]
+        items = [{"file": file, "id": ids[file], "stated": self.manifest.get(file, {})} for file in self.files]
+        return [[items[i] for i in group] for group in groups(sizes, self.source.shard_bytes)]
 
     def _read_manifest(self, every: Sequence[str]) -> dict[str, dict[str, str]]:
         name = self.source.manifest
@@ -152,73 +168,80 @@ class _Books:
             return {}
         if name not in every:
             raise UserError(f"source.manifest = {name!r}: no such file in {self.source.folder!r}")
-        rows = [json.loads(line) for line in self.storage.read_bytes(name).decode("utf-8").splitlines() if line.strip()]
-        return {PurePosixPath(row["file"]).name: {k: row[k] for k in ("author", "title") if row.get(k)} for row in rows}
+        return identity.read_manifest(self.storage.read_bytes(name), self.files, self.storage.uri(name))
 
     @staticmethod
     def make(settings: DocumentsConfig) -> Any:
+        storage = Storage(settings.source.folder)
+
         def process(items: list[dict[str, Any]]) -> Shard:
-            rows, dropped, size = [], [], 0
+            rows, dropped, kept, size = [], [], {}, 0
             for item in items:
-                data = Storage(item["folder"]).read_bytes(item["file"])
-                size += len(data)
-                row, reason = _read_book(item, data, settings)
-                if row is not None:
-                    rows.append(row)
-                else:
-                    dropped.append({"id": item["id"], "reason": reason[0], "detail": f"{item['file']}: {reason[1]}"})
-            return _shard(rows, dropped, len(items), size)
+                try:
+                    data = storage.read_bytes(item["file"])
+                    size += len(data)
+                    decoded = decode.decode(data)
+                    header = _header(decoded.text, settings.english)
+                    text = gutenberg.clean(decoded.text).text
+                    # Whatever becomes of it: a book that cleaning has emptied must stop the run, as any great loss.
+                    kept[item["id"]] = len(text) / len(decoded.text)
+                    _check_text(text, settings.english)
+                    rows.append(_row(item, header, text, decoded.encoding, kept[item["id"]]))
+                except PermissionError:
+                    dropped.append(_reject(item, "unreadable", "no permission to read it"))
+                except (decode.Unreadable, _Unwanted) as error:
+                    dropped.append(_reject(item, error.reason, error.detail))
+            return _shard(rows, dropped, kept, len(items), size)
 
         return process
 
 
-def _read_book(item: dict[str, Any], data: bytes, settings: DocumentsConfig) -> tuple[dict | None, tuple[str, str]]:
-    """One file as a document row, or the reason why not."""
-    try:
-        decoded = decode.decode(data)
-    except decode.Unreadable as error:
-        return None, (error.reason, str(error))
-    header = gutenberg_header.parse_header(decoded.text)
-    languages = [language.lower() for language in header.languages]
-    if settings.english and languages and "english" not in languages:
-        return None, ("not_english", f"its header says {', '.join(header.languages)}")
-    text = gutenberg.clean(decoded.text).text
+class _Unwanted(Exception):
+    """A text that can be read and makes no document, and why."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def _reject(item: dict[str, Any], reason: str, detail: str) -> dict[str, str]:
+    return {"id": item["id"], "reason": reason, "detail": f"{item['file']}: {detail}"}
+
+
+def _header(text: str, only_english: bool) -> gutenberg_header.Header:
+    header = gutenberg_header.parse_header(text)
+    if only_english and header.languages and "english" not in header.languages:
+        raise _Unwanted("not_english", f"its header says {', '.join(header.languages)}")
+    return header
+
+
+def _check_text(text: str, only_english: bool) -> None:
     if not text.strip():
-        return None, ("empty", "nothing left after cleaning")
-    if settings.english and not english.looks_english(text):
-        return None, ("not_english", "few English function words")
-    author, title = _identity(item, header)
-    row = {
+        raise _Unwanted("empty", "nothing left after cleaning")
+    if only_english and not english.looks_english(text):
+        raise _Unwanted("not_english", "few English function words")
+
+
+def _row(item: dict, header: gutenberg_header.Header, text: str, encoding: str, kept: float) -> dict[str, Any]:
+    found = identity.identify(item["file"], header, item["stated"])
+    return {
         "document_id": item["id"],
-        "author": names.slug(author),
-        "author_name": author,
-        "anonymous": names.is_anonymous(author),
-        "title": title,
+        "author": found.author,
+        "authors": found.authors,
+        "author_name": found.author_name,
+        "anonymous": not found.authors,
+        "title": found.title,
         "text": text,
         "source": item["file"],
-        "encoding": decoded.encoding,
-        "kept": len(text) / max(1, len(decoded.text)),
+        "encoding": encoding,
+        "kept": kept,
     }
-    return row, ("", "")
-
-
-def _identity(item: dict[str, Any], header: Any) -> tuple[str, str]:
-    """Author and title: the header's, else the manifest's, else folder and file name."""
-    path = PurePosixPath(item["file"])
-    stem_author, separator, stem_title = path.stem.partition("__")
-    from_path = (
-        (path.parent.name, path.stem)
-        if path.parent.name
-        else (stem_author if separator else "", stem_title or path.stem)
-    )
-    author = "; ".join(header.authors) or item.get("author") or from_path[0].replace("_", " ")
-    title = header.title or item.get("title") or from_path[1].replace("_", " ")
-    return author, title
 
 
 def _document_ids(files: Sequence[str], suffix: str) -> dict[str, str]:
     """A stable id per file from its relative path; a hash is added where two paths would give the same id."""
-    slugs = {file: "/".join(names.slug(part, 120) for part in file.removesuffix(suffix).split("/")) for file in files}
+    stems = {file: file[: len(file) - len(suffix)] for file in files}
+    slugs = {file: "/".join(names.slug(part, 120) for part in stem.split("/")) for file, stem in stems.items()}
     counts: dict[str, int] = {}
     for slug in slugs.values():
         counts[slug] = counts.get(slug, 0) + 1
@@ -257,6 +280,7 @@ class _Packages:
                         {
                             "document_id": book.title,
                             "author": names.slug(book.author),
+                            "authors": [names.slug(book.author)],
                             "author_name": book.author,
                             "anonymous": False,
                             "title": book.title,
@@ -266,19 +290,20 @@ class _Packages:
                             "kept": 1.0,
                         }
                     )
-            return _shard(rows, dropped, len(rows) + len(dropped), size)
+            kept = {row["document_id"]: 1.0 for row in rows}
+            return _shard(rows, dropped, kept, len(rows) + len(dropped), size)
 
         return process
 
 
-def _shard(rows: list[dict], dropped: list[dict], rows_in: int, size: int) -> Shard:
+def _shard(rows: list[dict], dropped: list[dict], kept: dict[str, float], rows_in: int, size: int) -> Shard:
     columns = {name: [row[name] for row in rows] for name in schema.DOCUMENTS.names}
     return Shard(
         table=pa.table(columns, schema=schema.DOCUMENTS),
         rows_in=rows_in,
         rejects=schema.rejects(dropped),
         bytes_in=size,
-        facts={"kept": {row["document_id"]: round(row["kept"], 4) for row in rows}},
+        facts={"kept": {document: round(share, 4) for document, share in kept.items()}},
     )
 
 

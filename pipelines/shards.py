@@ -1,8 +1,8 @@
 """Run a step shard by shard on Ray Data: a shard is computed, written and recorded by one worker, or not at all.
 
-Resume is by shard: what an interrupted run has recorded is not done again, and a run that would cut its shards otherwise
-is refused. Ray Data's own checkpointing is not used: it knows no fingerprint and loses rows when a document's chunks
-straddle two write blocks.
+Resume is by shard: what an interrupted run has recorded is not done again, and a run that would cut its shards
+otherwise is refused. Ray Data's own checkpointing is not used: it knows no fingerprint and loses rows when a document's
+chunks straddle two write blocks.
 """
 
 import hashlib

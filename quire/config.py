@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quire.errors import UserError
 
@@ -30,7 +30,7 @@ class Runtime(Config):
     """Where and with what a step runs. Never part of the fingerprint: it must not change a result."""
 
     root: str = "artifacts"
-    num_workers: int | None = None
+    num_workers: int | None = Field(default=None, gt=0)
 
 
 C = TypeVar("C", bound=Config)

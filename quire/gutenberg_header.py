@@ -17,9 +17,10 @@ _TITLE_BY_AUTHOR = re.compile(
     r"(?P<title>.+?),? by (?P<author>[^,]+?)(?:,|$)",
     re.I,
 )
-_AND = re.compile(r"\s*;\s*|\s+(?:and|&)\s+", re.I)
+_AND = re.compile(r"\s*(?:;|(?<=\s)(?:and|&)(?=[\s;]|$))\s*", re.I)
 _LIST = re.compile(r"\s*[,;/]\s*|\s+and\s+")
 _BRACKETED = re.compile(r"[(\[][^)\]]*[)\]]")
+_SUFFIX = re.compile(r"(?:[JS]r|I{2,3}|IV|Esq|Bart|M\.? ?[AD]|Ph\.? ?D|D\.? ?D|LL\.? ?D|père|fils)\.?$", re.I)
 _LIFE_DATES = re.compile(r",?\s*\d{4}\??\s*[-–]\s*(?:\d{4}\??)?$")
 
 
@@ -49,7 +50,7 @@ def parse_header(text: str) -> Header:
     number = _EBOOK_NUMBER.search(header)
     return Header(
         title=title,
-        authors=tuple(dict.fromkeys(name for field in authors for name in _names(field))),
+        authors=tuple(dict.fromkeys(name for field in authors for name in people(field))),
         languages=tuple(part for field in fields.get("language", []) for part in _LIST.split(field.lower())),
         gutenberg_id=int(number[1]) if number else None,
         encoding=next(iter(fields.get("character set encoding", [])), ""),
@@ -57,21 +58,45 @@ def parse_header(text: str) -> Header:
 
 
 def _fields(header: str) -> dict[str, list[str]]:
-    """The header's "Name: value" lines by lower-case singular name; lines that continue one are joined to it."""
+    """The header's "Name: value" lines by lower-case singular name; lines that continue one are joined to it.
+
+    A line below "Author:" is another author.
+    """
     fields: dict[str, list[str]] = {}
     current: list[str] | None = None
+    joint = " "
     for line in header.split("\n"):
         if match := _FIELD.match(line):
-            current = fields.setdefault(match[1].lower().removesuffix("s"), [])
+            name = match[1].lower().removesuffix("s")
+            current, joint = fields.setdefault(name, []), "; " if name == "author" else " "
             current.append(match[2].strip())
         elif not line or line.startswith(("[", "*")):
             current = None
         elif current is not None:
-            current[-1] = f"{current[-1]} {line.strip()}".strip()
+            current[-1] = f"{current[-1]}{joint}{line.strip()}".strip()
     return {name: [" ".join(value.split()) for value in values if value] for name, values in fields.items()}
 
 
-def _names(field: str) -> list[str]:
-    """The people of one author line: no alias in brackets, no years of life."""
-    names = (_LIFE_DATES.sub("", _BRACKETED.sub(" ", part)).strip(" ,;:-") for part in _AND.split(field))
-    return [" ".join(name.split()) for name in names if name]
+def people(field: str) -> tuple[str, ...]:
+    """The people of an author line, each "First Last": no alias in brackets, no years of life.
+
+    "Last, First" is turned; "A and B", "A; B" and "First Last, First Last" are two.
+    """
+    parts = (_LIFE_DATES.sub("", part).strip(" ,;:-") for part in _AND.split(_BRACKETED.sub(" ", field)))
+    return tuple(dict.fromkeys(" ".join(name.split()) for part in parts if part for name in _turned(part)))
+
+
+def _turned(name: str) -> list[str]:
+    parts = [part.strip() for part in name.split(",") if part.strip()]
+    suffixes = [part for part in parts if _SUFFIX.match(part)]
+    parts = [part for part in parts if part not in suffixes]
+    if len(parts) > 1 and all(len(_capitalised(part)) > 1 for part in parts):
+        return parts
+    if len(parts) == 2:
+        return [", ".join([f"{parts[1]} {parts[0]}", *suffixes])]
+    return [name]
+
+
+def _capitalised(name: str) -> list[str]:
+    """Its words without particles: "von Goethe" is one name, "Charles Dickens" two."""
+    return [word for word in name.split() if not word.islower()]

@@ -5,7 +5,8 @@ import pyarrow as pa
 DOCUMENTS = pa.schema(
     [
         ("document_id", pa.string()),
-        ("author", pa.string()),  # slug; the group that splits respect
+        ("author", pa.string()),  # one slug for all its people together
+        ("authors", pa.list_(pa.string())),  # the slug of each who has a name; none of them straddles two splits
         ("author_name", pa.string()),
         ("anonymous", pa.bool_()),  # an anonymous author is never the same author as another
         ("title", pa.string()),
@@ -21,6 +22,7 @@ CHUNKS = pa.schema(
         ("document_id", pa.string()),
         ("work_id", pa.string()),  # near-duplicate documents are one work
         ("author", pa.string()),
+        ("author_group", pa.string()),  # authors linked by common works; works of two groups share no author
         ("anonymous", pa.bool_()),
         ("split", pa.string()),
         ("index", pa.int32()),

@@ -15,30 +15,32 @@ SPLITS = ("train", "validation", "calibration", "test")
 
 
 def split_groups(
-    authors: Sequence[str],
+    authors: Sequence[Sequence[str]],
     works: Sequence[str],
-    anonymous: Sequence[bool],
     by: Literal["author", "work"] = "author",
 ) -> list[str]:
     """The group key of each document; documents of one group must share a split.
 
-    by="work": the work. by="author": what is connected by a common author or a common work, so that neither
-    ever straddles two splits: two authors of one near-duplicate work are one group. Anonymous documents
-    ("unknown", "various") are connected by their work alone. A key names the group's smallest author, or its
-    smallest work if all is anonymous, so it stays the same when documents are added that do not join groups.
+    `authors` holds the names of each document's authors, none for an anonymous one. by="work": the work. by="author":
+    what is connected by a common author or a common work, so that neither ever straddles two splits: two authors who
+    once wrote together, or of one near-duplicate work, are one group. Anonymous documents are connected by their work
+    alone. A key names the group's smallest author, or its smallest work if all is anonymous, so it stays the same
+    when documents are added that do not join groups.
     """
-    if not len(authors) == len(works) == len(anonymous):
-        raise UserError(f"{len(authors)} authors, {len(works)} works, {len(anonymous)} anonymous: give one of each")
+    if len(authors) != len(works):
+        raise UserError(f"authors of {len(authors)} documents, works of {len(works)}: give both for each")
     if by == "work":
         return [f"work:{work}" for work in works]
     if by != "author":
         raise UserError(f"by = {by!r}: groups are by 'author' or by 'work'")
-    names = [
-        f"work:{work}" if nameless else f"author:{author}"
-        for author, work, nameless in zip(authors, works, anonymous, strict=True)
+    # A bipartite graph of names and works: each author of a document is an edge.
+    edges = [
+        (name, work)
+        for people, work in zip(authors, works, strict=True)
+        for name in ([f"author:{author}" for author in people] or [f"work:{work}"])
     ]
-    # A bipartite graph of names and works: each document is an edge.
-    name, work = _codes(names), _codes(works)
+    names = [name for name, _ in edges]
+    name, work = _codes(names), _codes([work for _, work in edges])
     num_names = int(name.max(initial=-1)) + 1
     num_nodes = num_names + int(work.max(initial=-1)) + 1
     graph = coo_array((np.ones(len(names), bool), (name, num_names + work)), shape=(num_nodes, num_nodes))
@@ -46,7 +48,8 @@ def split_groups(
     key: dict[int, str] = {}
     for group, candidate in zip(component, names, strict=True):  # "author:" sorts before "work:"
         key[group] = min(key.get(group, candidate), candidate)
-    return [key[group] for group in component]
+    group_of = {work: group for (_, work), group in zip(edges, component, strict=True)}
+    return [key[group_of[work]] for work in works]
 
 
 def assign_splits(

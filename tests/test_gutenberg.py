@@ -228,6 +228,28 @@ def test_two_authors_on_a_line_are_two() -> None:
     assert parse_header(text).authors == ("Mark Twain", "Charles Dudley Warner")
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("Mark Twain\n        Charles Dudley Warner", ["Mark Twain", "Charles Dudley Warner"]),
+        ("Mark Twain and\n        Charles Dudley Warner", ["Mark Twain", "Charles Dudley Warner"]),
+        ("Mark Twain\n   and Charles Dudley Warner", ["Mark Twain", "Charles Dudley Warner"]),
+        ("George Eliot (Mary\n   Ann Evans)", ["George Eliot"]),
+        ("Twain, Mark, 1835-1910\nAuthor: Mark Twain", ["Mark Twain"]),
+        ("Warner, Charles Dudley & Twain, Mark", ["Charles Dudley Warner", "Mark Twain"]),
+        (
+            "Goethe, Johann von; von Schiller, Friedrich",
+            ["Johann von Goethe", "Friedrich von Schiller"],
+        ),
+        ("Jules Verne, H. G. Wells, and Mark Twain", ["Jules Verne", "H. G. Wells", "Mark Twain"]),
+        ("King, Martin Luther, Jr.", ["Martin Luther King, Jr."]),
+        ("Oliver Wendell Holmes, Sr.", ["Oliver Wendell Holmes, Sr."]),
+    ],
+)
+def test_every_author_is_one_person_first_name_first(lines: str, expected: list[str]) -> None:
+    assert list(parse_header(book().replace("George Eliot\n\nRelease", f"{lines}\n\nRelease")).authors) == expected
+
+
 def test_lines_of_the_book_are_no_header() -> None:
     body = "Title: a word she had not\n\nAuthor: nobody\n\nby the door she stood.\n\n" + BODY
     assert parse_header(body) == Header()

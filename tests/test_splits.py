@@ -36,22 +36,26 @@ def _connected(left, right):
 @settings(deadline=None)
 @given(documents)
 def test_groups_are_the_components_linked_by_a_named_author_or_a_work(rows):
-    authors, works = [f"a{a}" for a, *_ in rows], [f"w{w}" for _, w, *_ in rows]
-    anonymous = [nameless for *_, nameless, _ in rows]
-    groups = split_groups(authors, works, anonymous)
-    expected = _connected([None if n else a for a, n in zip(authors, anonymous, strict=True)], works)
+    authors, works = [[] if n else [f"a{a}"] for a, _, n, _ in rows], [f"w{w}" for _, w, *_ in rows]
+    groups = split_groups(authors, works)
+    expected = _connected([people[0] if people else None for people in authors], works)
     for i in range(len(rows)):
         for j in range(len(rows)):
             assert (groups[i] == groups[j]) == (expected[i] == expected[j])
 
 
 def test_two_authors_of_one_work_share_a_group_and_anonymous_works_do_not():
-    groups = split_groups(["ann", "bob", "bob", "unknown", "unknown"], ["1", "1", "2", "3", "4"], [0, 0, 0, 1, 1])
+    groups = split_groups([["ann"], ["bob"], ["bob"], [], []], ["1", "1", "2", "3", "4"])
     assert groups == ["author:ann"] * 3 + ["work:3", "work:4"]
 
 
+def test_authors_who_wrote_together_share_a_group_with_what_each_wrote_alone():
+    authors = [["collins"], ["dickens"], ["dickens", "collins"], ["gaskell"]]
+    assert split_groups(authors, ["1", "2", "3", "4"]) == ["author:collins"] * 3 + ["author:gaskell"]
+
+
 def test_grouping_by_work_lets_an_author_straddle():
-    assert split_groups(["a", "a", "b"], ["1", "2", "1"], [False] * 3, by="work") == [
+    assert split_groups([["a"], ["a"], ["b"]], ["1", "2", "1"], by="work") == [
         "work:1",
         "work:2",
         "work:1",
@@ -59,11 +63,11 @@ def test_grouping_by_work_lets_an_author_straddle():
 
 
 def test_an_author_called_like_a_work_is_another_group():
-    assert len(set(split_groups(["x", "unknown"], ["w", "x"], [False, True]))) == 2
+    assert len(set(split_groups([["x"], []], ["w", "x"]))) == 2
 
 
 def test_no_documents_have_no_groups():
-    assert split_groups([], [], []) == []
+    assert split_groups([], []) == []
 
 
 @settings(deadline=None)
@@ -128,11 +132,11 @@ def test_impossible_splits_are_refused_with_the_remedy(num_groups, shares, metho
 
 
 def test_unequal_columns_are_refused():
-    with pytest.raises(UserError, match="2 authors, 1 works"):
-        split_groups(["a", "b"], ["1"], [False, False])
+    with pytest.raises(UserError, match="authors of 2 documents, works of 1"):
+        split_groups([["a"], ["b"]], ["1"])
     with pytest.raises(UserError, match="2 groups but 1 sizes"):
         assign_splits(["a", "b"], [1], SHARES, 1)
     with pytest.raises(UserError, match="by = 'title'"):
-        split_groups(["a"], ["1"], [False], by="title")
+        split_groups([["a"]], ["1"], by="title")
     with pytest.raises(UserError, match="sizes"):
         assign_splits(["a"], [float("inf")], SHARES, 1)

@@ -66,7 +66,7 @@ def words(encoder_folder: str, books_folder: Path) -> list[str]:
         "documents.source.folder": books_folder,
         "chunk.size": 6,
         "chunk.overlap": 2,
-        "documents.runtime.shard_bytes": 100_000,
+        "documents.source.shard_bytes": 100_000,
         "embed.model": encoder_folder,
         "cross_encoder.model": encoder_folder,
         "bi_encoder.model": encoder_folder,
