@@ -60,7 +60,7 @@ def run(settings: PairsConfig) -> Artifact:
 
 def _sampler(chunks: Artifact, near: Artifact, settings: PairsConfig) -> Any:
     def process(split: str) -> Shard:
-        columns = ["chunk_id", "document_id", "work_id", "author", "anonymous", "split", "start", "end"]
+        columns = ["chunk_id", "document_id", "work_id", "author", "author_group", "anonymous", "split", "start", "end"]
         table = chunks.read(columns)
         table = table.filter(pc.equal(table["split"], split)).drop_columns(["split"])
         found = near.read()

@@ -21,7 +21,10 @@ NEGATIVE_TYPES = ("random", "same_author", "neighbor")
 SCHEMA = pa.schema([field for field in PAIRS if field.name != "split"])
 _RANDOM, _SAME_AUTHOR, _NEIGHBOR = range(3)
 _MAX_ROUNDS = 8  # of drawing anew what was drawn before; small corpora have few pairs to give
-_COLUMNS = ("chunk_id", "document_id", "work_id", "author", "anonymous", "start", "end")
+_COLUMNS = ("chunk_id", "document_id", "work_id", "author", "author_group", "anonymous", "start", "end")
+# Characters. In 65 novels at most 71 stand between two sentences that follow each other (white space around verse and
+# headings), so that a wider gap holds a sentence; a sentence has 100 on average.
+MIN_GAP = 80
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,12 @@ class _Works:
     keys: list[int]  # (w,) of the random numbers
     work: np.ndarray  # (n,) work of each chunk
     offset: np.ndarray  # (w + 1,) first chunk of each work
-    by_author: np.ndarray  # (w,) works sorted by author, an anonymous work being an author of its own
+    by_author: np.ndarray  # (w,) works sorted by group and author, an anonymous work being an author of its own
     place: np.ndarray  # (w,) where by_author holds each work
     author_first: np.ndarray  # (w,) where by_author holds the first and, exclusive, the last work
     author_last: np.ndarray  # (w,) of the same author
+    group_first: np.ndarray  # (w,) and of the same group of authors
+    group_last: np.ndarray  # (w,)
 
 
 class _Sources(NamedTuple):
@@ -66,22 +71,24 @@ def sample_pairs(
     num_positives_per_work: int = 20,
     num_negatives_per_work: int = 40,
     random_share: float = 0.10,
-    min_gap: int = 1,
+    min_gap: int = MIN_GAP,
     seed: int,
 ) -> tuple[pa.Table, dict[str, int]]:
     """The pairs of one split, sorted by work, and how many are missing for which reason.
 
-    `chunks`: the chunks of ONE split with chunk_id, document_id, work_id, author, anonymous, start and end,
-    each document in reading order. `neighbor_works`: work_id -> work_ids. `neighbor_chunks`: chunk_id ->
+    `chunks`: the chunks of ONE split with chunk_id, document_id, work_id, author, author_group, anonymous, start and
+    end, each document in reading order. `neighbor_works`: work_id -> work_ids. `neighbor_chunks`: chunk_id ->
     chunk_ids, nearest first. Neighbours outside the split are left out and counted.
 
     Positives: drawn evenly from all pairs of a work's chunks at least `min_gap` characters apart in one
-    document (chunks of two documents of one work, near-duplicates by definition, may share sentences).
+    document (chunks of two documents of one work, near-duplicates by definition, may share sentences). By default
+    they do not touch: a sentence stands between them.
 
-    Negatives: a chunk of the work and one of another work. `random_share` of them are "random": a work by
-    another author. The rest is shared between "same_author" (never an anonymous one) and "neighbor", or falls
-    to the one that the work has; where it has neither, all are random. Half of the "neighbor" pairs take the
-    chunk's nearest neighbour where `neighbor_chunks` has one, the others any chunk of a neighbouring work.
+    Negatives: a chunk of the work and one of another work. `random_share` of them are "random": a work of another
+    group of authors, so that nobody wrote on both. The rest is shared between "same_author" (the same people; never
+    anonymous ones) and "neighbor", or falls to the one that the work has; where it has neither, all are random. Half
+    of the "neighbor" pairs take the chunk's nearest neighbour where `neighbor_chunks` has one, the others any chunk of
+    a neighbouring work.
 
     No two chunks make a pair twice. A work that has fewer positives gets fewer negatives, in proportion, so
     that short works are not recognisable by their label. Which chunk of a pair comes first is random.
@@ -122,10 +129,13 @@ def _sorted_by_work(chunks: pa.Table, seed: int) -> _Works:
     named_work, first = np.unique(work[named], return_index=True)
     work_author = len(authors) + np.arange(len(names))
     work_author[named_work] = author[named[first]]
-    by_author = np.argsort(work_author, kind="stable")
+    group, _ = _codes(table["author_group"])
+    work_group = group[offset[:-1]]  # the documents of a work are in one group
+    by_author = np.lexsort((work_author, work_group))
     place = np.empty_like(by_author)
     place[by_author] = np.arange(len(by_author))
-    bounds = (np.searchsorted(work_author[by_author], work_author, side) for side in ("left", "right"))
+    keys_of_works = (work_group * (int(work_author.max(initial=-1)) + 1) + work_author, work_group)
+    bounds = [np.searchsorted(key[by_author], key, side) for key in keys_of_works for side in ("left", "right")]
     digests = (hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest() for name in names)
     keys = [int.from_bytes(digest, "big") for digest in digests]
     return _Works(table, names, keys, work, offset, by_author, place, *bounds)
@@ -181,8 +191,8 @@ def _negatives(works: _Works, sources: _Sources, quota: np.ndarray, missing: Cou
 
 def _weights(works: _Works, has_neighbors: np.ndarray, random_share: float) -> np.ndarray:
     """The weights of the three types for each work: (w, 3)."""
-    num_same = works.author_last - works.author_first
-    available = np.stack([num_same < len(works.names), num_same > 1, has_neighbors], axis=1)
+    num_same, num_linked = works.author_last - works.author_first, works.group_last - works.group_first
+    available = np.stack([num_linked < len(works.names), num_same > 1, has_neighbors], axis=1)
     hard = available[:, 1:].sum(axis=1, keepdims=True)
     weights = np.where(hard > 0, (1 - random_share) / np.maximum(hard, 1), 0) * available
     weights[:, _RANDOM] = np.where(hard[:, 0] > 0, random_share, 1) * available[:, _RANDOM]
@@ -218,7 +228,7 @@ def _draw_negatives(works: _Works, sources: _Sources, lack: np.ndarray, round_nu
 
 
 def _other_author(works: _Works, work: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    first, last = works.author_first[work], works.author_last[work]
+    first, last = works.group_first[work], works.group_last[work]
     place = _below(draws, len(works.names) - (last - first))
     return works.by_author[np.where(place >= first, place + last - first, place)]
 

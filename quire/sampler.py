@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from quire.pairs import MIN_GAP
+
 
 def generator(seed: int, step: int, stream: int = 0) -> np.random.Generator:
     """The random numbers of one step. Different seeds, steps or streams never share numbers."""
@@ -20,8 +22,8 @@ class BookBatches:
     """Batches of `works_per_batch` works x `chunks_per_work` chunks.
 
     The batch grows around random works: after each comes, with probability `hard_share`, one of its neighbours (works
-    of the same author or of near centroids), so that the in-batch negatives are hard ones. Two chunks of a work are
-    never so close that they overlap or touch, when the work is long enough.
+    of the same author or of near centroids), so that the in-batch negatives are hard ones. Two chunks of a work neither
+    overlap nor touch (a sentence stands between them), when the work is long enough.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class BookBatches:
         kept: list[int] = []
         for candidate in order:
             start, end = rows[candidate, 1:]
-            if all(end < rows[k, 1] or rows[k, 2] < start for k in kept):
+            if all(end + MIN_GAP <= rows[k, 1] or rows[k, 2] + MIN_GAP <= start for k in kept):
                 kept.append(int(candidate))
             if len(kept) == self.chunks_per_work:
                 return rows[kept, 0]

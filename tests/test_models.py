@@ -183,6 +183,15 @@ def test_a_batch_has_its_works_with_chunks_that_neither_overlap_nor_touch(step: 
         assert all(later > earlier + 1000 for earlier, later in zip(starts, starts[1:], strict=False))
 
 
+def test_chunks_of_a_batch_have_a_sentence_between_them_where_windows_follow_each_other_without_overlap() -> None:
+    works = {f"w{i}": rows(12, size=1000, step=1002) + np.asarray([100 * i, 0, 0]) for i in range(6)}
+    made = sampler.BookBatches(works, {}, works_per_batch=4, chunks_per_work=3, hard_share=0.5, seed=1)
+    for step in range(20):
+        chosen, works = made.plan(step)
+        for work in np.unique(works):
+            assert np.diff(sorted(chosen[works == work] % 100)).min() >= 2
+
+
 def test_related_works_meet_in_a_batch_when_asked_to() -> None:
     made = batches(hard_share=1.0, works_per_batch=2)
     for step in range(20):

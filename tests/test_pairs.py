@@ -8,27 +8,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quire.chunks import chunk_text
 from quire.errors import UserError
 from quire.pairs import SCHEMA, sample_pairs
 
 
 def _table(works):
-    """works: (work, author, anonymous, [chunks of each document]); a chunk is (start, end)."""
+    """works: (work, author, anonymous, [chunks of each document]); a chunk is (start, end); "a+b" wrote with "a"."""
     rows = [
-        (f"{work}.{d}:{i}", f"{work}.{d}", work, author, anonymous, start, end)
+        (f"{work}.{d}:{i}", f"{work}.{d}", work, author, work if anonymous else author[:1], anonymous, start, end)
         for work, author, anonymous, documents in works
         for d, chunks in enumerate(documents)
         for i, (start, end) in enumerate(chunks)
     ]
-    names = ["chunk_id", "document_id", "work_id", "author", "anonymous", "start", "end"]
-    types = [pa.string()] * 4 + [pa.bool_()] + [pa.int64()] * 2
+    names = ["chunk_id", "document_id", "work_id", "author", "author_group", "anonymous", "start", "end"]
+    types = [pa.string()] * 5 + [pa.bool_()] + [pa.int64()] * 2
     schema = pa.schema(list(zip(names, types, strict=True)))
     return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema)
 
 
 def _library(num_works=40, num_chunks=30, num_authors=20):
-    chunks = [(i * 100, i * 100 + 90) for i in range(num_chunks)]
-    return [(f"w{i}", f"a{i % num_authors}", False, [chunks]) for i in range(num_works)]
+    chunks = [(i * 1000, i * 1000 + 900) for i in range(num_chunks)]
+    return [(f"w{i}", chr(ord("a") + i % num_authors), False, [chunks]) for i in range(num_works)]
 
 
 def _ring(works):
@@ -45,7 +46,7 @@ def _corpora(draw):
         for _ in range(draw(st.integers(1, 2))):
             starts = np.cumsum(draw(st.lists(st.integers(1, 6), min_size=1, max_size=7)))
             documents.append([(int(s), int(s) + 5) for s in starts])
-        works.append((f"w{i}", f"a{draw(st.integers(0, 2))}", draw(st.booleans()), documents))
+        works.append((f"w{i}", draw(st.sampled_from(["a", "b", "b+c", "c"])), draw(st.booleans()), documents))
     works = [(w, "unknown" if nameless else a, nameless, d) for w, a, nameless, d in works]
     names = st.sampled_from([f"w{i}" for i in range(8)])
     return works, draw(st.dictionaries(names, st.lists(names, max_size=3))), draw(st.data())
@@ -88,8 +89,10 @@ def test_every_pair_obeys_its_rules_and_none_is_lost_silently(corpus, positives,
                 y["work_id"] in neighbors.get(x["work_id"], ()) or y["chunk_id"] in nearest.get(x["chunk_id"], ())
                 for x, y in either
             )
+        elif r["negative_type"] == "same_author":
+            assert same_author
         else:
-            assert r["negative_type"] == ("same_author" if same_author else "random")
+            assert r["negative_type"] == "random" and a["author_group"] != b["author_group"]
         assert r["label"] or r["distance"] is None
     wanted = len(works) * (positives + negatives)
     assert len(rows) + sum(n for reason, n in missing.items() if "outside" not in reason) == wanted
@@ -110,7 +113,7 @@ def test_a_work_gets_as_many_positives_as_it_has(corpus, num_positives, min_gap)
 
 def test_all_pairs_of_a_work_are_equally_likely():
     works = [("w", "a", False, [[(i * 10, i * 10 + 9) for i in range(5)], [(0, 4), (5, 9)]])]
-    options = {"num_positives_per_work": 3, "num_negatives_per_work": 0}
+    options = {"num_positives_per_work": 3, "num_negatives_per_work": 0, "min_gap": 1}
     counts = Counter()
     for seed in range(1100):
         pairs, _ = sample_pairs(_table(works), {}, seed=seed, **options)
@@ -151,6 +154,29 @@ def test_anonymous_works_are_never_by_the_same_author():
     assert set(pairs["negative_type"].drop_null().to_pylist()) == {"random"}
 
 
+def test_who_wrote_together_is_neither_the_same_author_nor_another():
+    works = [
+        (f"{author}{i}", author, False, documents)
+        for author in ("d", "d+c", "x")
+        for i, (*_, documents) in enumerate(_library(3))
+    ]
+    pairs, _ = sample_pairs(_table(works), {}, seed=1)
+    found = {(r["negative_type"], *sorted((r["author_a"], r["author_b"]))) for r in pairs.to_pylist() if not r["label"]}
+    same = {("same_author", author, author) for author in ("d", "d+c", "x")}
+    assert found == same | {("random", "d", "x"), ("random", "d+c", "x")}
+
+
+def test_positives_have_a_sentence_between_them_even_where_windows_do_not_overlap():
+    body = " ".join(f"Sentence number {i} has quite a few words in it, so that it is long enough." for i in range(40))
+    found = chunk_text(body, size=2, overlap=0, min_chars=0, english=False).chunks
+    works = [(f"w{i}", f"a{i}", False, [[(c.start, c.end) for c in found]]) for i in range(4)]
+    pairs, _ = sample_pairs(_table(works), {}, num_positives_per_work=150, num_negatives_per_work=1, seed=1)
+    places = [
+        sorted(int(r[side].split(":")[1]) for side in ("chunk_a", "chunk_b")) for r in pairs.to_pylist() if r["label"]
+    ]
+    assert min(b - a for a, b in places) == 2
+
+
 def test_half_of_the_neighbor_pairs_take_the_nearest_chunk_of_another_work_in_the_split():
     works = _library(num_authors=40)
     chunks = _table(works)
@@ -187,8 +213,8 @@ def test_the_order_of_documents_in_the_table_does_not_matter_and_the_seed_does()
 
 
 def test_a_work_with_fewer_positives_gets_fewer_negatives():
-    short = ("short", "b", False, [[(0, 9), (20, 29), (40, 49), (60, 69)]])  # six pairs
-    single = ("single", "c", False, [[(0, 9)]])
+    short = ("short", "y", False, [[(0, 90), (200, 290), (400, 490), (600, 690)]])  # six pairs
+    single = ("single", "z", False, [[(0, 90)]])
     pairs, missing = sample_pairs(_table([*_library(5), short, single]), {}, seed=1)
     assert pairs["label"].to_pylist().count(0) == 5 * 40 + 12
     assert missing == {"positive_too_few_chunks_apart": 14 + 20, "negative_in_proportion": 28 + 40}

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
@@ -197,21 +196,3 @@ def tiny_encoder(folder: Path) -> str:
     model = SentenceTransformer(modules=[transformer, Pooling(32, pooling_mode="mean"), Normalize()], device="cpu")
     model.save(str(folder / "model"), create_model_card=False)
     return str(folder / "model")
-
-
-def chunk_table(works: dict[str, tuple[str, int]]) -> pa.Table:
-    """Chunks of `{work: (author, num_chunks)}`, 1000 characters each, 10 characters apart."""
-    rows = [
-        {
-            "chunk_id": f"{work}:{i}",
-            "document_id": work,
-            "work_id": work,
-            "author": author,
-            "anonymous": False,
-            "start": i * 1010,
-            "end": i * 1010 + 1000,
-        }
-        for work, (author, count) in works.items()
-        for i in range(count)
-    ]
-    return pa.Table.from_pylist(rows)
