@@ -161,6 +161,15 @@ def test_a_marker_between_two_volumes_takes_no_volume_with_it() -> None:
     assert cleaned.text == f"{volume}\n\n{volume}"
 
 
+@pytest.mark.parametrize(
+    "end", ["End of the Project Gutenberg EBook of Volume I", "*** END OF THE PROJECT GUTENBERG EBOOK ***"]
+)
+def test_a_short_second_volume_behind_an_end_line_is_no_licence(end: str) -> None:
+    text = f"{HEADER}\n{BODY}\n\n{end}\n\n{BODY}\n{FOOTER}"
+    assert clean(text).text == f"{BODY}\n\n{BODY}"
+    assert clean(f"{BODY}\n\n{end}\n\n{BODY}").text == f"{BODY}\n\n{BODY}"  # and without a licence in the file
+
+
 @pytest.mark.parametrize("opening", ["[Illustration: Miss Brooke", "[Transcriber's Note: so", "[Illustration"])
 def test_an_unclosed_bracket_takes_nothing(opening: str) -> None:
     body = f"{opening}\n\n" + "\n\n".join("A paragraph of the book that goes on and on." for _ in range(90))
