@@ -1,7 +1,8 @@
 """One class for all bytes: a local folder or `s3://bucket/prefix`, over pyarrow.fs.
 
-Credentials, region and endpoint of S3 are read by pyarrow itself (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL ...),
-or stand in the root: `s3://bucket/prefix?endpoint_override=localhost:9000&scheme=http&region=us-east-1`.
+Credentials, region and endpoint of S3 are read by pyarrow itself (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL ...);
+region and endpoint may stand in the root: `s3://bucket/prefix?endpoint_override=localhost:9000&scheme=http`. A secret
+may not: roots are printed and logged.
 """
 
 import contextlib
@@ -33,6 +34,12 @@ class Storage:
     def __init__(self, root: str):
         if "://" in root and not root.startswith("s3://"):
             raise UserError(f"root {root!r}: expected a local folder or s3://bucket/prefix")
+        scheme, _, address = root.rpartition("://")
+        if scheme and any(sign in address.partition("/")[0] for sign in "@:"):  # a secret may itself hold a slash
+            raise UserError(
+                "root: an address with a key or a secret before the bucket (not repeated here): leave them out, and "
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or write them to ~/.aws/credentials"
+            )
         self.is_local = not root.startswith("s3://")
         # Absolute, since Ray's workers run in other working directories than the driver.
         self.root = str(Path(root).absolute()) if self.is_local else root.rstrip("/")
@@ -101,8 +108,12 @@ class Storage:
         """A stream whose bytes stand at `relative` once it is closed."""
         target = self.path(relative)
         if not self.is_local:
-            with self.filesystem.open_output_stream(target) as file:
-                yield file
+            try:
+                with self.filesystem.open_output_stream(target) as file:
+                    yield file
+            except BaseException:
+                self.delete(relative)  # pyarrow cannot abandon an upload: closing it has put half a file in its place
+                raise
             return
         folder = os.path.dirname(target)
         os.makedirs(folder, exist_ok=True)

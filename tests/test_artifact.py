@@ -217,6 +217,28 @@ def test_a_mapped_table_equals_the_read_one(root: str, cache: Path) -> None:
     assert made.memory_map(["value"]).equals(made.read(["value"]))
 
 
+def test_a_write_that_fails_leaves_no_half_of_a_file(root: str, tmp_path: Path) -> None:
+    storage, source = Storage(root), tmp_path / "source"
+    source.mkdir()
+    (source / "tokens.bin").write_bytes(b"12345678" * 2**20)
+
+    def torn(stream: object, target: object, _: int) -> None:
+        target.write(stream.read(6 * 2**20))
+        raise OSError("the disk is gone")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="the disk is gone"):
+        patch.setattr(storages.shutil, "copyfileobj", torn)
+        storage.upload(source, "a")
+    assert storage.files("a") == []
+
+
+@pytest.mark.parametrize("root", ["s3://KEYID:SECRET/x@bucket/prefix", "s3://KEYID:SECRET@bucket", "s3://KEYID@bucket"])
+def test_a_root_with_a_secret_is_refused_without_repeating_it(root: str) -> None:
+    with pytest.raises(UserError, match="AWS_SECRET_ACCESS_KEY") as caught:
+        Storage(root)
+    assert "SECRET@" not in str(caught.value) and "KEYID" not in str(caught.value)
+
+
 @pytest.mark.parametrize("relative", ["../x", "/etc/passwd", "a/../../x"])
 def test_a_path_never_leaves_the_root(tmp_path: Path, relative: str) -> None:
     with pytest.raises(UserError, match="leaves the root"):
