@@ -69,7 +69,7 @@ def parse(body: bytes) -> dict[str, Any]:
         value = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise RequestError(400, "body", f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError alone: a number of more digits than Python reads
         raise RequestError(400, "body", f"not JSON: {error}") from error
     if not isinstance(value, dict):
         raise RequestError(422, "body", 'expected an object with "a" and "b", or with "pairs"')
@@ -81,6 +81,9 @@ def validate(body: dict[str, Any], single: bool, max_pairs: int, max_chars: int)
     listed = body.get("pairs")
     if isinstance(listed, list) and len(listed) > max_pairs:
         raise RequestError(413, "pairs", f"{len(listed)} pairs; at most max_pairs = {max_pairs}")
+    check_keys("", body)
+    for index, item in enumerate(listed if isinstance(listed, list) else ()):
+        check_keys(f"pairs.{index}.", item)
     try:
         pairs = [Pair.model_validate(body)] if single else Pairs.model_validate(body).pairs
     except ValidationError as error:
@@ -93,11 +96,27 @@ def validate(body: dict[str, Any], single: bool, max_pairs: int, max_chars: int)
     return pairs
 
 
+def check_keys(prefix: str, value: Any) -> None:
+    """Raises RequestError for a key with a lone surrogate, which pydantic refuses without naming it."""
+    for key in value if isinstance(value, dict) else ():
+        if not _is_unicode(key):
+            field = prefix + key.encode("utf-8", "backslashreplace").decode()
+            raise RequestError(422, field, "a lone surrogate in the key; expected valid Unicode")
+
+
 def check_text(field: str, text: str, max_chars: int) -> None:
     """Raises RequestError for a text that no model can read."""
     if len(text) > max_chars:
         raise RequestError(413, field, f"{len(text)} characters; at most max_chars = {max_chars}")
     if not text.strip():
         raise RequestError(422, field, "blank; expected some text")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not _is_unicode(text):
         raise RequestError(422, field, "a lone surrogate; expected valid Unicode")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()  # refuses lone surrogates, at the speed of C
+    except UnicodeEncodeError:
+        return False
+    return True

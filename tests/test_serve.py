@@ -127,6 +127,8 @@ def test_a_list_is_answered_in_its_order_and_swapping_changes_nothing(client: ht
 
 BAD = {
     "not json": (b"{", 400, "body"),
+    "a number of 5,000 digits": (b'{"a": ' + b"1" * 5000 + b', "b": "x"}', 400, "body"),
+    "nested too deeply": (b"[" * 15_000, 400, "body"),
     "not utf-8": (b'{"a": "\xff", "b": "x"}', 400, "body"),
     "a list": (b"[]", 422, "body"),
     "missing b": (b'{"a": "x"}', 422, "b"),
@@ -135,6 +137,8 @@ BAD = {
     "blank": (b'{"a": "  \\n", "b": "x"}', 422, "a"),
     "unknown field": (b'{"a": "x", "b": "y", "c": 1}', 422, "c"),
     "lone surrogate": (b'{"a": "\\ud800", "b": "y"}', 422, "a"),
+    "lone surrogate in a key": (b'{"\\ud800": 1, "a": "x", "b": "y"}', 422, "\\ud800"),
+    "lone surrogate in a pair's key": (b'{"pairs": [{"a": "x", "b": "y", "\\udfff": 1}]}', 422, "pairs.0.\\udfff"),
     "too long a text": (json.dumps({"a": "x" * 5001, "b": "y"}).encode(), 413, "a"),
     "too many pairs": (json.dumps({"pairs": [{"a": "x", "b": "y"}] * 4}).encode(), 413, "pairs"),
     "no pairs": (b'{"pairs": []}', 422, "pairs"),
