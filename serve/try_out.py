@@ -1,4 +1,4 @@
-"""Start the matcher's service, ask it one real question over HTTP, and stop it.
+"""Deploy the matcher, ask it one real question over HTTP, and take it away again; other services go on.
 
 python -m serve.try_out serve/experiments/demo.toml [key=value ...]
 """
@@ -6,20 +6,26 @@ python -m serve.try_out serve/experiments/demo.toml [key=value ...]
 import json
 import socket
 import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow.compute as pc
 import ray
 from pydantic import Field
 from ray import serve as ray_serve
+from ray.serve._private.client import ServeControllerClient
+from ray.serve.context import _get_global_client  # the public API tells neither whether Serve runs nor where it listens
 
 from quire import artifact, config
 from quire.artifact import Artifact
+from quire.errors import UserError
 
 
 class TryOutRuntime(config.Runtime):
-    host: str = "127.0.0.1"
-    port: int | None = Field(default=None, gt=0, lt=65536, description="default: a free one")
+    host: str = Field(default="127.0.0.1", description="where Serve listens, if it does not run yet")
+    port: int | None = Field(default=None, gt=0, lt=65536, description="default: a free one, or a running Serve's")
     timeout: float = Field(default=120.0, gt=0, description="seconds for the one request")
 
 
@@ -75,23 +81,59 @@ def _question(chunks: Artifact, pairs: Artifact) -> tuple[dict[str, str], bool]:
 
 
 def ask(matcher: str, question: dict[str, Any], runtime: TryOutRuntime) -> dict[str, Any]:
-    """Start the application on its own port, send one request, stop it again."""
+    """One answer over HTTP from the application, deployed for this request under a name and a route of its own.
+
+    It reserves no CPU: one question must not wait for one that a service, or nobody yet, holds.
+    """
     from serve.app import MatcherArgs, build  # here, so that the flow can check its configs before models load
 
-    port = runtime.port or _free_port(runtime.host)
     if not ray.is_initialized():
         ray.init(log_to_driver=True, logging_level="WARNING")
-    ray_serve.start(http_options={"host": runtime.host, "port": port})
+    name = f"try-out-{uuid.uuid4().hex[:12]}"
+    with _serving(runtime) as address:
+        try:
+            ray_serve.run(build(MatcherArgs(matcher=matcher, num_cpus=0)), name=name, route_prefix=f"/{name}")
+            return _post(f"{address}/{name}/v1/match", question, runtime.timeout)
+        finally:
+            ray_serve.delete(name)
+
+
+@contextmanager
+def _serving(runtime: TryOutRuntime) -> Iterator[str]:
+    """The address of Serve's HTTP proxy: of the Serve that the cluster runs already, which is left as it is, or of one
+    that is started here and shut down afterwards, unless somebody has deployed on it meanwhile."""
+    running = _get_global_client(raise_if_no_controller_running=False)
+    if running is not None:
+        yield _proxy_address(running, runtime)
+        return
+    port = runtime.port or _free_port(runtime.host)
     try:
-        ray_serve.run(build(MatcherArgs(matcher=matcher)), name="try-out", route_prefix="/")
-        body = json.dumps(question).encode()
-        request = urllib.request.Request(
-            f"http://{runtime.host}:{port}/v1/match", data=body, headers={"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=runtime.timeout) as response:
-            return json.loads(response.read())
+        ray_serve.start(http_options={"host": runtime.host, "port": port})
+        yield f"http://{runtime.host}:{port}"
     finally:
-        ray_serve.shutdown()
+        if not ray_serve.status().applications:
+            ray_serve.shutdown()
+
+
+def _proxy_address(running: ServeControllerClient, runtime: TryOutRuntime) -> str:
+    """Where the running Serve listens. Raises UserError when that is nowhere, or not at the port that was asked for."""
+    options, proxies = running.http_config, running.get_serve_details()["proxies"]
+    if not proxies:
+        raise UserError("Serve runs on this cluster without an HTTP proxy: start it with proxy_location EveryNode")
+    if runtime.port not in (None, options.port):
+        raise UserError(
+            f"runtime.port = {runtime.port}: Serve runs on this cluster already, at port {options.port}; leave it out"
+        )
+    everywhere = options.host in ("0.0.0.0", "::")
+    host = next(iter(proxies.values()))["node_ip"] if everywhere else options.host
+    return f"{'https' if options.ssl_certfile else 'http'}://{host}:{options.port}"
+
+
+def _post(url: str, question: dict[str, Any], timeout: float) -> dict[str, Any]:
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(url, data=json.dumps(question).encode(), headers=headers)
+    with urllib.request.urlopen(request, timeout=timeout) as response:
+        return json.loads(response.read())
 
 
 def _free_port(host: str) -> int:

@@ -90,15 +90,29 @@ def test_a_spec_that_was_edited_is_refused(address: str, change: dict, words: st
         matcher.load_spec(json.dumps({**values, **change}))
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.ray
+def test_a_try_out_starts_serve_and_leaves_nothing_running(address: str, local_ray: None) -> None:
+    from ray import serve as ray_serve
+
+    from serve.try_out import TryOutRuntime, ask
+
+    assert ask(address, {"a": SHORT, "b": A[:900]}, TryOutRuntime())["stage"] == "cross-encoder"
+    assert not ray_serve.status().proxies  # the fixture `client`, below, has not started one yet
+
+
 @pytest.fixture(scope="module")
 def client(address: str, local_ray: None) -> Iterator[httpx.Client]:
     from ray import serve as ray_serve
 
     from serve.app import MatcherArgs, build
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
     arguments = MatcherArgs(matcher=address, max_pairs=3, max_chars=5000, max_body_bytes=20_000, num_cpus=0.5)
     ray_serve.run(build(arguments), name="test", route_prefix="/")
@@ -160,6 +174,25 @@ def test_a_bad_request_names_the_field_and_the_service_goes_on(client: httpx.Cli
 def test_an_endless_body_is_cut_off_at_the_limit(client: httpx.Client) -> None:
     parts = (b'{"a": "' if i == 0 else b"x" * 1000 for i in range(500))
     assert client.post("/v1/match", content=parts).status_code == 413
+
+
+@pytest.mark.ray
+def test_a_try_out_beside_a_running_service_asks_and_leaves_it_running(client: httpx.Client, address: str) -> None:
+    from ray import serve as ray_serve
+
+    from serve.try_out import TryOutRuntime, ask
+
+    assert ask(address, {"a": SHORT, "b": A[:900]}, TryOutRuntime())["stage"] == "cross-encoder"
+    assert set(ray_serve.status().applications) == {"test"}
+    assert client.post("/v1/match", json={"a": SHORT, "b": SHORT}).status_code == 200
+
+
+@pytest.mark.ray
+def test_a_try_out_refuses_another_port_than_the_running_service_has(client: httpx.Client, address: str) -> None:
+    from serve.try_out import TryOutRuntime, ask
+
+    with pytest.raises(UserError, match=rf"runtime.port = 1: .* at port {client.base_url.port}"):
+        ask(address, {"a": SHORT, "b": SHORT}, TryOutRuntime(port=1))
 
 
 @pytest.mark.ray
