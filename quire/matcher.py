@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -87,27 +87,44 @@ def load_spec(text: str | bytes) -> MatcherSpec:
     return spec
 
 
-def open_matcher(uri: str) -> tuple[MatcherSpec, Path, Path]:
-    """Spec and local model folders of the matcher artefact at `uri` (`<root>/models/<name>`, local or s3://).
+def absolute(uri: str) -> str:
+    """The address with a local path made absolute, since Ray's workers run in other working directories."""
+    storage, folder = _locate(uri)
+    return storage.uri(folder) if storage.is_local else uri
 
-    Raises UserError when a model is not the one that was calibrated.
+
+def open_spec(uri: str) -> MatcherSpec:
+    """The spec of the matcher artefact at `uri` (`<root>/models/<name>`, local or s3://). Reads that one file alone.
+
+    Raises UserError when there is none.
     """
+    storage, folder = _locate(uri)
+    file = f"{folder}/matcher.json"
+    if not storage.exists(file):
+        raise UserError(f"matcher = {uri!r}: no {storage.uri(file)}; publish it with trainers.calibrate, or see the path")
+    return load_spec(storage.read_bytes(file))
+
+
+def open_model(uri: str, which: Literal["bi_encoder", "cross_encoder"]) -> Path:
+    """Local folder of one model of the matcher at `uri`. Raises UserError when it is not the one that was calibrated."""
+    storage, spec = _locate(uri)[0], open_spec(uri)
+    folder, wanted = getattr(spec, which), getattr(spec, f"{which}_sha256")
+    local = cached(storage, folder, f"matcher-{folder.replace('/', '-')}-{wanted[:16]}")
+    found = hub.weights_sha256(local)
+    if found != wanted:
+        raise UserError(
+            f"{storage.uri(folder)}: weights {found[:12]} are not the calibrated {wanted[:12]}; calibrate again"
+        )
+    return local
+
+
+def _locate(uri: str) -> tuple[Storage, str]:
+    """Root and folder of a matcher's address."""
     address, _, query = uri.partition("?")
     root, separator, name = address.rstrip("/").rpartition("/models/")
     if not separator or not name:
         raise UserError(f"matcher = {uri!r}: expected the address of a published matcher, <root>/models/<name>")
-    storage = Storage(root + (f"?{query}" if query else ""))
-    spec = load_spec(storage.read_bytes(f"models/{name}/matcher.json"))
-    folders = []
-    for folder, wanted in ((spec.bi_encoder, spec.bi_encoder_sha256), (spec.cross_encoder, spec.cross_encoder_sha256)):
-        local = cached(storage, folder, f"matcher-{folder.replace('/', '-')}-{wanted[:16]}")
-        found = hub.weights_sha256(local)
-        if found != wanted:
-            raise UserError(
-                f"{storage.uri(folder)}: weights {found[:12]} are not the calibrated {wanted[:12]}; calibrate again"
-            )
-        folders.append(local)
-    return spec, folders[0], folders[1]
+    return Storage(root + (f"?{query}" if query else "")), f"models/{name}"
 
 
 def passages(text: str, spec: MatcherSpec) -> list[str]:
@@ -171,8 +188,8 @@ class TwoStage:
     @classmethod
     def open(cls, uri: str) -> "TwoStage":
         """From a published matcher's address."""
-        spec, bi, cross = open_matcher(uri)
-        return cls(spec, BiEncoder.load(bi), CrossEncoder.load(cross))
+        bi = BiEncoder.load(open_model(uri, "bi_encoder"))
+        return cls(open_spec(uri), bi, CrossEncoder.load(open_model(uri, "cross_encoder")))
 
     def match(self, pairs: Sequence[tuple[str, str]]) -> list[Match]:
         """One answer per pair of texts of any length."""

@@ -29,6 +29,7 @@ from serve.checks import Pair, RequestError, Result, Results, parse, read_body, 
 
 DOCS_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")  # served here: no other host is asked
 BATCHES = 2  # concurrent batches a replica may hold; its queue must have room for both
+CONSTRUCTOR_RETRIES = 3  # Serve's 20 would repeat a wrong address for minutes before they tell it
 
 
 class MatcherArgs(BaseModel):
@@ -53,7 +54,7 @@ class BiEncoderModel:
     def __init__(self, uri: str, batch_size: int, batch_wait: float):
         from quire.bi_encoder import BiEncoder
 
-        self.model = BiEncoder.load(matcher.open_matcher(uri)[1])
+        self.model = BiEncoder.load(matcher.open_model(uri, "bi_encoder"))
         self.embed.set_max_batch_size(batch_size)
         self.embed.set_batch_wait_timeout_s(batch_wait)
 
@@ -78,7 +79,7 @@ class CrossEncoderModel:
     def __init__(self, uri: str, batch_size: int, batch_wait: float):
         from quire.cross_encoder import CrossEncoder
 
-        self.model = CrossEncoder.load(matcher.open_matcher(uri)[2])
+        self.model = CrossEncoder.load(matcher.open_model(uri, "cross_encoder"))
         self.score.set_max_batch_size(batch_size)
         self.score.set_batch_wait_timeout_s(batch_wait)
 
@@ -108,7 +109,7 @@ class Ingress:
 
     def __init__(self, args: MatcherArgs, bi: DeploymentHandle, cross: DeploymentHandle):
         self.args, self.bi, self.cross = args, bi, cross
-        self.spec: MatcherSpec = matcher.open_matcher(args.matcher)[0]
+        self.spec: MatcherSpec = matcher.open_spec(args.matcher)
 
     @app.post(
         "/v1/match",
@@ -203,9 +204,14 @@ class Ingress:
 
 
 def build(args: MatcherArgs) -> Application:
-    """The application: `serve run serve.app:build matcher=...`."""
+    """The application: `serve run serve.app:build matcher=...`.
+
+    A local matcher is looked for from where this runs: the caller's folder with `serve run`, a worker's with a config.
+    """
+    args = args.model_copy(update={"matcher": matcher.absolute(args.matcher)})
     options = {
         "num_replicas": args.num_replicas,
+        "max_constructor_retry_count": CONSTRUCTOR_RETRIES,
         # Fewer would keep batches from filling: Serve counts queued calls against it.
         "max_ongoing_requests": args.batch_size * BATCHES * 2,
         "ray_actor_options": {"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
@@ -213,5 +219,11 @@ def build(args: MatcherArgs) -> Application:
     arguments = (args.matcher, args.batch_size, args.batch_wait)
     bi = ray_serve.deployment(BiEncoderModel, name="BiEncoder", **options).bind(*arguments)
     cross = ray_serve.deployment(CrossEncoderModel, name="CrossEncoder", **options).bind(*arguments)
-    ingress = ray_serve.deployment(Ingress, name="Ingress", max_ongoing_requests=100, ray_actor_options={"num_cpus": 0})
+    ingress = ray_serve.deployment(
+        Ingress,
+        name="Ingress",
+        max_ongoing_requests=100,
+        max_constructor_retry_count=CONSTRUCTOR_RETRIES,
+        ray_actor_options={"num_cpus": 0},
+    )
     return ingress.bind(args, bi, cross)

@@ -77,7 +77,24 @@ def test_a_model_that_was_not_calibrated_is_refused(tmp_path: Path, encoder_fold
     address = publish_matcher(tmp_path, encoder_folder, prefilter=0.5)
     (tmp_path / "models/bi/config_sentence_transformers.json").write_text("{}")
     with pytest.raises(UserError, match="are not the calibrated"):
-        matcher.open_matcher(address)
+        matcher.open_model(address, "bi_encoder")
+
+
+def test_the_spec_is_read_without_the_models(address: str, tmp_path: Path) -> None:
+    made = tmp_path / "models" / "m"
+    made.mkdir(parents=True)
+    (made / "matcher.json").write_bytes((Path(address) / "matcher.json").read_bytes())
+    assert matcher.open_spec(str(made)) == matcher.open_spec(address)
+
+
+def test_a_matcher_that_is_not_there_is_named_with_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert matcher.absolute("artifacts/models/m") == str(tmp_path / "artifacts/models/m")
+    assert matcher.absolute("s3://b/p/models/m?region=x") == "s3://b/p/models/m?region=x"
+    with pytest.raises(UserError, match=f"no {tmp_path}/artifacts/models/m/matcher.json"):
+        matcher.open_spec("artifacts/models/m")
 
 
 @pytest.mark.parametrize(
