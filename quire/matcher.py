@@ -101,12 +101,12 @@ def open_spec(uri: str) -> MatcherSpec:
     storage, folder = _locate(uri)
     file = f"{folder}/matcher.json"
     if not storage.exists(file):
-        raise UserError(f"matcher = {uri!r}: no {storage.uri(file)}; publish it with trainers.calibrate, or see the path")
+        raise UserError(f"matcher = {uri!r}: no {storage.uri(file)}; trainers.calibrate makes it")
     return load_spec(storage.read_bytes(file))
 
 
 def open_model(uri: str, which: Literal["bi_encoder", "cross_encoder"]) -> Path:
-    """Local folder of one model of the matcher at `uri`. Raises UserError when it is not the one that was calibrated."""
+    """Local folder of one model of the matcher at `uri`. Raises UserError when it is not the calibrated one."""
     storage, spec = _locate(uri)[0], open_spec(uri)
     folder, wanted = getattr(spec, which), getattr(spec, f"{which}_sha256")
     local = cached(storage, folder, f"matcher-{folder.replace('/', '-')}-{wanted[:16]}")
@@ -157,25 +157,53 @@ def cross_pairs(m: int, n: int, count: int) -> list[tuple[int, int]]:
     return [((i * m) // size, (i * n) // size) for i in range(size)]
 
 
-def decide(spec: MatcherSpec, bi_logit: float, cross_logit: float | None) -> Match:
-    """Below the prefilter the bi-encoder's probability is final, else the cross-encoder's, which weighs its own logit
-    with the bi-encoder's. Both are calibrated on the same pairs."""
-    bi = float(spec.bi_scale.probability(np.asarray(bi_logit)))
-    if bi < spec.prefilter:
-        return Match("bi-encoder", bi, bi >= spec.threshold, bi, None, spec.threshold, spec.fingerprint)
-    if cross_logit is None:
+def needs_cross(bi_scale: Scale, prefilter: float, bi_logits: np.ndarray) -> np.ndarray:
+    """Which pairs (n,) bool the second stage has to look at, by their bi-encoder logits (n,)."""
+    return bi_scale.probability(bi_logits) >= prefilter
+
+
+def two_stage(
+    bi_scale: Scale, fusion: Fusion, prefilter: float, bi_logits: np.ndarray, cross_logits: np.ndarray
+) -> np.ndarray:
+    """Probabilities (n,) float64 of pairs by the logits (n,) of both stages; here alone stands the rule.
+
+    Below the prefilter the bi-encoder's probability is final, else the cross-encoder's, which weighs its own logit
+    with the bi-encoder's. Both are calibrated on the same pairs. A cross-encoder logit that nobody asked for is NaN;
+    raises ValueError where one is missing that `needs_cross` asks for.
+    """
+    asked = needs_cross(bi_scale, prefilter, bi_logits)
+    if np.isnan(np.asarray(cross_logits, dtype=np.float64)[asked]).any():
         raise ValueError("a pair at or above the prefilter needs the cross-encoder's logit")
-    cross = float(spec.fusion.probability(np.asarray(cross_logit), np.asarray(bi_logit)))
-    return Match("cross-encoder", cross, cross >= spec.threshold, bi, cross, spec.threshold, spec.fingerprint)
+    return np.where(asked, fusion.probability(cross_logits, bi_logits), bi_scale.probability(bi_logits))
 
 
-def needs_cross(spec: MatcherSpec, bi_logit: float) -> bool:
-    """Whether the second stage has to look."""
-    return bool(spec.bi_scale.probability(np.asarray(bi_logit)) >= spec.prefilter)
+def decide(spec: MatcherSpec, bi_logits: np.ndarray, cross_logits: np.ndarray) -> list[Match]:
+    """The answers for n pairs by their logits (n,), as in `two_stage`."""
+    asked = needs_cross(spec.bi_scale, spec.prefilter, bi_logits).tolist()
+    first = spec.bi_scale.probability(bi_logits).tolist()
+    final = two_stage(spec.bi_scale, spec.fusion, spec.prefilter, bi_logits, cross_logits).tolist()
+    return [
+        Match(
+            stage="cross-encoder" if by_cross else "bi-encoder",
+            probability=probability,
+            same_book=probability >= spec.threshold,
+            bi_probability=bi,
+            cross_probability=probability if by_cross else None,
+            threshold=spec.threshold,
+            model=spec.fingerprint,
+        )
+        for by_cross, bi, probability in zip(asked, first, final, strict=True)
+    ]
+
+
+def is_calibrated(spec: MatcherSpec, a: Sequence[str], b: Sequence[str]) -> bool:
+    """Whether two texts, given as passages, are like the pairs that the probabilities were fitted on: one each, no
+    shorter than a chunk may be. Means over several passages spread less, so the same scale is only a ranking there."""
+    return len(a) == len(b) == 1 and min(len(a[0]), len(b[0])) >= spec.min_chars
 
 
 def ordered(a: str, b: str) -> tuple[str, str]:
-    """The two texts in one order, whichever way they came, so that P(a, b) = P(b, a) to the last bit."""
+    """The two texts in one order, whichever way they came, so that both ways compute the same."""
     return (a, b) if a <= b else (b, a)
 
 
@@ -192,16 +220,18 @@ class TwoStage:
         return cls(open_spec(uri), bi, CrossEncoder.load(open_model(uri, "cross_encoder")))
 
     def match(self, pairs: Sequence[tuple[str, str]]) -> list[Match]:
-        """One answer per pair of texts of any length."""
-        return [self._match(*ordered(a, b)) for a, b in pairs]
+        """One answer per pair of texts of any length. Each pair is computed by itself, so that (a, b) and (b, a) agree
+        to the last bit, whatever stands beside them in the list."""
+        cut = [[passages(text, self.spec) for text in ordered(*pair)] for pair in pairs]
+        bi_logits = np.array([self._bi_logit(a, b) for a, b in cut])
+        asked = needs_cross(self.spec.bi_scale, self.spec.prefilter, bi_logits)
+        cross_logits = [self._cross_logit(a, b) if ask else np.nan for ask, (a, b) in zip(asked, cut, strict=True)]
+        return decide(self.spec, bi_logits, np.array(cross_logits))
 
-    def _match(self, a: str, b: str) -> Match:
-        sides = passages(a, self.spec), passages(b, self.spec)
-        embeddings = tuple(self.bi.encode(side) for side in sides)
-        logits = pair_logits(self.bi, embeddings, tuple(style_features(side) for side in sides))
-        bi_logit = float(logits.mean())
-        if not needs_cross(self.spec, bi_logit):
-            return decide(self.spec, bi_logit, None)
-        chosen = cross_pairs(len(sides[0]), len(sides[1]), self.spec.max_cross_pairs)
-        cross_logit = float(self.cross.logits([(sides[0][i], sides[1][j]) for i, j in chosen]).mean())
-        return decide(self.spec, bi_logit, cross_logit)
+    def _bi_logit(self, a: list[str], b: list[str]) -> float:
+        embeddings, features = zip(*((self.bi.encode(side), style_features(side)) for side in (a, b)), strict=True)
+        return float(pair_logits(self.bi, embeddings, features).mean())
+
+    def _cross_logit(self, a: list[str], b: list[str]) -> float:
+        chosen = cross_pairs(len(a), len(b), self.spec.max_cross_pairs)
+        return float(self.cross.logits([(a[i], b[j]) for i, j in chosen]).mean())

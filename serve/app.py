@@ -4,11 +4,13 @@
     serve deploy serve/config.yaml
 
 POST /v1/match takes {"a": ..., "b": ...} and answers one result, or {"pairs": [{"a", "b"}, ...]} and answers
-{"model": ..., "results": [...]}. GET /healthz, OpenAPI at /docs and /openapi.json.
+{"model": ..., "results": [...]}. GET /livez (the process answers), GET /healthz (both models answer), OpenAPI at /docs
+and /openapi.json.
 """
 
 import asyncio
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,16 @@ from swagger_ui_bundle import swagger_ui_path
 from quire import matcher
 from quire.matcher import MatcherSpec
 from quire.style import style_features
-from serve.checks import Pair, RequestError, Result, Results, parse, read_body, validate
+from serve.checks import Admission, Pair, RequestError, Result, Results, check_cost, parse, read_body, validate
+from serve.schema import DESCRIPTION, OPENAPI
 
 DOCS_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")  # served here: no other host is asked
 BATCHES = 2  # concurrent batches a replica may hold; its queue must have room for both
 CONSTRUCTOR_RETRIES = 3  # Serve's 20 would repeat a wrong address for minutes before they tell it
+HEALTH_TIMEOUT = 10  # seconds after which busy models count as unhealthy
+# Requests that the ingress holds, those included that are still being read, checked or refused. Every match beyond
+# max_requests is refused at once, so there is always room for a health check.
+MAX_HELD = 200
 
 
 class MatcherArgs(BaseModel):
@@ -41,6 +48,10 @@ class MatcherArgs(BaseModel):
     max_pairs: int = Field(default=64, gt=0, description="pairs a request")
     max_chars: int = Field(default=200_000, gt=0, description="characters a text")
     max_body_bytes: int = Field(default=4 * 2**20, gt=0)
+    max_passages: int = Field(default=256, gt=0, description="different passages a request, all texts together")
+    max_cross_pairs: int = Field(default=128, gt=0, description="passage pairs a request for the cross-encoder")
+    max_requests: int = Field(default=64, gt=0, description="requests in work at once; more are answered 503")
+    request_timeout: float = Field(default=60.0, gt=0, description="seconds a request may take, its reading included")
     batch_size: int = Field(default=16, gt=0, description="texts or pairs a model call")
     batch_wait: float = Field(default=0.01, ge=0, description="seconds a batch waits for company")
     num_replicas: int = Field(default=1, gt=0, description="of each model")
@@ -63,9 +74,9 @@ class BiEncoderModel:
         """One embedding (D,) a text; the model runs beside the event loop, so that the replica stays responsive."""
         return list(await asyncio.to_thread(self.model.encode, texts))
 
-    async def logits(self, embeddings: tuple, features: tuple) -> np.ndarray:
-        """Logits (m, n) of all passage pairs of two texts."""
-        return matcher.pair_logits(self.model, embeddings, features)
+    async def logits(self, pairs: list[tuple[tuple, tuple]]) -> np.ndarray:
+        """Mean logits (n,) of pairs of texts, each given as its embeddings ((m, D), (n, D)) and style features."""
+        return await asyncio.to_thread(lambda: np.array([matcher.pair_logits(self.model, *p).mean() for p in pairs]))
 
     def check_health(self) -> None:
         """Raises when the model no longer gives finite numbers."""
@@ -94,13 +105,23 @@ class CrossEncoderModel:
             raise RuntimeError("the cross-encoder gives logits that are not finite")
 
 
-app = FastAPI(title="Quire", description="Do two passages come from the same book?", docs_url=None, redoc_url=None)
+app = FastAPI(title="Quire", description=DESCRIPTION, docs_url=None, redoc_url=None)
 
 
 @app.exception_handler(RequestError)
 async def refuse(request: Request, error: RequestError) -> JSONResponse:
     """Every refusal has one shape: the field and what is wrong with it."""
-    return JSONResponse({"error": {"field": error.field, "message": error.message}}, status_code=error.status)
+    headers = {"Retry-After": "1"} if error.status == 503 else {}
+    content = {"error": {"field": error.field, "message": error.message}}
+    return JSONResponse(content, status_code=error.status, headers=headers)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as the models read it: its passages, and their style features (m, S)."""
+
+    passages: list[str]
+    features: np.ndarray
 
 
 @ray_serve.ingress(app)
@@ -110,85 +131,102 @@ class Ingress:
     def __init__(self, args: MatcherArgs, bi: DeploymentHandle, cross: DeploymentHandle):
         self.args, self.bi, self.cross = args, bi, cross
         self.spec: MatcherSpec = matcher.open_spec(args.matcher)
+        self.admission = Admission(args.max_requests)
 
     @app.post(
         "/v1/match",
         response_model=Result | Results,
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {
-                        "schema": {
-                            "anyOf": [
-                                Pair.model_json_schema(),
-                                {
-                                    "type": "object",
-                                    "required": ["pairs"],
-                                    "additionalProperties": False,
-                                    "properties": {
-                                        "pairs": {"type": "array", "items": Pair.model_json_schema(), "minItems": 1}
-                                    },
-                                },
-                            ]
-                        }
-                    }
-                },
-            },
-            "responses": {
-                str(code): {"description": text}
-                for code, text in {
-                    400: "Not JSON, or not UTF-8",
-                    413: "Too large: the body, a text, or the list",
-                    422: "A field is wrong",
-                }.items()
-            },
-        },
+        openapi_extra=OPENAPI,
     )
     async def match(self, request: Request) -> Any:
         """Do the two passages of each pair come from the same book? One pair, or a list of pairs."""
-        body = parse(await read_body(request, self.args.max_body_bytes))
-        single = "pairs" not in body
-        pairs = validate(body, single, self.args.max_pairs, self.args.max_chars)
-        results = await self.answer(pairs)
+        try:
+            async with asyncio.timeout(self.args.request_timeout):
+                body = parse(await read_body(request, self.args.max_body_bytes))
+                single = "pairs" not in body
+                pairs = validate(body, single, self.args.max_pairs, self.args.max_chars)
+                with self.admission:
+                    results = await self.answer(pairs, "body" if single else "pairs")
+        except TimeoutError as error:
+            limit = f"not answered within request_timeout = {self.args.request_timeout:g} s"
+            raise RequestError(504, "body", limit) from error
         return results[0] if single else Results(model=self.spec.fingerprint, results=results)
 
-    async def answer(self, pairs: list[Pair]) -> list[Result]:
-        """One result a pair. Each distinct passage of the request is embedded once."""
-        texts = [matcher.ordered(pair.a, pair.b) for pair in pairs]
-        passages = {text: matcher.passages(text, self.spec) for pair in texts for text in pair}
-        distinct = list(dict.fromkeys(p for group in passages.values() for p in group))
-        vectors = await asyncio.gather(*(self.bi.embed.remote(passage) for passage in distinct))
-        embedding = dict(zip(distinct, vectors, strict=True))
-        ordered = await asyncio.gather(*(self._one(passages[a], passages[b], embedding) for a, b in texts))
+    async def answer(self, pairs: list[Pair], field: str) -> list[Result]:
+        """One result a pair. What a request asks twice, a passage or a pair either way round, is computed once, so
+        that within a request (a, b) and (b, a) agree to the last bit. Between requests they agree to rounding: a
+        model's last bits depend on what else is in its batch."""
+        asked = [matcher.ordered(pair.a, pair.b) for pair in pairs]
+        distinct = list(dict.fromkeys(asked))
+        texts = await asyncio.to_thread(self._cut, distinct)
+        chosen = [self._cross_pairs(texts[a], texts[b]) for a, b in distinct]
+        passages = list(dict.fromkeys(p for text in texts.values() for p in text.passages))
+        check_cost(field, "passages", len(passages), self.args.max_passages)
+        check_cost(field, "cross_pairs", sum(map(len, chosen)), self.args.max_cross_pairs)
+        bi_logits = await self._bi_logits(distinct, texts, passages)
+        cross_logits = await self._cross_logits(bi_logits, chosen)
+        found = dict(zip(distinct, matcher.decide(self.spec, bi_logits, cross_logits), strict=True))
         results = []
-        for pair, found in zip(pairs, ordered, strict=True):
-            counts = len(passages[pair.a]), len(passages[pair.b])
-            results.append(Result(**asdict(found), num_passages_a=counts[0], num_passages_b=counts[1]))
+        for pair, order in zip(pairs, asked, strict=True):
+            a, b = texts[pair.a].passages, texts[pair.b].passages
+            calibrated = matcher.is_calibrated(self.spec, a, b)
+            counts = {"num_passages_a": len(a), "num_passages_b": len(b)}
+            results.append(Result(**asdict(found[order]), **counts, calibrated=calibrated))
         return results
 
-    async def _one(self, a: list[str], b: list[str], embedding: dict[str, np.ndarray]) -> matcher.Match:
-        embeddings = tuple(np.stack([embedding[p] for p in side]) for side in (a, b))
-        features = style_features(a), style_features(b)
-        bi_logit = float((await self.bi.logits.remote(embeddings, features)).mean())
-        if not matcher.needs_cross(self.spec, bi_logit):
-            return matcher.decide(self.spec, bi_logit, None)
-        chosen = matcher.cross_pairs(len(a), len(b), self.spec.max_cross_pairs)
-        logits = await asyncio.gather(*(self.cross.score.remote((a[i], b[j])) for i, j in chosen))
-        return matcher.decide(self.spec, bi_logit, float(np.mean(logits)))
+    def _cut(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Text]:
+        cut = {text: matcher.passages(text, self.spec) for text in dict.fromkeys(t for pair in pairs for t in pair)}
+        return {text: Text(passages, style_features(passages)) for text, passages in cut.items()}
 
-    @app.get("/healthz")
+    def _cross_pairs(self, a: Text, b: Text) -> list[tuple[str, str]]:
+        """The passage pairs that the second stage would read."""
+        places = matcher.cross_pairs(len(a.passages), len(b.passages), self.spec.max_cross_pairs)
+        return [matcher.ordered(a.passages[i], b.passages[j]) for i, j in places]
+
+    async def _bi_logits(self, pairs: list[tuple[str, str]], texts: dict[str, Text], passages: list[str]) -> np.ndarray:
+        """Logits (n,) of the first stage for n pairs."""
+        vectors = await asyncio.gather(*(self.bi.embed.remote(passage) for passage in passages))
+        embedding = dict(zip(passages, vectors, strict=True))
+        embeddings = {key: np.stack([embedding[p] for p in text.passages]) for key, text in texts.items()}
+        sides = [
+            (tuple(embeddings[text] for text in pair), tuple(texts[text].features for text in pair)) for pair in pairs
+        ]
+        return await self.bi.logits.remote(sides)
+
+    async def _cross_logits(self, bi_logits: np.ndarray, chosen: list[list[tuple[str, str]]]) -> np.ndarray:
+        """Logits (n,) of the second stage, NaN for a pair that does not reach it."""
+        passed = matcher.needs_cross(self.spec.bi_scale, self.spec.prefilter, bi_logits)
+        places = [place for place, reached in enumerate(passed) if reached]
+        asked = list(dict.fromkeys(pair for place in places for pair in chosen[place]))
+        scores = await asyncio.gather(*(self.cross.score.remote(pair) for pair in asked))
+        score = dict(zip(asked, scores, strict=True))
+        logits = np.full(len(chosen), np.nan)
+        for place in places:
+            logits[place] = np.mean([score[pair] for pair in chosen[place]])
+        return logits
+
+    @app.get("/livez")
+    async def livez(self) -> dict[str, str]:
+        """200 as long as the service takes requests, however busy the models are."""
+        return {"status": "ok", "model": self.spec.fingerprint}
+
+    @app.get("/healthz", responses={503: {"description": f"Not both models answered within {HEALTH_TIMEOUT} s"}})
     async def healthz(self) -> dict[str, str]:
-        """200 when both models answer."""
-        await asyncio.gather(self.bi.embed.remote("healthy"), self.cross.score.remote(("healthy", "healthy")))
+        """200 when both models answer. It waits behind the requests in work; /livez does not."""
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT):
+                await asyncio.gather(self.bi.embed.remote("healthy"), self.cross.score.remote(("healthy", "healthy")))
+        except TimeoutError as error:
+            raise RequestError(503, "path", f"/healthz: no answer from both models in {HEALTH_TIMEOUT} s") from error
         return {"status": "ok", "model": self.spec.fingerprint}
 
     @app.get("/docs", include_in_schema=False)
-    async def docs(self) -> HTMLResponse:
+    async def docs(self, request: Request) -> HTMLResponse:
         """The OpenAPI page."""
-        script, style, icon = (f"/docs/{file}" for file in DOCS_FILES)
+        root = request.scope.get("root_path", "").rstrip("/")  # the application's route prefix
+        script, style, icon = (f"{root}/docs/{file}" for file in DOCS_FILES)
         return get_swagger_ui_html(
-            openapi_url="/openapi.json",
+            openapi_url=f"{root}/openapi.json",
             title="Quire",
             swagger_js_url=script,
             swagger_css_url=style,
@@ -222,7 +260,8 @@ def build(args: MatcherArgs) -> Application:
     ingress = ray_serve.deployment(
         Ingress,
         name="Ingress",
-        max_ongoing_requests=100,
+        max_ongoing_requests=MAX_HELD,
+        max_queued_requests=MAX_HELD,  # Serve's proxy answers 503 to what comes beyond
         max_constructor_retry_count=CONSTRUCTOR_RETRIES,
         ray_actor_options={"num_cpus": 0},
     )

@@ -36,6 +36,9 @@ class Result(BaseModel):
     model: str = Field(description="fingerprint of the matcher")
     num_passages_a: int
     num_passages_b: int
+    calibrated: bool = Field(
+        description="whether both texts are single passages, as those that the scale was fitted on"
+    )
 
 
 class Results(BaseModel):
@@ -51,6 +54,27 @@ class RequestError(Exception):
     def __init__(self, status: int, field: str, message: str):
         super().__init__(message)
         self.status, self.field, self.message = status, field, message
+
+
+class Admission:
+    """Lets so many requests in at once, and refuses the others instead of letting them wait for minutes."""
+
+    def __init__(self, limit: int):
+        self.limit, self.inside = limit, 0
+
+    def __enter__(self) -> None:
+        if self.inside >= self.limit:
+            raise RequestError(503, "body", f"max_requests = {self.limit} are in work; ask again later")
+        self.inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self.inside -= 1
+
+
+def check_cost(field: str, what: str, count: int, limit: int) -> None:
+    """Raises RequestError for a request that would occupy the models for too long."""
+    if count > limit:
+        raise RequestError(413, field, f"{count} {what.replace('_', ' ')} in all; at most max_{what} = {limit}")
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -4,9 +4,11 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from tiny import book
@@ -17,6 +19,7 @@ from quire.cross_encoder import CrossEncoder, build_model
 from quire.errors import UserError
 from quire.matcher import TwoStage
 from quire.storage import Storage
+from serve.checks import Admission, RequestError
 
 A, B = book("sea", "alpha", 20), book("war", "beta", 20, seed=1)
 SHORT = "The ship was at sea and the crew was on deck."
@@ -131,7 +134,8 @@ def client(address: str, local_ray: None) -> Iterator[httpx.Client]:
 
     port = free_port()
     ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
-    arguments = MatcherArgs(matcher=address, max_pairs=3, max_chars=5000, max_body_bytes=20_000, num_cpus=0.5)
+    limits = {"max_pairs": 3, "max_chars": 5000, "max_body_bytes": 20_000, "max_passages": 12, "max_cross_pairs": 4}
+    arguments = MatcherArgs(matcher=address, num_cpus=0.5, **limits)
     ray_serve.run(build(arguments), name="test", route_prefix="/")
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as made:
         yield made
@@ -153,7 +157,25 @@ def test_a_list_is_answered_in_its_order_and_swapping_changes_nothing(client: ht
     pairs = [{"a": A[:900], "b": B[:900]}, {"a": B[:900], "b": A[:900]}, {"a": SHORT, "b": SHORT}]
     results = client.post("/v1/match", json={"pairs": pairs}).json()["results"]
     assert len(results) == 3
-    assert results[0]["probability"] == pytest.approx(results[1]["probability"], abs=1e-6)
+    assert results[0]["probability"] == results[1]["probability"]
+    swapped = client.post("/v1/match", json=pairs[1]).json()
+    assert swapped["probability"] == pytest.approx(results[0]["probability"], abs=1e-6)
+
+
+@pytest.mark.ray
+def test_an_answer_says_whether_its_probability_is_calibrated(client: httpx.Client) -> None:
+    one, long = A[:250], LONG[0]
+    pairs = [{"a": one, "b": B[:250]}, {"a": one, "b": long}, {"a": one, "b": SHORT}]
+    results = client.post("/v1/match", json={"pairs": pairs}).json()["results"]
+    assert [result["calibrated"] for result in results] == [True, False, False]
+    assert [result["num_passages_b"] for result in results] == [1, 3, 1]
+
+
+LONG = [book("sea", "alpha", 20, seed=seed)[:2900] for seed in range(6)]  # three passages each
+
+
+def body(*pairs: tuple[str, str]) -> bytes:
+    return json.dumps({"pairs": [{"a": a, "b": b} for a, b in pairs]}).encode()
 
 
 BAD = {
@@ -172,6 +194,8 @@ BAD = {
     "lone surrogate in a pair's key": (b'{"pairs": [{"a": "x", "b": "y", "\\udfff": 1}]}', 422, "pairs.0.\\udfff"),
     "too long a text": (json.dumps({"a": "x" * 5001, "b": "y"}).encode(), 413, "a"),
     "too many pairs": (json.dumps({"pairs": [{"a": "x", "b": "y"}] * 4}).encode(), 413, "pairs"),
+    "too many passages": (body(*zip(LONG[::2], LONG[1::2], strict=True)), 413, "pairs"),
+    "too many cross pairs": (body(*zip(LONG[:3], [LONG[1], LONG[2], LONG[0]], strict=True)), 413, "pairs"),
     "no pairs": (b'{"pairs": []}', 422, "pairs"),
     "bad pair in a list": (b'{"pairs": [{"a": "x", "b": "y"}, {"a": "x"}]}', 422, "pairs.1.b"),
     "huge body": (b'{"a": "' + b"x" * 30_000 + b'", "b": "y"}', 413, "body"),
@@ -181,8 +205,8 @@ BAD = {
 @pytest.mark.ray
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_request_names_the_field_and_the_service_goes_on(client: httpx.Client, name: str) -> None:
-    body, status, field = BAD[name]
-    refused = client.post("/v1/match", content=body, headers={"content-type": "application/json"})
+    content, status, field = BAD[name]
+    refused = client.post("/v1/match", content=content, headers={"content-type": "application/json"})
     assert (refused.status_code, refused.json()["error"]["field"]) == (status, field)
     assert client.post("/v1/match", json={"a": SHORT, "b": SHORT}).status_code == 200
 
@@ -214,13 +238,65 @@ def test_a_try_out_refuses_another_port_than_the_running_service_has(client: htt
 
 @pytest.mark.ray
 def test_health_docs_and_schema(client: httpx.Client) -> None:
-    assert client.get("/healthz").json()["status"] == "ok"
+    assert client.get("/healthz").json()["status"] == client.get("/livez").json()["status"] == "ok"
     schema = client.get("/openapi.json").json()
-    assert set(schema["paths"]) == {"/v1/match", "/healthz"}
+    assert set(schema["paths"]) == {"/v1/match", "/healthz", "/livez"}
     assert "requestBody" in schema["paths"]["/v1/match"]["post"]
+    assert "not calibrated" in schema["info"]["description"]
     page = client.get("/docs")
     assert page.status_code == 200
     wanted = re.findall(r'(?:href|src)="([^"]+)"', page.text)
     assert wanted and all(address.startswith("/docs/") for address in wanted)  # nothing from another host
     assert all(client.get(address).status_code == 200 for address in wanted)
     assert client.get("/docs/index.j2").status_code == 404
+
+
+def test_requests_beyond_the_limit_are_refused_at_once_and_others_go_on() -> None:
+    admission = Admission(1)
+    with admission:
+        with pytest.raises(RequestError) as refused, admission:
+            pass
+        assert (refused.value.status, "max_requests = 1" in refused.value.message) == (503, True)
+    with admission:
+        pass
+
+
+@pytest.mark.ray
+def test_a_busy_service_refuses_gives_up_in_time_and_stays_alive(client: httpx.Client, address: str) -> None:
+    from ray import serve as ray_serve
+
+    from serve.app import MatcherArgs, build
+
+    # Batches that wait for company longer than a request may take: every request that is let in is in work until then.
+    slow = MatcherArgs(matcher=address, max_requests=1, request_timeout=6, batch_wait=8, num_cpus=0)
+    ray_serve.run(build(slow), name="slow", route_prefix="/slow")
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(client.post, "/slow/v1/match", json={"a": SHORT, "b": SHORT}) for _ in range(8)]
+            assert client.get("/slow/livez", timeout=5).status_code == 200
+            answers = [future.result() for future in asked]
+        assert sorted(answer.status_code for answer in answers) == [503] * 7 + [504]
+        assert all("error" in answer.json() for answer in answers)
+        page = client.get("/slow/docs")
+        wanted = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+        assert wanted and all(client.get(address).status_code == 200 for address in wanted)
+    finally:
+        ray_serve.delete("slow")
+
+
+@pytest.mark.parametrize("cross", [[0.5, 2.0, np.nan], [0.5, 2.0, 9.0]])
+def test_the_rule_takes_the_second_stage_from_the_prefilter_on(cross: list[float]) -> None:
+    scale, fusion = calibration.Scale(1.0, 0.0), calibration.Fusion(1.0, 0.5, 0.1)
+    bi = np.array([0.0, 1.0, -0.1])
+    found = matcher.two_stage(scale, fusion, 0.5, bi, np.array(cross))
+    assert found.tolist() == [
+        *fusion.probability(np.array(cross[:2]), bi[:2]).tolist(),
+        float(scale.probability(bi[2])),
+    ]
+
+
+def test_the_rule_refuses_a_pair_whose_second_stage_is_missing() -> None:
+    with pytest.raises(ValueError, match="needs the cross-encoder"):
+        matcher.two_stage(
+            calibration.Scale(1.0, 0.0), calibration.Fusion(1.0, 0.5, 0.1), 0.5, np.array([1.0]), np.array([np.nan])
+        )
