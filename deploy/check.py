@@ -21,11 +21,15 @@ import yaml
 from botocore.model import ListShape, Shape, StructureShape
 from botocore.validate import ParamValidator
 from pydantic import BaseModel, ValidationError
+from ray._common.utils import import_attr
 from ray.autoscaler._private import providers
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
-from ray.serve.schema import ServeDeploySchema
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve._private.build_app import build_app
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
+_OPEN = "every interface is Serve's default, and its port asks for no token"
 # Keys of a node_config that are Ray's: it takes them out before it calls EC2, or sets them itself.
 _RAY_NODE_KEYS = {"SubnetIds"}
 _EC2_KEYS_SET_BY_RAY = {"MinCount": 1, "MaxCount": 1}
@@ -69,17 +73,16 @@ def find_cluster_problems(path: Path | str) -> list[str]:
 
 
 def find_serve_problems(path: Path | str, deployments: Collection[str] | None = None) -> list[str]:
-    """One line for each mistake in a Serve config; `deployments`: the names that its code declares."""
+    """One line for each mistake in a Serve config.
+
+    The applications' code is imported, its arguments are checked by the model that the builder takes, and it is built
+    to see which deployments there are, unless `deployments` names them.
+    """
     config, problems = _load(path)
     if problems:
         return problems
     problems += _unknown_fields(config, ServeDeploySchema, "")
-    options = config.get("http_options")
-    if not isinstance(options, dict) or not options.get("host"):
-        problems.append(
-            "http_options.host: missing, required: the address to listen on, such as 127.0.0.1 (Serve's"
-            " default is every interface, and its port asks for no token)"
-        )
+    problems += _host_problems(config.get("http_options"))
     if problems:
         return problems
     try:
@@ -87,11 +90,43 @@ def find_serve_problems(path: Path | str, deployments: Collection[str] | None = 
     except ValidationError as error:
         return _validation_problems(error, "")
     for i, application in enumerate(applications):
-        for j, deployment in enumerate(application.deployments):
-            if deployments is not None and deployment.name not in deployments:
-                key = f"applications[{i}].deployments[{j}].name"
-                problems.append(_unknown(key, deployment.name, deployment.name, deployments, "deployment"))
+        problems += _application_problems(application, f"applications[{i}]", deployments)
     return problems
+
+
+def _host_problems(options: object) -> Iterator[str]:
+    host = options.get("host") if isinstance(options, dict) else None
+    advice = "the address to listen on, such as 127.0.0.1"
+    if not host:
+        yield f"http_options.host: missing, required: {advice} ({_OPEN})"
+    elif host in ("0.0.0.0", "::"):
+        yield f"http_options.host: {host!r}; must be {advice}, behind a gateway with authentication ({_OPEN})"
+
+
+def _application_problems(
+    application: ServeApplicationSchema, key: str, deployments: Collection[str] | None
+) -> Iterator[str]:
+    if deployments is None:
+        try:
+            deployments = _declared(application)
+        except ValidationError as error:
+            yield from _validation_problems(error, f"{key}.args")
+            return
+        except Exception as error:  # whatever the application's own code raises is the finding
+            told = str(error).splitlines() or [""]
+            yield f"{key}.import_path: {application.import_path!r} cannot be built: {type(error).__name__}: {told[0]}"
+            return
+    for j, deployment in enumerate(application.deployments):
+        if deployment.name not in deployments:
+            name = f"{key}.deployments[{j}].name"
+            yield _unknown(name, deployment.name, deployment.name, deployments, "deployment")
+
+
+def _declared(application: ServeApplicationSchema) -> list[str]:
+    """The deployments of the application, built here and not run."""
+    target = import_attr(application.import_path)
+    built = build_app(call_user_app_builder_with_args_if_necessary(target, application.args), name=application.name)
+    return [deployment.name for deployment in built.deployments]
 
 
 def _load(path: Path | str) -> tuple[dict, list[str]]:

@@ -19,9 +19,9 @@ applications:
     route_prefix: /
     import_path: serve.app:build
     runtime_env: {env_vars: {OMP_NUM_THREADS: "1"}}
-    args: {anything: the application checks this itself}
+    args: {matcher: artifacts/models/m}
     deployments:
-      - name: Encoder
+      - name: BiEncoder
         max_ongoing_requests: 32
         ray_actor_options: {num_cpus: 1}
         autoscaling_config: {min_replicas: 1, max_replicas: 4}
@@ -120,7 +120,7 @@ def test_a_finding_proposes_the_nearest_allowed_key(cluster, tmp_path):
 def test_a_clean_service_has_no_findings(tmp_path):
     path = write(tmp_path, yaml.safe_load(SERVE))
     assert find_serve_problems(path) == []
-    assert find_serve_problems(path, deployments=["Encoder", "Ingress"]) == []
+    assert find_serve_problems(path, deployments=["BiEncoder", "Ingress"]) == []
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,18 @@ def test_a_clean_service_has_no_findings(tmp_path):
         ("proxy_location", "Nowhere", "proxy_location"),
         ("http_options", ..., "http_options.host"),
         ("http_options/host", ..., "http_options.host"),
+        ("http_options/host", "0.0.0.0", "http_options.host"),
+        ("http_options/host", "::", "http_options.host"),
         ("http_options/prot", 80, "http_options.prot"),
         ("logging_config/level", "INFO", "logging_config.level"),
         ("applications/0/import", "a:b", "applications[0].import"),
         ("applications/0/import_path", "nothing", "applications[0].import_path"),
+        ("applications/0/import_path", "serve.app:built", "applications[0].import_path"),
+        ("applications/0/import_path", "no_such_module:build", "applications[0].import_path"),
+        ("applications/0/args/matcher", ..., "applications[0].args.matcher"),
+        ("applications/0/args/max_pair", 9, "applications[0].args.max_pair"),
+        ("applications/0/args/max_pairs", 0, "applications[0].args.max_pairs"),
+        ("applications/0/deployments/0/name", "BiEncode", "applications[0].deployments[0].name"),
         ("applications/0/runtime_env/env_var", {}, "applications[0].runtime_env.env_var"),
         ("applications/0/deployments/1", "Ingress", "applications[0].deployments[1]"),
         ("applications/0/deployments/1/num_replica", 2, "applications[0].deployments[1].num_replica"),
@@ -166,9 +174,9 @@ def test_a_mistake_in_a_service_is_found_by_its_key(tmp_path, path, value, key):
 
 def test_a_deployment_that_the_application_does_not_declare_is_found(tmp_path):
     path = write(tmp_path, yaml.safe_load(SERVE))
-    (problem,) = find_serve_problems(path, deployments=["Encode", "Ingress"])
+    (problem,) = find_serve_problems(path, deployments=["BiEncode", "Ingress"])
     assert problem.startswith("applications[0].deployments[0].name: ")
-    assert "did you mean Encode?" in problem
+    assert "did you mean BiEncode?" in problem
 
 
 @pytest.mark.parametrize("text", ["", "- a list", "a: [", "some_key: 1"])
