@@ -78,8 +78,8 @@ class Head:
 
 
 @contextmanager
-def head(folder: Path, **environment: str):
-    """Start `ray start --head` with two CPUs; end it, and only it, afterwards."""
+def head(folder: Path, cwd: Path = ROOT, **environment: str):
+    """Start `ray start --head` with two CPUs, from `cwd`; end it, and only it, afterwards."""
     port, dashboard, client = free_ports(3)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     full = {**os.environ, "PATH": path, "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1", **environment}
@@ -99,7 +99,7 @@ def head(folder: Path, **environment: str):
         "--disable-usage-stats",
     ]
     log = (folder / "head.log").open("w")
-    process = subprocess.Popen(command, env=full, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(command, cwd=cwd, env=full, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     started = Head(process, port, dashboard, full)
     try:
         wait_for(lambda: _answers(dashboard), 120, "the head's dashboard")
