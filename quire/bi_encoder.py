@@ -78,11 +78,13 @@ class BiEncoder:
 
     @classmethod
     def load(cls, folder: str | Path) -> "BiEncoder":
-        """From a folder that `save` wrote. Raises when a weight is missing or left over (strict)."""
+        """From a folder that `save` wrote. Raises when a weight is missing: transformers would draw it at random."""
         folder = Path(folder)
         head = PairHead(**json.loads((folder / _HEAD_CONFIG).read_text("utf-8")))
         head.load_state_dict(load_file(folder / _HEAD_WEIGHTS), strict=True)
-        return cls(encoder.load_encoder(str(folder)), head.to(device.device()).eval())
+        model = encoder.load_encoder(str(folder))
+        encoder.check_whole(model, folder)
+        return cls(model, head.to(device.device()).eval())
 
     def save(self, folder: str | Path) -> None:
         """Write the sentence-transformers folder and the head."""

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from quire import device
-from quire.encoder import batch_budget, freeze_unused
+from quire.encoder import batch_budget, check_whole, freeze_unused
 from quire.errors import UserError
 from quire.packing import pack, pad
 
@@ -97,8 +97,9 @@ class CrossEncoder:
 
     @classmethod
     def load(cls, folder: str | Path) -> "CrossEncoder":
-        """From a folder that `save` wrote, on this process's device."""
+        """From a folder that `save` wrote, on this process's device. Raises when a weight is missing."""
         model = Model(str(folder), device=str(device.device()), local_files_only=True, trust_remote_code=False)
+        check_whole(model, Path(folder))
         return cls(model.eval())
 
     def save(self, folder: str | Path) -> None:

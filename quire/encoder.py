@@ -4,13 +4,16 @@ Shape letters: N texts, B rows of a batch, T tokens, D embedding width.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from quire import device
+from quire.errors import UserError
 from quire.packing import pack, pad
 
 
@@ -22,6 +25,16 @@ def freeze_unused(transformer: nn.Module) -> None:
     for name, parameter in transformer.named_parameters():
         if ".pooler." in f".{name}":
             parameter.requires_grad_(False)
+
+
+def check_whole(model: nn.Sequential, folder: Path) -> None:
+    """Raise UserError when the transformer's file lacks one of its weights: transformers draws such ones at random."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        missing = sorted(set(model[0].model.state_dict()) - set(file.keys()))
+    if missing:
+        raise UserError(
+            f"{folder}/model.safetensors lacks {len(missing)} weights, such as {missing[0]!r}: save it again"
+        )
 
 
 def load_encoder(folder: str, max_seq_length: int | None = None) -> SentenceTransformer:

@@ -9,6 +9,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder as UsersCrossEncoder
 from sentence_transformers import SentenceTransformer
 
@@ -138,6 +139,24 @@ def test_both_sides_of_a_pair_are_cut_fairly(encoder_folder: str) -> None:
         # side a stands between [CLS] and [SEP], side b before the last [SEP]
         assert (int((types[0] == 0).sum()) - 2, int((types[0] == 1).sum()) - 1) == expected
         assert len(tokens[0]) == 43
+
+
+@pytest.mark.parametrize("which", ["bi_encoder", "cross_encoder"])
+def test_a_saved_model_that_lacks_a_weight_is_refused_not_filled_at_random(
+    which: str, encoder_folder: str, tmp_path: Path
+) -> None:
+    model = bi_encoder.build_encoder(encoder_folder, pooling="mean", max_seq_length=32)
+    made = {
+        "bi_encoder": lambda: bi_encoder.BiEncoder(model, bi_encoder.PairHead(32)),
+        "cross_encoder": lambda: cross_encoder.CrossEncoder(cross_encoder.build_model(encoder_folder, 32)),
+    }[which]()
+    made.save(tmp_path)
+    type(made).load(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("encoder.layer.0.output.dense.weight")
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="lacks 1 weights, such as 'encoder.layer.0.output.dense.weight'"):
+        type(made).load(tmp_path)
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:

@@ -96,7 +96,9 @@ def _fit(
     fitted_on = passed if enough else np.ones(len(labels), bool)
     logits = (systems[name][fitted_on] for name in ("cross_encoder", "bi_encoder"))
     fusion = calibration.fit_fusion(*logits, labels[fitted_on])
-    two_stage = np.where(passed, fusion.probability(systems["cross_encoder"], systems["bi_encoder"]), bi)
+    two_stage = matcher.two_stage(
+        scales["bi_encoder"], fusion, prefilter, systems["bi_encoder"], systems["cross_encoder"]
+    )
     threshold = calibration.choose_threshold(labels, two_stage, settings.objective, settings.target)
     recipe = inputs["chunks"].manifest["recipe"]
     spec = matcher.make_spec(

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 from pydantic import Field
 
-from quire import artifact, config, metrics, plots, report
+from quire import artifact, config, matcher, metrics, plots, report
 from quire.artifact import Artifact
 from quire.calibration import Fusion, Scale
 from trainers.tracker import TrackedRuntime, log_report
@@ -85,13 +85,11 @@ def run(settings: EvaluateConfig) -> Artifact:
 
 def system_probabilities(table: Any, calibration: dict, spec: dict) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Calibrated probability of every system for each pair (n,), and each system's threshold."""
-    probabilities = {}
-    for name, facts in calibration["systems"].items():
-        probabilities[name] = Scale(**facts["scale"]).probability(table[name].to_numpy())
-    bi = probabilities["bi_encoder"]
-    logits = (table[name].to_numpy() for name in ("cross_encoder", "bi_encoder"))
-    cross = Fusion(**spec["fusion"]).probability(*logits)
-    probabilities["two_stage"] = np.where(bi >= spec["prefilter"], cross, bi)
+    scales = {name: Scale(**facts["scale"]) for name, facts in calibration["systems"].items()}
+    probabilities = {name: scale.probability(table[name].to_numpy()) for name, scale in scales.items()}
+    logits = (table[name].to_numpy() for name in ("bi_encoder", "cross_encoder"))
+    fusion = Fusion(**spec["fusion"])
+    probabilities["two_stage"] = matcher.two_stage(scales["bi_encoder"], fusion, spec["prefilter"], *logits)
     return probabilities, {**calibration["thresholds"], "two_stage": spec["threshold"]}
 
 
