@@ -224,15 +224,11 @@ def _merge(draft: Draft, num_shards: int, tokenizer: Any, vocab_size: int) -> di
         shutil.rmtree(folder / "tokenizer", ignore_errors=True)
         bpe.save(tokenizer, folder / "tokenizer")
         facts = json.loads((folder / "store.json").read_text("utf-8"))
-        counts = Counter((row["split"], row["category"]) for row in writer.rows)
-        sizes: Counter[str] = Counter()
-        for row in writer.rows:
-            sizes[row["category"]] += row["length"]
     if not facts["num_tokens"]:
         raise UserError(f"{draft.folder}: no document yields a token; look at its rejects")
     categories = {
-        name: {**{split: counts[split, name] for split in tokens.SPLITS}, "tokens": size}
-        for name, size in sorted(sizes.items())
+        name: {**{split: writer.documents[name, split] for split in tokens.SPLITS}, "tokens": size}
+        for name, size in sorted(writer.sizes.items())
     }
     return {**facts, "categories": categories}
 

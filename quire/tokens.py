@@ -8,6 +8,9 @@ index.jsonl, splits.json   the same index in the layout of the earlier system
 """
 
 import json
+import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,7 @@ INDEX = pa.schema(
     ]
 )
 SPLITS = ("train", "validation", "test")
+_INDEX_BATCH = 8_192  # documents
 
 
 def token_type(vocab_size: int) -> np.dtype:
@@ -81,11 +85,15 @@ def open_folder(folder: Path, fingerprint: str = "") -> TokenStore:
         state = "missing" if found is None else f"{found:,} bytes long"
         raise UserError(f"{file}: {state}, store.json says {expected:,} bytes; delete the store and tokenize again")
     index = pq.read_table(folder / "index.parquet")
-    strings = {name: np.asarray(index[name].to_pylist(), dtype=object) for name in ("document_id", "category", "split")}
+    codes = {name: index[name].combine_chunks().dictionary_encode() for name in ("category", "split")}
+    # One string object a value, not one a document.
+    strings = {
+        name: np.asarray(c.dictionary.to_pylist(), dtype=object)[c.indices.to_numpy()] for name, c in codes.items()
+    }
     return TokenStore(
         tokens=np.memmap(file, dtype=dtype, mode="r") if expected else np.zeros(0, dtype),
         vocab_size=facts["vocab_size"],
-        document_ids=strings["document_id"],
+        document_ids=np.asarray(index["document_id"].to_pylist(), dtype=object),
         categories=strings["category"],
         splits=strings["split"],
         offsets=index["offset"].to_numpy(),
@@ -96,14 +104,19 @@ def open_folder(folder: Path, fingerprint: str = "") -> TokenStore:
 
 
 class StoreWriter:
-    """Writes a store document by document; memory holds the index alone."""
+    """Writes a store document by document; memory holds a batch of the index, however many documents there are."""
 
     def __init__(self, folder: Path, vocab_size: int):
         self.folder, self.vocab_size, self.dtype = folder, vocab_size, token_type(vocab_size)
-        self.rows: list[dict[str, Any]] = []
-        self.num_tokens = 0
+        self.num_tokens = self.num_documents = 0
+        self.documents: Counter[tuple[str, str]] = Counter()  # by category and split
+        self.sizes: Counter[str] = Counter()  # tokens by category
+        self._rows: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
-        self.file = (folder / "tokens.bin").open("wb")
+        self._tokens = (folder / "tokens.bin").open("wb")
+        self._index = pq.ParquetWriter(folder / "index.parquet", INDEX, compression="zstd")
+        self._old_index = (folder / "index.jsonl").open("w", encoding="utf-8")
+        self._old_splits = {name: tempfile.TemporaryFile("w+", encoding="utf-8") for name in SPLITS}  # noqa: SIM115
 
     def add(self, document_id: str, category: str, categories: list[str], split: str, ids: np.ndarray) -> None:
         """Append a document. Raises UserError for an id outside the vocabulary and a split that is none of SPLITS."""
@@ -113,27 +126,41 @@ class StoreWriter:
         for worst in (int(ids.max()), int(ids.min())) if len(ids) else ():
             if not 0 <= worst < size:
                 raise UserError(f"document {document_id!r}: token id {worst} is not below vocab_size = {size}")
-        self.file.write(ids.astype(self.dtype).tobytes())
-        row = {"document_id": document_id, "category": category, "categories": categories, "split": split}
-        self.rows.append({**row, "offset": self.num_tokens, "length": len(ids)})
+        self._tokens.write(ids.astype(self.dtype).tobytes())
+        place = {"offset": self.num_tokens, "length": len(ids)}
+        about = {"document_id": document_id, "category": category, "categories": categories, "split": split}
+        self._rows.append({**about, **place})
+        self._old_index.write(json.dumps({"paper_id": document_id, "cat": category, **place}) + "\n")
+        self._old_splits[split].write(("," if self._old_splits[split].tell() else "") + json.dumps(document_id))
         self.num_tokens += len(ids)
+        self.num_documents += 1
+        self.documents[category, split] += 1
+        self.sizes[category] += len(ids)
+        if len(self._rows) == _INDEX_BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._index.write_table(pa.Table.from_pylist(self._rows, schema=INDEX))
+        self._rows = []
 
     def close(self) -> None:
-        """Write the index in both layouts, and store.json."""
-        self.file.close()
-        columns = {name: [row[name] for row in self.rows] for name in INDEX.names}
-        pq.write_table(pa.table(columns, schema=INDEX), self.folder / "index.parquet", compression="zstd")
-        with (self.folder / "index.jsonl").open("w", encoding="utf-8") as file:
-            for row in self.rows:
-                old = {"paper_id": row["document_id"], "cat": row["category"]}
-                file.write(json.dumps({**old, "offset": row["offset"], "length": row["length"]}) + "\n")
-        splits = {name: [row["document_id"] for row in self.rows if row["split"] == name] for name in SPLITS}
-        (self.folder / "splits.json").write_text(json.dumps(splits, indent=4), "utf-8")
+        """Write the rest of the index in both layouts, and store.json."""
+        self._flush()
+        for file in (self._tokens, self._index, self._old_index):
+            file.close()
+        with (self.folder / "splits.json").open("w", encoding="utf-8") as file:
+            for number, (name, ids) in enumerate(self._old_splits.items()):
+                file.write(("{" if number == 0 else ", ") + f"{json.dumps(name)}: [")
+                ids.seek(0)
+                shutil.copyfileobj(ids, file)
+                ids.close()
+                file.write("]")
+            file.write("}\n")
         facts = {
             "dtype": self.dtype.str,
             "vocab_size": self.vocab_size,
             "num_tokens": self.num_tokens,
-            "num_documents": len(self.rows),
+            "num_documents": self.num_documents,
         }
         (self.folder / "store.json").write_text(json.dumps(facts), "utf-8")
 
