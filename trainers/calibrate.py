@@ -100,24 +100,7 @@ def _fit(
         scales["bi_encoder"], fusion, prefilter, systems["bi_encoder"], systems["cross_encoder"]
     )
     threshold = calibration.choose_threshold(labels, two_stage, settings.objective, settings.target)
-    recipe = inputs["chunks"].manifest["recipe"]
-    spec = matcher.make_spec(
-        bi_encoder=inputs["bi_encoder"].folder,
-        cross_encoder=inputs["cross_encoder"].folder,
-        bi_encoder_sha256=hub.weights_sha256(inputs["bi_encoder"].local()),
-        cross_encoder_sha256=hub.weights_sha256(inputs["cross_encoder"].local()),
-        bi_scale=scales["bi_encoder"],
-        fusion=fusion,
-        prefilter=prefilter,
-        threshold=threshold.value,
-        objective=settings.objective,
-        size=recipe["size"],
-        overlap=recipe["overlap"],
-        min_chars=recipe["min_chars"],
-        max_chunks_per_text=settings.max_chunks_per_text,
-        max_cross_pairs=settings.max_cross_pairs,
-        num_calibration_pairs=len(labels),
-    )
+    spec = _spec(inputs, settings, scales["bi_encoder"], fusion, prefilter, threshold.value, len(labels))
     report = {
         "systems": {name: _quality(systems[name], labels, scales[name]) for name in systems},
         "two_stage": calibration.quality(labels, two_stage),
@@ -129,6 +112,33 @@ def _fit(
         "passed": float(passed.mean()),
     }
     return matcher.spec_dict(spec), report
+
+
+def _spec(
+    inputs: dict[str, Artifact],
+    settings: CalibrateConfig,
+    bi_scale: Scale,
+    fusion: calibration.Fusion,
+    prefilter: float,
+    threshold: float,
+    num_pairs: int,
+) -> matcher.MatcherSpec:
+    """What is served: both models by place and hash, the scales, and how texts are cut."""
+    recipe = inputs["chunks"].manifest["recipe"]
+    models = {key: inputs[key] for key in ("bi_encoder", "cross_encoder")}
+    return matcher.make_spec(
+        **{key: model.folder for key, model in models.items()},
+        **{f"{key}_sha256": hub.weights_sha256(model.local()) for key, model in models.items()},
+        **{key: recipe[key] for key in ("size", "overlap", "min_chars")},
+        bi_scale=bi_scale,
+        fusion=fusion,
+        prefilter=prefilter,
+        threshold=threshold,
+        objective=settings.objective,
+        max_chunks_per_text=settings.max_chunks_per_text,
+        max_cross_pairs=settings.max_cross_pairs,
+        num_calibration_pairs=num_pairs,
+    )
 
 
 def _quality(logits: np.ndarray, labels: np.ndarray, scale: Scale) -> dict[str, Any]:

@@ -116,46 +116,8 @@ def _page(
     calibration: dict,
     ancestry: list[Artifact],
 ) -> report.Report:
-    systems = {title: (labels, probabilities[name]) for name, title in TITLES.items()}
-    trained = {title: systems[title] for title in ("two-stage", "bi-encoder", "cross-encoder")}
-    histories = {
-        a.name: a.read_json("history.json")["history"] for a in ancestry if "history.json" in a.manifest["files"]
-    }
     two, low_high = rows["two-stage"]["overall"], rows["two-stage"]["overall"]["auc_interval"]
-    figures = [
-        report.Plot("ROC", plots.roc(systems), "The further to the upper left, the better; the diagonal is guessing."),
-        report.Plot(
-            "Precision and recall",
-            plots.precision_recall(systems),
-            "How many are right among those called the same book, as more are found.",
-        ),
-        report.Plot(
-            "Reliability", plots.reliability(trained), "On the diagonal, a stated probability is what happens."
-        ),
-        report.Plot(
-            "Scores by negative type",
-            plots.score_histograms(labels, kinds, probabilities["two_stage"]),
-            "Two-stage probabilities; negatives far to the right are the mistakes.",
-        ),
-        report.Plot(
-            "Losses",
-            plots.losses(histories),
-            "Training loss falls, validation AUC rises; where they part, training overfits.",
-        ),
-    ]
-    before_after = [
-        (TITLES[name], *(f"{facts[when][q]:.3f}" for q in ("nll", "brier", "ece") for when in ("before", "after")))
-        for name, facts in calibration["systems"].items()
-    ]
-    sections = [
-        report.Section(
-            "Calibration",
-            "On the calibration split: before is the sigmoid of the raw score, after the fitted scale.",
-            ("System", "NLL before", "after", "Brier before", "after", "ECE before", "after"),
-            before_after,
-        ),
-        *_tables(ancestry),
-    ]
+    provenance = ("recipe", "inputs", "fingerprint", "git_commit", "versions")
     return report.Report(
         title=f"Book matcher: {settings.name}",
         question="Do two passages come from the same book?",
@@ -164,14 +126,47 @@ def _page(
             f"{len(labels)} pairs of {_apart(ancestry)}s that no model has seen; ECE {two['ece']:.3f}."
         ),
         rows=rows,
-        plots=figures,
-        sections=sections,
-        details={
-            f"{a.folder}: recipe and provenance": {
-                key: a.manifest[key] for key in ("recipe", "inputs", "fingerprint", "git_commit", "versions")
-            }
-            for a in ancestry
-        },
+        plots=_figures(labels, kinds, probabilities, ancestry),
+        sections=[_calibration_table(calibration), *_tables(ancestry)],
+        details={f"{a.folder}: recipe and provenance": {key: a.manifest[key] for key in provenance} for a in ancestry},
+    )
+
+
+def _figures(
+    labels: np.ndarray, kinds: np.ndarray, probabilities: dict[str, np.ndarray], ancestry: list[Artifact]
+) -> list[report.Plot]:
+    systems = {title: (labels, probabilities[name]) for name, title in TITLES.items()}
+    trained = {title: systems[title] for title in ("two-stage", "bi-encoder", "cross-encoder")}
+    made = [a for a in ancestry if "history.json" in a.manifest["files"]]
+    histories = {a.name: a.read_json("history.json")["history"] for a in made}
+    scores = plots.score_histograms(labels, kinds, probabilities["two_stage"])
+    figures = [
+        ("ROC", plots.roc(systems), "The further to the upper left, the better; the diagonal is guessing."),
+        (
+            "Precision and recall",
+            plots.precision_recall(systems),
+            "How many are right among those called the same book, as more are found.",
+        ),
+        ("Reliability", plots.reliability(trained), "On the diagonal, a stated probability is what happens."),
+        ("Scores by negative type", scores, "Two-stage probabilities; negatives far to the right are the mistakes."),
+        (
+            "Losses",
+            plots.losses(histories),
+            "Training loss falls, validation AUC rises; where they part, training overfits.",
+        ),
+    ]
+    return [report.Plot(*figure) for figure in figures]
+
+
+def _calibration_table(calibration: dict) -> report.Section:
+    return report.Section(
+        "Calibration",
+        "On the calibration split: before is the sigmoid of the raw score, after the fitted scale.",
+        ("System", "NLL before", "after", "Brier before", "after", "ECE before", "after"),
+        [
+            (TITLES[name], *(f"{facts[when][q]:.3f}" for q in ("nll", "brier", "ece") for when in ("before", "after")))
+            for name, facts in calibration["systems"].items()
+        ],
     )
 
 
