@@ -8,6 +8,7 @@ from typing import Any
 
 Rows = Mapping[str, Mapping[str, Mapping[str, Any]]]  # system -> stratum -> metrics
 COLUMNS = {"auc": "AUC", "average_precision": "Avg. precision", "f1": "F1", "brier": "Brier", "ece": "ECE"}
+ACROSS_STRATA = "Between strata compare AUC alone: the others move with the share of positives, which differs."
 _LOWER_IS_BETTER = ("brier", "ece", "nll")
 
 
@@ -90,7 +91,7 @@ def render(report: Report) -> str:
         f'<p class="headline">{escape(report.headline)}</p>',
     ]
     if report.rows:
-        parts += ["<h2>Results on the test split</h2>", _results(report.rows)]
+        parts += ["<h2>Results on the test split</h2>", _results(report.rows), f"<p>{ACROSS_STRATA}</p>"]
     if report.plots:
         parts.append('<h2>Plots</h2><div class="plots">')
         for plot in report.plots:
