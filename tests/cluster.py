@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import boto3
 import psutil
+from moto.server import ThreadedMotoServer
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -114,6 +116,23 @@ def head(folder: Path, cwd: Path = ROOT, **environment: str):
             except psutil.NoSuchProcess:
                 continue
         log.close()
+
+
+@contextmanager
+def s3_server() -> Iterator[dict[str, str]]:
+    """A local S3 server with an empty bucket `corpora`, as the environment that finds it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    endpoint = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys).create_bucket(Bucket="corpora")
+    yield {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_REGION": "us-east-1",
+    }
+    server.stop()
 
 
 def _answers(port: int) -> bool:

@@ -6,10 +6,8 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
-from cluster import Head, head, wait_for
-from moto.server import ThreadedMotoServer
+from cluster import Head, head, s3_server, wait_for
 from safetensors.numpy import load_file
 
 from quire.artifact import WORK, open_artifact
@@ -32,29 +30,13 @@ STEPS = {
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    endpoint = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
-    keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
-    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys).create_bucket(Bucket="corpora")
-    yield endpoint
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def ray_head(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Iterator[Head]:
-    environment = {
-        "AWS_ENDPOINT_URL": s3,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_REGION": "us-east-1",
-    }
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     patch = pytest.MonkeyPatch()
-    for name, value in environment.items():
-        patch.setenv(name, value)
-    with head(tmp_path_factory.mktemp("h"), **environment) as started:
-        yield started
+    with s3_server() as environment:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        with head(tmp_path_factory.mktemp("h"), **environment) as started:
+            yield started
     patch.undo()
 
 
