@@ -69,7 +69,8 @@ def run_shards(
     turns an item into a `Shard`.
 
     Raises what a worker raises: a step that lost a shard never ends well; and UserError when an interrupted run has cut
-    its shards otherwise. One worker holds one CPU (and `num_gpus`).
+    its shards otherwise. One worker holds one CPU (and `num_gpus`); `num_workers` is the most at a time, by default as
+    many as the cluster has or gets room for.
     """
     _finish_drops(draft)
     done = draft.finished_shards()
@@ -78,7 +79,7 @@ def run_shards(
     if not pending:
         return
     connect()
-    workers = min(len(pending), num_workers or _places(num_gpus))
+    most = min(len(pending), num_workers or len(pending))
     rows = [{"index": index, "item": cloudpickle.dumps(items[index])} for index in pending]  # bytes: any item will do
     dataset = ray.data.from_items(rows, override_num_blocks=len(pending))
     dataset = dataset.map_batches(
@@ -86,7 +87,8 @@ def run_shards(
         batch_size=1,
         batch_format="numpy",
         fn_constructor_args=(make, arguments, draft),
-        compute=ray.data.ActorPoolStrategy(size=workers),
+        # As many as there is room for now; more as an autoscaling cluster grows, which Ray Data asks it to.
+        compute=ray.data.ActorPoolStrategy(min_size=min(most, _places(num_gpus, num_workers)), max_size=most),
         num_cpus=1,
         num_gpus=num_gpus or None,
         memory=memory,
@@ -118,15 +120,22 @@ def _check_items(draft: Draft, done: Mapping[int, dict[str, Any]], items: Sequen
         )
 
 
-def _places(num_gpus: float) -> int:
-    """How many workers the cluster holds now. Raises UserError when it holds none, instead of waiting for ever."""
+def _places(num_gpus: float, num_workers: int | None) -> int:
+    """How many workers the cluster holds now, at least 1: an autoscaling cluster may stand at no node.
+
+    Whether it would add GPUs cannot be asked. Raises UserError when it has none, instead of waiting for ever, unless
+    the number of workers is set: then somebody expects them.
+    """
     total = ray.cluster_resources()
-    if num_gpus:
-        places = int(total.get("GPU", 0) / num_gpus)
-        if not places:
-            raise UserError(f"num_gpus = {num_gpus}: the cluster has no GPU; set runtime.num_gpus=0 or add a GPU node")
-        return places
-    return max(1, int(total.get("CPU", 1)))
+    places = int(total.get("GPU", 0) / num_gpus) if num_gpus else int(total.get("CPU", 0))
+    if not places and num_gpus:
+        if num_workers is None:
+            raise UserError(
+                f"num_gpus = {num_gpus}: the cluster has no GPU; set runtime.num_gpus=0 or add a GPU node, or where "
+                "the cluster adds nodes itself set runtime.num_workers"
+            )
+        print("      the cluster has no GPU yet: waiting for it to add a node", file=sys.stderr, flush=True)
+    return max(1, places)
 
 
 def groups(sizes: Sequence[int], max_size: int) -> list[list[int]]:

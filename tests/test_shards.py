@@ -1,5 +1,7 @@
 """A killed step goes on to the same bytes, and never with shards that were cut otherwise."""
 
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from ray import cloudpickle
+from ray.cluster_utils import Cluster
 
 from pipelines import chunk, papers, shards
 from quire import artifact, schema
@@ -98,3 +101,44 @@ def test_shards_that_were_cut_otherwise_are_refused(
     shards.run_shards(draft, ["a", "bc"], lambda: None)
     with pytest.raises(UserError, match=r"1 of 2 finished shards hold other items.*first shard 1: give the setting"):
         shards.run_shards(draft, items, lambda: None)
+
+
+def test_a_stage_without_gpus_is_refused_unless_workers_are_expected(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(shards.ray, "cluster_resources", lambda: {"CPU": 4.0})
+    assert (shards._places(0, None), shards._places(0, 9)) == (4, 4)
+    with pytest.raises(UserError, match="the cluster has no GPU; .* set runtime.num_workers"):
+        shards._places(1.0, None)
+    assert shards._places(1.0, 2) == 1
+    assert "no GPU yet" in capsys.readouterr().err
+
+
+@pytest.mark.system
+def test_a_stage_begins_on_a_cluster_without_workers_and_grows_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+
+    def make() -> Callable[[int], Shard]:
+        def process(item: int) -> Shard:
+            time.sleep(3)
+            return Shard(facts={"node": shards.ray.get_runtime_context().get_node_id()})
+
+        return process
+
+    node = {"object_store_memory": 100_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **node})
+    try:
+        shards.ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+        draft = begun(tmp_path)
+        run = threading.Thread(target=shards.run_shards, args=(draft, range(10), make), daemon=True)
+        run.start()
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, **node)
+        run.join(120)
+        records = draft.finished_shards().values()
+        assert (len(records), len({record["facts"]["node"] for record in records})) == (10, 2)
+    finally:
+        shards.ray.shutdown()
+        cluster.shutdown()
