@@ -104,14 +104,12 @@ class Artifact:
                 writer.write_table(table)
             writer.close()
 
-        with pa.memory_map(str(storages.cached(f"{self._cache_key}-{chosen}.arrow", write))) as source:
+        with pa.memory_map(str(storages.made_once(f"{self._cache_key}-{chosen}.arrow", write))) as source:
             return pa.ipc.open_file(source).read_all()
 
     def local(self) -> Path:
         """The artefact's folder on this machine, downloaded first if it is remote."""
-        if self.storage.is_local:
-            return Path(self.storage.path(self.folder))
-        return storages.cached(self._cache_key, lambda target: self.storage.download(self.folder, target))
+        return storages.cached(self.storage, self.folder, self._cache_key)
 
     @property
     def _cache_key(self) -> str:

@@ -190,7 +190,14 @@ _CACHE_SECONDS = 2 * 86_400  # a file that is mapped or open stays readable afte
 _TEMPORARY = ".tmp-"  # an interrupted write leaves such a file; `files` does not show it
 
 
-def cached(key: str, make: Callable[[Path], object]) -> Path:
+def cached(storage: Storage, relative: str, key: str) -> Path:
+    """A local copy of a folder: itself on a local disk, else downloaded once into the local cache under `key`."""
+    if storage.is_local:
+        return Path(storage.path(relative))
+    return made_once(key, lambda target: storage.download(relative, target))
+
+
+def made_once(key: str, make: Callable[[Path], object]) -> Path:
     """The file or folder `key` of the local cache; where it is not there, `make(path)` makes it, a file or in a folder.
 
     A key must name the content, since what is there is never made again. What nobody has asked for in two days goes.

@@ -192,10 +192,10 @@ def test_what_was_made_again_is_fetched_and_mapped_again(root: str, cache: Path)
 
 def test_what_is_cached_and_not_asked_for_in_days_goes(cache: Path) -> None:
     for key in ("folder", "file", "recent"):
-        storages.cached(key, lambda target: target.mkdir() if target.name == "folder" else target.write_bytes(b"1"))
+        storages.made_once(key, lambda target: target.mkdir() if target.name == "folder" else target.write_bytes(b"1"))
     for key in ("folder", "file"):
         os.utime(cache / key, (0, 0))
-    storages.cached("new", lambda target: target.write_bytes(b"1"))
+    storages.made_once("new", lambda target: target.write_bytes(b"1"))
     assert sorted(path.name for path in cache.iterdir()) == ["new", "recent"]
 
 
@@ -205,7 +205,7 @@ def test_a_copy_that_another_process_made_meanwhile_is_taken(cache: Path) -> Non
             folder.mkdir()
             (folder / "file").write_bytes(b"1")
 
-    assert (storages.cached("key", make) / "file").read_bytes() == b"1"
+    assert (storages.made_once("key", make) / "file").read_bytes() == b"1"
     assert [path.name for path in cache.iterdir()] == ["key"]
 
 
