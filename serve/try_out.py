@@ -4,6 +4,7 @@ python -m serve.try_out serve/experiments/demo.toml [key=value ...]
 """
 
 import json
+import logging
 import socket
 import urllib.request
 import uuid
@@ -40,6 +41,7 @@ class TryOutConfig(config.Config):
 
 
 CONFIG = TryOutConfig
+QUIET = {"log_level": "WARNING", "enable_access_log": False}  # one question needs no record of every step to its answer
 
 
 def run(settings: TryOutConfig) -> Artifact:
@@ -89,10 +91,12 @@ def ask(matcher: str, question: dict[str, Any], runtime: TryOutRuntime) -> dict[
 
     if not ray.is_initialized():
         ray.init(log_to_driver=True, logging_level="WARNING")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     name = f"try-out-{uuid.uuid4().hex[:12]}"
     with _serving(runtime) as address:
         try:
-            ray_serve.run(build(MatcherArgs(matcher=matcher, num_cpus=0)), name=name, route_prefix=f"/{name}")
+            application = build(MatcherArgs(matcher=matcher, num_cpus=0))
+            ray_serve.run(application, name=name, route_prefix=f"/{name}", logging_config=QUIET)
             return _post(f"{address}/{name}/v1/match", question, runtime.timeout)
         finally:
             ray_serve.delete(name)
@@ -108,7 +112,7 @@ def _serving(runtime: TryOutRuntime) -> Iterator[str]:
         return
     port = runtime.port or _free_port(runtime.host)
     try:
-        ray_serve.start(http_options={"host": runtime.host, "port": port})
+        ray_serve.start(http_options={"host": runtime.host, "port": port}, logging_config=QUIET)
         yield f"http://{runtime.host}:{port}"
     finally:
         if not ray_serve.status().applications:
