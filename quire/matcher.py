@@ -109,12 +109,22 @@ def open_model(uri: str, which: Literal["bi_encoder", "cross_encoder"]) -> Path:
     """Local folder of one model of the matcher at `uri`. Raises UserError when it is not the calibrated one."""
     storage, spec = _locate(uri)[0], open_spec(uri)
     folder, wanted = getattr(spec, which), getattr(spec, f"{which}_sha256")
-    local = cached(storage, folder, f"matcher-{folder.replace('/', '-')}-{wanted[:16]}")
-    found = hub.weights_sha256(local)
-    if found != wanted:
-        raise UserError(
-            f"{storage.uri(folder)}: weights {found[:12]} are not the calibrated {wanted[:12]}; calibrate again"
-        )
+
+    def check(local: Path) -> None:
+        found = hub.weights_sha256(local)
+        if found != wanted:
+            raise UserError(
+                f"{storage.uri(folder)}: weights {found[:12]} are not the calibrated {wanted[:12]}; calibrate again"
+            )
+
+    def fetch(target: Path) -> None:
+        storage.download(folder, target)
+        check(target)  # before it is kept, so that a wrong copy is not found again when the right model is back
+
+    if not storage.is_local:
+        return cached(f"matcher-{which}-{wanted}", fetch)
+    local = Path(storage.path(folder))
+    check(local)
     return local
 
 
