@@ -133,11 +133,7 @@ class Ingress:
         self.spec: MatcherSpec = matcher.open_spec(args.matcher)
         self.admission = Admission(args.max_requests)
 
-    @app.post(
-        "/v1/match",
-        response_model=Result | Results,
-        openapi_extra=OPENAPI,
-    )
+    @app.post("/v1/match", response_model=Result | Results, openapi_extra=OPENAPI)
     async def match(self, request: Request) -> Any:
         """Do the two passages of each pair come from the same book? One pair, or a list of pairs."""
         try:
@@ -250,7 +246,8 @@ def build(args: MatcherArgs) -> Application:
     options = {
         "num_replicas": args.num_replicas,
         "max_constructor_retry_count": CONSTRUCTOR_RETRIES,
-        # Fewer would keep batches from filling: Serve counts queued calls against it.
+        # Fewer would keep batches from filling: Serve counts queued calls against it. What waits for them is bounded by
+        # what the ingress lets in.
         "max_ongoing_requests": args.batch_size * BATCHES * 2,
         "ray_actor_options": {"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
     }

@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from cluster import s3_server
 from tiny import book
 
 from quire import calibration, hub, matcher
@@ -81,6 +83,26 @@ def test_a_model_that_was_not_calibrated_is_refused(tmp_path: Path, encoder_fold
     (tmp_path / "models/bi/config_sentence_transformers.json").write_text("{}")
     with pytest.raises(UserError, match="are not the calibrated"):
         matcher.open_model(address, "bi_encoder")
+
+
+def test_a_wrong_model_in_a_bucket_is_refused_until_the_right_one_is_back(
+    tmp_path: Path, encoder_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = publish_matcher(tmp_path / "root", encoder_folder, prefilter=0.5)
+    with s3_server() as environment:
+        for name, value in {**environment, "TMPDIR": str(tmp_path)}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(tempfile, "tempdir", None)  # the cache is looked for anew, in TMPDIR
+        bucket = Storage("s3://corpora/artifacts")
+        for file in Path(made).parent.rglob("*.*"):
+            bucket.write_bytes(str(file.relative_to(tmp_path / "root")), file.read_bytes())
+        config, address = "models/bi/config_sentence_transformers.json", "s3://corpora/artifacts/models/m"
+        right = bucket.read_bytes(config)
+        bucket.write_bytes(config, b"{}")
+        with pytest.raises(UserError, match="are not the calibrated"):
+            matcher.open_model(address, "bi_encoder")
+        bucket.write_bytes(config, right)
+        assert BiEncoder.load(matcher.open_model(address, "bi_encoder")).encode([SHORT]).shape == (1, 32)
 
 
 def test_the_spec_is_read_without_the_models(address: str, tmp_path: Path) -> None:

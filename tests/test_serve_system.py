@@ -12,8 +12,7 @@ import boto3
 import httpx
 import pytest
 import yaml
-from cluster import ROOT, Head, free_ports, head, wait_for
-from moto.server import ThreadedMotoServer
+from cluster import ROOT, Head, free_ports, head, s3_server, wait_for
 from test_serve import SHORT, publish_matcher
 
 pytestmark = pytest.mark.system
@@ -98,26 +97,17 @@ def test_serve_deploy_answers_on_one_host(here: Head, root: Path, tmp_path: Path
 @pytest.fixture
 def bucket(root: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a bucket with the matcher's artefacts and the code as a zip file."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.get_host_and_port()[1]}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_REGION": "us-east-1",
-    }
     for room in ("quire", "serve"):
         shutil.copytree(ROOT / room, tmp_path / "code" / "quire" / room, ignore=shutil.ignore_patterns("__pycache__"))
     code = shutil.make_archive(str(tmp_path / "quire"), "zip", tmp_path / "code")
-    keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
-    s3 = boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], **keys)
-    s3.create_bucket(Bucket="corpora")
-    s3.upload_file(code, "corpora", "quire.zip")
-    for file in root.rglob("*"):
-        if file.is_file():
-            s3.upload_file(str(file), "corpora", f"artifacts/{file.relative_to(root)}")
-    yield environment
-    server.stop()
+    with s3_server() as environment:
+        keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
+        s3 = boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], **keys)
+        s3.upload_file(code, "corpora", "quire.zip")
+        for file in root.rglob("*"):
+            if file.is_file():
+                s3.upload_file(str(file), "corpora", f"artifacts/{file.relative_to(root)}")
+        yield environment
 
 
 def test_serve_deploy_brings_code_and_matcher_from_a_bucket_to_nodes_that_have_neither(
