@@ -18,7 +18,7 @@ from quire.calibration import Fusion, Scale
 from quire.chunks import chunk_text
 from quire.cross_encoder import CrossEncoder
 from quire.errors import UserError
-from quire.storage import Storage, cached
+from quire.storage import Storage, made_once
 from quire.style import style_features
 
 
@@ -122,7 +122,7 @@ def open_model(uri: str, which: Literal["bi_encoder", "cross_encoder"]) -> Path:
         check(target)  # before it is kept, so that a wrong copy is not found again when the right model is back
 
     if not storage.is_local:
-        return cached(f"matcher-{which}-{wanted}", fetch)
+        return made_once(f"matcher-{which}-{wanted}", fetch)
     local = Path(storage.path(folder))
     check(local)
     return local
