@@ -29,6 +29,7 @@ class Arxiv(config.Config):
     kind: Literal["arxiv"] = "arxiv"
     folder: str
     files: tuple[str, ...] = Field(default=(), description="of the folder; default: every .json, .jsonl, .gz")
+    shard_bytes: int = Field(default=16 * 2**20, gt=0, description="decompressed source bytes per shard")
 
 
 class Table(config.Config):
@@ -41,6 +42,7 @@ class Table(config.Config):
     category: str = "category"
     title: str | None = None
     key: str | None = Field(default=None, description="column of ids; default: the place in the file")
+    shard_bytes: int = Field(default=16 * 2**20, gt=0, description="of JSON lines; Parquet is read by row group")
 
 
 class Hub(config.Config):
@@ -57,16 +59,12 @@ class Hub(config.Config):
     shard_rows: int = Field(default=1000, gt=0)
 
 
-class PapersRuntime(config.Runtime):
-    shard_bytes: int = Field(default=16 * 2**20, gt=0, description="decompressed source bytes per shard")
-
-
 class PapersConfig(config.Config):
     """What `pipelines.papers` computes."""
 
     name: str
     source: Arxiv | Table | Hub = Field(discriminator="kind")
-    runtime: PapersRuntime = PapersRuntime()
+    runtime: config.Runtime = config.Runtime()
 
 
 CONFIG = PapersConfig
@@ -100,7 +98,7 @@ def _file_items(settings: PapersConfig) -> tuple[list[dict[str, Any]], str]:
             with storage.filesystem.open_input_file(storage.path(file)) as opened:
                 items += [{"file": file, "row_group": n} for n in range(pq.ParquetFile(opened).num_row_groups)]
             continue
-        size, step = papers.text_size(storage, file), settings.runtime.shard_bytes
+        size, step = papers.text_size(storage, file), source.shard_bytes
         if file.endswith(".gz"):  # read from its beginning for every range: more than 16 would cost more than they give
             step = max(step, -(-size // 16))
         items += [{"file": file, "start": at, "end": min(at + step, size)} for at in range(0, size, step)]
@@ -222,7 +220,7 @@ def _publish(draft: Draft, num_shards: int) -> Artifact:
         for reason, count in record["dropped"].items():
             dropped[reason] = dropped.get(reason, 0) + count
     if not rows:
-        raise UserError(f"no document survived: {schema.summarise(dropped)}; look at rejects in {draft.folder}")
+        raise draft.given_up(f"no document survived: {schema.summarise(dropped)}; look at rejects in {draft.folder}")
     size = sum(record["bytes_in"] for record in records) / 1e6
     counts: dict[str, int] = {}
     for index in range(num_shards):

@@ -13,12 +13,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.shards import run_shards, speed
 from quire import artifact, bpe, config, schema, tokens
@@ -55,6 +55,13 @@ class Shares(config.Config):
     validation: float = Field(default=0.1, ge=0)
     test: float = Field(default=0.1, ge=0)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        total = sum(self.model_dump().values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"shares add up to {total:g}: make them add up to 1")
+        return self
+
 
 class TokenizeConfig(config.Config):
     """What `pipelines.tokenize` computes."""
@@ -74,9 +81,6 @@ CONFIG = TokenizeConfig
 
 def run(settings: TokenizeConfig) -> Artifact:
     """Make the `tokens` artefact. Raises UserError when no document yields a token."""
-    total = sum(settings.shares.model_dump().values())
-    if abs(total - 1) > 1e-9:
-        raise UserError(f"shares add up to {total:g}, not to 1")
     if settings.vocab_size is not None:
         tokens.token_type(settings.vocab_size)  # a size beyond every type shows before the work, not after
     documents = artifact.open_artifact(settings.runtime.root, "documents", settings.documents)
@@ -90,7 +94,7 @@ def run(settings: TokenizeConfig) -> Artifact:
     if draft.published:
         return draft.published
     tokenizer, vocab_size = _tokenizer(draft, documents, settings)
-    frequent = _frequent(documents, settings.categories)
+    frequent = _frequent(draft, documents, settings.categories)
     items = list(enumerate(documents.parts))
     arguments = (documents, draft, settings, tokenizer.backend_tokenizer.to_str(), frequent)
     run_shards(draft, items, _encoder, arguments, num_workers=settings.runtime.num_workers)
@@ -130,7 +134,7 @@ def _tokenizer(draft: Draft, documents: Artifact, settings: TokenizeConfig) -> t
             tokenizer = bpe.load(folder)
     vocab_size = settings.vocab_size or -(-len(tokenizer) // 64) * 64
     if vocab_size < len(tokenizer):
-        raise UserError(f"vocab_size = {vocab_size}: the tokenizer has {len(tokenizer)} ids")
+        raise draft.given_up(f"vocab_size = {vocab_size}: the tokenizer has {len(tokenizer)} ids; ask for as many")
     return tokenizer, vocab_size
 
 
@@ -148,14 +152,16 @@ def _filed(category: str, level: str) -> str:
     return category.split(".")[0] if level == "archive" else category
 
 
-def _frequent(documents: Artifact, categories: Categories) -> set[str]:
+def _frequent(draft: Draft, documents: Artifact, categories: Categories) -> set[str]:
     counts: Counter[str] = Counter()
     for found in documents.read(["category"])["category"].value_counts().to_pylist():
         counts[_filed(found["values"], categories.level)] += found["counts"]
     kept = {name for name, count in counts.items() if count >= categories.min_documents}
     if not kept:
         most = counts.most_common(1)[0]
-        raise UserError(f"categories.min_documents = {categories.min_documents}: the largest, {most[0]}, has {most[1]}")
+        raise draft.given_up(
+            f"categories.min_documents = {categories.min_documents}: the largest, {most[0]}, has {most[1]}"
+        )
     return kept
 
 
@@ -225,7 +231,7 @@ def _merge(draft: Draft, num_shards: int, tokenizer: Any, vocab_size: int) -> di
         bpe.save(tokenizer, folder / "tokenizer")
         facts = json.loads((folder / "store.json").read_text("utf-8"))
     if not facts["num_tokens"]:
-        raise UserError(f"{draft.folder}: no document yields a token; look at its rejects")
+        raise draft.given_up(f"{draft.folder}: no document yields a token; look at its rejects")
     categories = {
         name: {**{split: writer.documents[name, split] for split in tokens.SPLITS}, "tokens": size}
         for name, size in sorted(writer.sizes.items())

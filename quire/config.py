@@ -115,6 +115,8 @@ def _explain(config_class: type[Config], detail: Mapping[str, Any]) -> str:
         return f"  {key}: unknown key; allowed here: {', '.join(allowed)}"
     if detail["type"] == "missing":
         return f"  {key}: missing, and it has no default"
+    if detail["type"] == "value_error":  # of a validator of ours, whose words name the keys; the input may be all of it
+        return f"  {key + ': ' if key else ''}{detail['ctx']['error']}"
     return f"  {key} = {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 

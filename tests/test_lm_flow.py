@@ -48,9 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def root(folder: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> str:
     where = str(tmp_path_factory.mktemp("root"))
-    source = {"kind": "arxiv", "folder": str(folder)}
-    runtime = {"root": where, "shard_bytes": 9_000}
-    papers.run(papers.PapersConfig(name="p", source=source, runtime=runtime))
+    source = {"kind": "arxiv", "folder": str(folder), "shard_bytes": 9_000}
+    papers.run(papers.PapersConfig(name="p", source=source, runtime={"root": where}))
     tokenizer = {"kind": "bpe", "vocab_size": 400}
     categories = {"level": "archive"}
     shares = {"train": 0.6, "validation": 0.2, "test": 0.2}
