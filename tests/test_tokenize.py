@@ -96,7 +96,7 @@ def test_a_tokenizer_of_a_folder_and_a_vocabulary_of_32_bits(root: str, tmp_path
         ({"vocab_size": 100}, "vocab_size = 100: the tokenizer has 400 ids"),
         ({"tokenizer": {"kind": "bpe", "vocab_size": 60_000}}, "tokenizer.vocab_size = 60000: the corpus gives"),
         ({"tokenizer": {"kind": "pretrained", "name": "/nowhere/tok"}}, "tokenizer '/nowhere/tok'"),
-        ({"shares": {"train": 0.5, "validation": 0.1, "test": 0.1}}, "shares add up to 0.7"),
+        ({"vocab_size": 2**33}, "at most 32 bits"),
         ({"documents": "books"}, "documents = 'books' has no column 'categories': make it with pipelines.papers"),
     ],
 )
@@ -107,6 +107,11 @@ def test_what_cannot_be_tokenised_is_refused(root: str, changes: dict, message: 
         draft.publish(num_shards=1)
     with pytest.raises(UserError, match=message):
         tokenize.run(settings(root, f"bad-{abs(hash(message))}", **changes))
+
+
+def test_shares_that_do_not_add_up_show_in_the_config() -> None:
+    with pytest.raises(ValueError, match="shares add up to 0.7: make them add up to 1"):
+        tokenize.Shares(train=0.5, validation=0.1, test=0.1)
 
 
 def test_documents_without_a_token_are_counted(root: str) -> None:
