@@ -121,8 +121,10 @@ def table(found: Mapping[str, Any]) -> str:
         spread = "" if entry["spread"] is None else f" (+- {entry['spread']:.4f} between runs, seeds levelled out)"
         lines.append(f"{'labels shuffled: ' if control else ''}test loss on {MEASURES[measure]}, nats a token{spread}")
         for k, level in entry["by_k"].items():
-            shown = "" if measure == "own_excess" else f"   perplexity {lm.perplexity(level['level']):.1f}"
-            lines.append(f"  K = {k:<3} {level['level']:+.4f} over {level['runs']} runs{shown}")
+            shown = f"{level['level']:.4f} over {level['runs']} runs   perplexity {lm.perplexity(level['level']):.1f}"
+            if measure == "own_excess":
+                shown = f"{level['level']:+.4f} over {level['runs']} runs"
+            lines.append(f"  K = {k:<3} {shown}")
         if "trend" in entry:
             lines.append(f"  {_slope(entry['trend'])}")
     return "\n".join(lines)
@@ -148,21 +150,31 @@ def figures(runs: Sequence[Run], pretrained: tuple[str, np.ndarray] | None = Non
             plots.against_k(series, "test loss, nats a token"),
             "A point is one model, a thin line one seed, the thick line the level of each K.",
         )
-        level = k_effect.levels([run.k for run in real], seeds_of(real), curves(real, measure))
+        x, binned = _log_bins(curves(real, measure))
+        level = k_effect.levels([run.k for run in real], seeds_of(real), binned)
         bands = {f"K = {k}": (mean, level.spread) for k, mean in zip(level.k, level.means, strict=True)}
         made[f"loss_by_position_{measure}"] = report.Plot(
             f"Loss by position, {MEASURES[measure]}",
-            plots.bands(bands, "tokens of context", "test loss, nats", log_x=True),
-            "Seeds levelled out; the band is what runs of one K still differ by (one standard deviation).",
+            plots.bands(x, bands, "tokens of context", "test loss, nats"),
+            "Means over ranges of positions, seeds levelled out; the band is what runs of one K still differ by (one "
+            "standard deviation). Every position stands in positions.parquet.",
         )
     if pretrained is not None:
-        name, curve = pretrained
+        name, (x, binned) = pretrained[0], _log_bins(pretrained[1][None])
         made["pretrained"] = report.Plot(
             f"Loss by position, pretrained {name}",
-            plots.bands({name: (curve, None)}, "tokens of context", "test loss, nats", log_x=True),
+            plots.bands(x, {name: (binned[0], None)}, "tokens of context", "test loss, nats"),
             "On the texts of the same windows, in its own tokens: the shape compares, the height does not.",
         )
     return made
+
+
+def _log_bins(curves: np.ndarray, count: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """Mean position (B,) and mean loss (R, B) of curves (R, T) in ranges of positions that grow geometrically."""
+    length = curves.shape[1]
+    edges = np.unique(np.geomspace(1, length + 1, count + 1).round().astype(int))
+    ranges = [np.arange(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return np.asarray([r.mean() for r in ranges]), np.stack([curves[:, r - 1].mean(1) for r in ranges], axis=1)
 
 
 def page(name: str, runs: Sequence[Run], found: Mapping[str, Any], figures: Sequence[report.Plot], details: Any) -> str:

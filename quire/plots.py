@@ -104,18 +104,15 @@ def score_histograms(labels: np.ndarray, negative_types: np.ndarray, probabiliti
     return _svg("scores", draw)
 
 
-def bands(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray | None]], xlabel: str, ylabel: str, *, log_x: bool = False
-) -> str:
-    """Curves (points,) from x = 1 on, each in a band of so much (points,) to both sides."""
+def bands(x: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarray | None]], xlabel: str, ylabel: str) -> str:
+    """Curves (points,) over a logarithmic x (points,), each in a band of so much (points,) to both sides."""
 
     def draw(axes: Axes) -> None:
         for name, (curve, half) in curves.items():
-            x = np.arange(1, len(curve) + 1)
             (line,) = axes.plot(x, curve, label=_label(name), linewidth=1.4)
             if half is not None:
                 axes.fill_between(x, curve - half, curve + half, color=line.get_color(), alpha=0.15, linewidth=0)
-        axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log_x else "linear")
+        axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
         axes.legend(loc="upper right")
 
     return _svg("bands", draw)

@@ -1,0 +1,75 @@
+"""A made-up sweep whose answer is known: what the report says of it."""
+
+import numpy as np
+import pytest
+
+from quire import k_effect, mixture_report
+
+NAMES = ["cs", "hep", "math"]
+DIFFICULTY = {"cs": 3.0, "hep": 5.0, "math": 4.0}
+
+
+def made_run(k: int, seed: int, control: bool = False, effect: float = 0.0) -> mixture_report.Run:
+    """Losses of 12 windows in 4 documents: what the category costs, what K adds, a fall with the position."""
+    draw = np.random.default_rng([k, seed, control])
+    shape = (12, 63)
+    fall = -0.1 * np.log2(np.arange(1, 64))
+    losses = {n: DIFFICULTY[n] + effect * np.log2(k) + fall + draw.normal(0, 0.01, shape) for n in NAMES}
+    return mixture_report.Run(
+        trial=f"k{k}-{seed}",
+        k=k,
+        seeds={"category_seed": seed, "init_seed": seed, "data_seed": seed},
+        categories=[NAMES[(seed + i) % 3] for i in range(k)],
+        first=NAMES[seed % 3],
+        control=control,
+        losses=losses,
+        documents=dict.fromkeys(NAMES, np.repeat(np.arange(4), 3)),
+        bytes_per_token=dict.fromkeys(NAMES, 4.0),
+    )
+
+
+def sweep(effect: float) -> list[mixture_report.Run]:
+    return [made_run(k, seed, effect=effect) for seed in range(3) for k in (1, 2, 3)]
+
+
+def test_an_effect_of_k_is_found_and_the_difficulty_of_categories_is_not_taken_for_one() -> None:
+    found = mixture_report.results(sweep(effect=0.2))
+    for measure in mixture_report.TESTED:
+        assert found[measure]["trend"]["slope"] == pytest.approx(0.2, abs=0.01)
+        assert found[measure]["trend"]["p_value"] < 0.01 and found[measure]["spread"] < 0.01
+    none = mixture_report.results(sweep(effect=0.0))
+    assert all(none[measure]["trend"]["p_value"] > 0.05 for measure in mixture_report.TESTED)
+    assert "trend" not in none["own"]  # K holds other categories there: hard ones would look like an effect
+
+
+def test_every_number_of_a_run_stands_in_the_tables() -> None:
+    runs = sweep(0.1)
+    rows = mixture_report.category_rows(runs)
+    assert len(rows) == 9 * 3 and sum(row["in_mixture"] for row in rows) == 3 * (1 + 2 + 3)
+    row = rows[0]
+    assert row["perplexity_low"] < row["perplexity"] < row["perplexity_high"]
+    assert row["perplexity_low"] == pytest.approx(np.exp(row["loss_low"]))
+    assert row["bits_per_byte"] == pytest.approx(k_effect.bits_per_byte(row["loss"], 4.0))
+    positions = mixture_report.position_rows(runs)
+    assert len(positions) == 9 * 63 * len(mixture_report.MEASURES)
+    first = [r["loss"] for r in positions if r["trial"] == runs[0].trial and r["measure"] == "first"]
+    np.testing.assert_allclose(first, runs[0].losses[runs[0].first].mean(0))
+
+
+def test_figures_and_table_show_the_control_beside_the_sweep() -> None:
+    runs = [*sweep(0.2), *(made_run(k, seed, control=True) for seed in range(2) for k in (1, 3))]
+    found = mixture_report.results(runs)
+    assert found["control_first"]["trend"]["slope"] == pytest.approx(0, abs=0.02)
+    text = mixture_report.table(found)
+    assert "labels shuffled: test loss on the K = 1 category of the seed" in text and "+0.2" in text
+    figures = mixture_report.figures(runs, ("gpt", np.linspace(5, 3, 40)))
+    assert set(figures) >= {"loss_against_k_first", "loss_by_position_own", "pretrained"}
+    assert "labels shuffled" in figures["loss_against_k_first"].svg and "labels" not in figures["pretrained"].svg
+    page = mixture_report.page("test", runs, found, list(figures.values()), {})
+    assert page.count("<svg") == 5 and "nats for each doubling of K" in page
+
+
+def test_bins_of_positions_hold_each_once_and_grow() -> None:
+    x, binned = mixture_report._log_bins(np.arange(1.0, 128.0)[None])
+    np.testing.assert_allclose(x, binned[0])  # the mean of a range of 1, 2, 3 ... is its mean position
+    assert x[0] == 1 and (np.diff(x) > 0).all() and len(x) <= 20
