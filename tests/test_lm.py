@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tiny_tokens
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+import workers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 from quire import artifact, lm, loop, mixture
@@ -231,10 +231,10 @@ def _train(rank: int, world: int, root: str, folder: str, log: Callable[[dict], 
 
     torch.set_num_threads(1)
     if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+        workers.join(folder, rank, world)
     trainer.work(settings(root, k=3), draft(folder), log)
     if world > 1:
-        dist.destroy_process_group()
+        workers.leave()
 
 
 def _die_at_ten(record: dict) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+import workers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -269,11 +270,9 @@ def test_batches_made_ahead_come_in_order_and_an_error_comes_at_its_place() -> N
 
 
 def _ddp_worker(rank: int, world: int, folder: str) -> None:
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    workers.join(folder, rank, world)
     loop.train(Regression(), config(), draft(Path(folder) / "run"), log=lambda record: None)
-    dist.destroy_process_group()
+    workers.leave()
 
 
 @pytest.mark.ray

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+import workers
 from sentence_transformers import CrossEncoder
 
 from quire import bi_encoder, encoder, loop, packing, style
@@ -58,7 +59,7 @@ def modules(folder: str) -> dict[str, tuple[torch.nn.Module, Callable[[slice], d
 
 def _worker(rank: int, world: int, folder: str, encoder_folder: str, which: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    workers.join(folder, rank, world)
     size = len(TEXTS) // world
     module, batch = modules(encoder_folder)[which]
     wrapped = loop.distributed(module)
@@ -71,7 +72,7 @@ def _worker(rank: int, world: int, folder: str, encoder_folder: str, which: str)
     if rank == 0:
         gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
         torch.save({"loss": mean / world, "gradients": gradients}, f"{folder}/two.pt")
-    dist.destroy_process_group()
+    workers.leave()
 
 
 @pytest.mark.parametrize("which", ["bi_encoder", "cross_encoder"])
