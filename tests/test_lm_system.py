@@ -14,6 +14,7 @@ from quire.storage import Storage
 
 pytestmark = pytest.mark.system
 ROOT = "s3://corpora/lm"
+STEPS = 300
 SWEEPS = {"sweep": "arxiv-k", "control": "arxiv-k-control", "sweep_fixed": "arxiv-k-fixed"}
 
 
@@ -42,9 +43,9 @@ def overrides(folder: Path) -> list[str]:
         "model.layers": 1,
         "model.width": 16,
         "model.heads": 2,
-        "loop.max_tokens": 40 * 8 * 32,
-        "loop.eval_every": 20,
-        "loop.checkpoint_every": 10,
+        "loop.max_tokens": STEPS * 8 * 32,
+        "loop.eval_every": 100,
+        "loop.checkpoint_every": 20,
     }
     made = {
         "root": ROOT,
@@ -63,13 +64,11 @@ def overrides(folder: Path) -> list[str]:
 
 
 def test_the_mixture_flow_under_s3_killed_in_its_sweep_repeats_nothing_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "papers").mkdir()
-    (tmp_path / "h").mkdir()
-    write_papers(tmp_path / "papers")
-    words = ("quire.flow", "flows/arxiv.toml", *overrides(tmp_path / "papers"))
-    with s3_server() as environment, head(tmp_path / "h", **environment) as started:
+    write_papers(tmp_path)
+    words = ("quire.flow", "flows/arxiv.toml", *overrides(tmp_path))
+    with s3_server() as environment, head(tmp_path_factory.mktemp("h"), **environment) as started:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         storage = Storage(ROOT)
@@ -77,7 +76,13 @@ def test_the_mixture_flow_under_s3_killed_in_its_sweep_repeats_nothing_finished(
         def published() -> list[str]:
             return [f for f in storage.files("models") if f.startswith("arxiv-k-k") and f.endswith(f"/{MANIFEST}")]
 
+        def checkpoints() -> list[str]:
+            return [f for f in storage.files("models") if "/checkpoint-" in f]
+
         driver = started.driver(*words)
+        wait_for(checkpoints, 400, "a checkpoint")
+        for worker in started.workers("RayTrainWorker"):
+            worker.kill()  # the trials go on from their checkpoints
         wait_for(published, 400, "a finished trial")
         os.killpg(driver.pid, signal.SIGKILL)
         driver.communicate()
@@ -92,6 +97,9 @@ def test_the_mixture_flow_under_s3_killed_in_its_sweep_repeats_nothing_finished(
             assert {row["state"] for row in open_artifact(ROOT, "sweeps", name).read_json("trials.json")} == {
                 "finished"
             }
+        for name in published():
+            history = storage.read_json(f"models/{name.removesuffix(MANIFEST)}history.json")["history"]
+            assert [record["step"] for record in history if "loss" in record] == list(range(1, STEPS + 1))
         results = open_artifact(ROOT, "reports", "arxiv-k").read_json("results.json")
         assert {"first", "own", "own_excess", "control_first"} <= results.keys()
         assert not [name for name in storage.files("tokens/arxiv") if name.startswith((WORK, "_"))]

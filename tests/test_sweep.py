@@ -1,14 +1,11 @@
 """Sweeps on a local Ray: failures named, halving, kills, and what must never be mixed."""
 
 import json
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_tokens
-from cluster import head, wait_for
 
 from quire.artifact import MANIFEST, open_artifact
 from quire.config import to_toml
@@ -156,38 +153,3 @@ def test_halving_stops_the_worse_and_a_later_start_leaves_them(root: str, ray_wi
     for row in rows:
         assert (Path(root) / "models" / row["trial"] / MANIFEST).exists() == (row["state"] == "finished")
         assert row["state"] == "finished" or row["steps"] < 4000 and row["best"] > rows[0]["best"]
-
-
-@pytest.mark.system
-def test_killed_and_started_again_a_sweep_repeats_nothing_finished(root: str, tmp_path: Path) -> None:
-    base = experiment(root, max_steps=600, eval_every=100, checkpoint_every=20)
-    file = tmp_path / "sweep.toml"
-    file.write_text(f'name = "killed"\ntrainer = "trainers.lm"\nexperiment = "{base}"\n[grid]\nk = [1, 2, 3, 4]\n')
-    models = Path(root) / "models"
-
-    def published() -> list[Path]:
-        return sorted(models.glob(f"killed-k*/{MANIFEST}"))
-
-    def checkpoints() -> list[Path]:
-        return list(models.glob("killed-k*/_work/checkpoint-*/state.json"))
-
-    (tmp_path / "h").mkdir()
-    with head(tmp_path / "h") as ray_head:
-        words = ("tune.sweep", str(file), f"runtime.root={root}")
-        driver = ray_head.driver(*words)
-        wait_for(checkpoints, 240, "a checkpoint")
-        for worker in ray_head.workers("RayTrainWorker"):
-            worker.kill()  # the trials go on from their checkpoints
-        wait_for(published, 300, "a finished trial")
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.communicate()
-        before = {path: path.read_bytes() for path in published()}
-        assert 0 < len(before) < 4
-        again = ray_head.driver(*words)
-        output, _ = again.communicate(timeout=600)
-    assert again.returncode == 0, output
-    assert f"{len(before)} are done" in output
-    assert all(path.read_bytes() == kept for path, kept in before.items()) and len(published()) == 4
-    for path in published():
-        history = json.loads((path.parent / "history.json").read_text())["history"]
-        assert [record["step"] for record in history if "loss" in record] == list(range(1, 601))
