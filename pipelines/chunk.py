@@ -20,20 +20,13 @@ from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.errors import UserError
 
 
-class Shares(config.Config):
+class Shares(splits.Shares):
     """Share of each split; they add up to 1."""
 
     train: float = Field(default=0.6, ge=0)
     validation: float = Field(default=0.1, ge=0)
     calibration: float = Field(default=0.15, ge=0)
     test: float = Field(default=0.15, ge=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        total = sum(self.model_dump().values())
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"shares add up to {total:g}: make them add up to 1")
-        return self
 
 
 class Split(config.Config):

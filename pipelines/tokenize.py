@@ -13,15 +13,15 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipelines.shards import run_shards, speed
-from quire import artifact, bpe, config, schema, tokens
+from quire import artifact, bpe, config, schema, splits, tokens
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.errors import UserError
 
@@ -48,19 +48,12 @@ class Categories(config.Config):
     min_documents: int = Field(default=1, gt=0, description="documents of rarer categories are dropped")
 
 
-class Shares(config.Config):
+class Shares(splits.Shares):
     """Share of each split; they add up to 1."""
 
     train: float = Field(default=0.8, ge=0)
     validation: float = Field(default=0.1, ge=0)
     test: float = Field(default=0.1, ge=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        total = sum(self.model_dump().values())
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"shares add up to {total:g}: make them add up to 1")
-        return self
 
 
 class TokenizeConfig(config.Config):

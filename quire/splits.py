@@ -2,16 +2,29 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
+from pydantic import model_validator
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from quire.config import Config
 from quire.errors import UserError
 
 SPLITS = ("train", "validation", "calibration", "test")
+
+
+class Shares(Config):
+    """The share of each split, a key a split."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        total = sum(self.model_dump().values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"shares add up to {total:g}: make them add up to 1")
+        return self
 
 
 def split_groups(
