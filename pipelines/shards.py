@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray import cloudpickle
 from tqdm import tqdm
 
 from quire import schema
@@ -31,15 +30,14 @@ QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
 class Worker:
     """Holds what a step loads once (a model, a table) and writes one shard after another."""
 
-    def __init__(self, make: Callable[..., Process], arguments: tuple[Any, ...], draft: Draft):
-        self.process, self.draft = make(*arguments), draft
+    def __init__(self, make: Callable[..., Process], arguments: tuple[Any, ...], draft: Draft, items: Sequence[Any]):
+        self.process, self.draft, self.items = make(*arguments), draft, items
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for index, item in zip(batch["index"].tolist(), batch["item"], strict=True):
+        for index in batch["index"].tolist():
             wall, cpu = time.perf_counter(), time.process_time()
-            item = cloudpickle.loads(item)
-            shard = self.process(item)
-            shard.item = _digest(item)
+            shard = self.process(self.items[index])
+            shard.item = _digest(self.items[index])
             shard.cpu += time.process_time() - cpu
             shard.gpu += (time.perf_counter() - wall) if ray.get_gpu_ids() else 0.0
             self.draft.write_shard(index, shard)
@@ -80,13 +78,13 @@ def run_shards(
         return
     connect()
     most = min(len(pending), num_workers or len(pending))
-    rows = [{"index": index, "item": cloudpickle.dumps(items[index])} for index in pending]  # bytes: any item will do
-    dataset = ray.data.from_items(rows, override_num_blocks=len(pending))
+    # Rows are indices alone: an item need not be anything Arrow can hold.
+    dataset = ray.data.from_items([{"index": index} for index in pending], override_num_blocks=len(pending))
     dataset = dataset.map_batches(
         Worker,
         batch_size=1,
         batch_format="numpy",
-        fn_constructor_args=(make, arguments, draft),
+        fn_constructor_args=(make, arguments, draft, items),
         # As many as there is room for now; more as an autoscaling cluster grows, which Ray Data asks it to.
         compute=ray.data.ActorPoolStrategy(min_size=min(most, _places(num_gpus, num_workers)), max_size=most),
         num_cpus=1,

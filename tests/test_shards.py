@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
 from pipelines import chunk, papers, shards
@@ -30,8 +29,7 @@ def work(draft: Draft, items: list, process: Callable[[object], Shard], monkeypa
     """What a worker does with the items, in this process."""
     monkeypatch.setattr(shards.ray, "get_gpu_ids", list)
     monkeypatch.setattr(shards.time, "process_time", lambda: 0.0)
-    batch = {"index": np.arange(len(items)), "item": [cloudpickle.dumps(item) for item in items]}
-    shards.Worker(lambda: process, (), draft)(batch)
+    shards.Worker(lambda: process, (), draft, items)({"index": np.arange(len(items))})
 
 
 def bytes_of(draft: Draft) -> dict[str, bytes]:
