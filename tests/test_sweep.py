@@ -1,12 +1,14 @@
 """Sweeps on a local Ray: failures named, halving, kills, and what must never be mixed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_tokens
 
+from quire import artifact
 from quire.artifact import MANIFEST, open_artifact
 from quire.config import to_toml
 from quire.errors import UserError
@@ -135,6 +137,31 @@ def test_a_model_of_another_recipe_is_never_taken_for_a_trial(root: str, ray_wit
     Storage(root).delete("sweeps/mixed")
     with pytest.raises(UserError, match="loop.max_steps: 12 there, 18 asked for"):
         sweep(root, **asked, loop={"max_steps": 18})
+
+
+def test_halving_that_is_started_again_remembers_its_rungs(tmp_path: Path) -> None:
+    from quire.loop_config import LoopConfig
+    from tune.trials import Asha, Halving
+
+    draft = artifact.begin(str(tmp_path), "sweeps", "s", recipe={}, inputs={})
+    loop = LoopConfig(max_steps=100, eval_every=10, learning_rate=0.1)
+
+    def start() -> Callable[[int, float], str]:
+        halving = Halving(Asha(reduction_factor=2.0), draft, ["a", "b", "c", "d"], [loop])
+        assert halving.set_search_properties("loss", "min")
+
+        def report(number: int, loss: float) -> str:
+            trial = SimpleNamespace(trial_id=f"{id(halving)}-{number}", config={"number": number})
+            halving.on_trial_add(None, trial)
+            return halving.on_trial_result(None, trial, {"step": 10, "loss": loss})
+
+        return report
+
+    first = start()
+    assert (first(0, 1.0), first(1, 2.0)) == ("CONTINUE", "STOP")
+    again = start()
+    assert again(0, 9.0) == "CONTINUE"  # a trial that went on from its checkpoint: this rung is behind it
+    assert (again(2, 1.6), again(3, 1.4)) == ("STOP", "CONTINUE")  # the median is 1.5, then 1.6
 
 
 def test_halving_stops_the_worse_and_a_later_start_leaves_them(root: str, ray_with_dashboard: None) -> None:

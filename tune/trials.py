@@ -3,8 +3,8 @@
 import importlib
 import math
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ray
 from pydantic import Field
@@ -16,6 +16,8 @@ from quire.artifact import WORK, Draft
 from quire.errors import UserError
 from quire.loop_config import LoopConfig
 from trainers import fit
+
+NUMBER = "number"  # of a trial, its parameter for Tune, whose tables have room for no more
 
 
 class Asha(config.Config):
@@ -47,19 +49,19 @@ def run(settings: Any, draft: Draft, trials: Mapping[str, Any]) -> dict[str, str
     What finished is published; what the halving stopped is in `stopped(draft)`. Both may be among the names returned.
     """
     trainer = importlib.import_module(settings.trainer)
-    loops = [loop_in_steps(trainer, trial) for trial in trials.values()]
-    halving = _Halving(settings.asha, draft, loops) if settings.asha else None
+    names, loops = list(trials), [loop_in_steps(trainer, trial) for trial in trials.values()]
+    halving = Halving(settings.asha, draft, names, loops) if settings.asha else None
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level="WARNING")  # the trials' own lines would bury the table
     runtime, started = settings.runtime, time.monotonic()
     tuner = tune.Tuner(
         # The trainer's workers hold what a trial takes; Tune wants a trial to hold something itself.
-        tune.with_resources(_trial(settings.trainer, loops[0], trials), {"CPU": 0, "memory": 2**20}),
-        param_space={"trial": tune.grid_search(list(trials))},
+        tune.with_resources(_trial(settings.trainer, loops[0], list(trials.values())), {"CPU": 0, "memory": 2**20}),
+        param_space={NUMBER: tune.grid_search(list(range(len(names))))},
         tune_config=tune.TuneConfig(
             metric=loops[0].metric,
             mode="max" if loops[0].higher_is_better else "min",
-            trial_name_creator=lambda trial: trial.config["trial"].removeprefix(f"{settings.name}-"),
+            trial_name_creator=lambda trial: names[trial.config[NUMBER]].removeprefix(f"{settings.name}-"),
             trial_dirname_creator=lambda trial: trial.trial_id,
             max_concurrent_trials=places(runtime, fit.reachable()),
             time_budget_s=runtime.time_limit,
@@ -73,7 +75,7 @@ def run(settings: Any, draft: Draft, trials: Mapping[str, Any]) -> dict[str, str
             verbose=1,
         ),
     )
-    errors = {result.config["trial"]: _error(result) for result in tuner.fit()}
+    errors = {names[result.config[NUMBER]]: _error(result) for result in tuner.fit()}
     over = runtime.time_limit is not None and time.monotonic() - started >= runtime.time_limit
     unfinished = f"not finished within time_limit = {runtime.time_limit} s" if over else "not finished"
     return {name: errors.get(name) or unfinished for name in trials}
@@ -102,20 +104,24 @@ def places(runtime: SweepRuntime, cluster: Mapping[str, float]) -> int:
 
 def stopped(draft: Draft) -> dict[str, dict[str, Any]]:
     """What the halving stopped, now or before the sweep was interrupted: last metric and step by trial."""
-    folder = f"{draft.folder}/{WORK}/stopped"
+    return _by_trial(draft, "stopped")
+
+
+def _by_trial(draft: Draft, what: str) -> dict[str, Any]:
+    folder = f"{draft.folder}/{WORK}/{what}"
     return {
         name.removesuffix(".json"): draft.storage.read_json(f"{folder}/{name}") for name in draft.storage.files(folder)
     }
 
 
-def _trial(trainer: str, loop: LoopConfig, trials: Mapping[str, Any]) -> Any:
+def _trial(trainer: str, loop: LoopConfig, trials: Sequence[Any]) -> Any:
     """The function that Tune runs: the trainer's own `run`, whose artefact resumes by itself."""
-    configs = {name: trial.model_dump_json() for name, trial in trials.items()}
+    configs = [trial.model_dump_json() for trial in trials]
 
     def trial(point: dict[str, Any]) -> None:
         module = importlib.import_module(trainer)
         try:
-            made = module.run(module.CONFIG.model_validate_json(configs[point["trial"]]))
+            made = module.run(module.CONFIG.model_validate_json(configs[point[NUMBER]]))
         except UserError as error:  # the same on every attempt, so reported and not raised: nothing to retry
             tune.report({loop.metric: -math.inf if loop.higher_is_better else math.inf, "mistake": str(error)})
         else:
@@ -131,13 +137,19 @@ def _error(result: Any) -> str | None:
     return (result.metrics or {}).get("mistake")
 
 
-class _Halving(ASHAScheduler):
-    """Halving that keeps a record of what it stopped, so that a sweep started again leaves it stopped.
+class _Known(NamedTuple):
+    """A trial as the halving knows it: Tune's ids change when a sweep is started again, its names do not."""
+
+    trial_id: str
+
+
+class Halving(ASHAScheduler):
+    """Halving that keeps its reports and whom it stopped, so that a sweep started again goes on with both.
 
     Rungs are counted in optimiser steps: a trial that was resumed has fewer reports than steps would tell.
     """
 
-    def __init__(self, asha: Asha, draft: Draft, loops: list[LoopConfig]):
+    def __init__(self, asha: Asha, draft: Draft, names: Sequence[str], loops: Sequence[LoopConfig]):
         most = max(loop.max_steps for loop in loops)
         grace = asha.grace_evaluations * min(loop.eval_every for loop in loops)
         if grace >= most:
@@ -146,12 +158,40 @@ class _Halving(ASHAScheduler):
                 "nothing early; lower it or loop.eval_every"
             )
         super().__init__(time_attr="step", grace_period=grace, reduction_factor=asha.reduction_factor, max_t=most)
-        self.draft, self.loss = draft, loops[0].metric
+        self.draft, self.names, self.loss = draft, names, loops[0].metric
+        self.reports: dict[str, list[dict[str, Any]]] = {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        known = super().set_search_properties(metric, mode, **spec)
+        for name, reports in _by_trial(self.draft, "reports").items():
+            self.reports[name] = reports
+            super().on_trial_add(None, _Known(name))
+            for report in reports:
+                super().on_trial_result(None, _Known(name), report)
+        return known
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, self._known(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision = super().on_trial_result(tune_controller, trial, result)
+        known = self._known(trial)
+        decision = super().on_trial_result(tune_controller, known, result)
+        if self.loss in result and "step" in result:
+            self.reports.setdefault(known.trial_id, []).append({"step": result["step"], self.loss: result[self.loss]})
+            self._write("reports", known, self.reports[known.trial_id])
         if decision == self.STOP:
             facts = {"best": result[self.loss], "best_step": result["step"], "steps": result["step"]}
-            path = f"{self.draft.folder}/{WORK}/stopped/{trial.config['trial']}.json"
-            self.draft.storage.write_json(path, facts)
+            self._write("stopped", known, facts)
         return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, self._known(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_remove(tune_controller, self._known(trial))
+
+    def _known(self, trial: Any) -> _Known:
+        return _Known(self.names[trial.config[NUMBER]])
+
+    def _write(self, what: str, trial: _Known, value: Any) -> None:
+        self.draft.storage.write_json(f"{self.draft.folder}/{WORK}/{what}/{trial.trial_id}.json", value)
