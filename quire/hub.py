@@ -17,8 +17,10 @@ from transformers.utils import logging as transformers_logging
 from quire.errors import UserError
 
 # A bar for each model that is loaded from disk buries what matters; downloads, which take long, keep theirs.
+_quiet = huggingface_hub.utils.are_progress_bars_disabled()
 transformers_logging.disable_progress_bar()
-huggingface_hub.utils.enable_progress_bars()
+if not _quiet:
+    huggingface_hub.utils.enable_progress_bars()
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 # SHA-256 of model.safetensors as the hub serves it for MINILM.
