@@ -5,6 +5,7 @@ decode. Its token ids are kept, without special tokens, so that nothing is token
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +15,13 @@ from tokenizers import Tokenizer
 
 from quire.errors import UserError
 
-_BATCH_CHARS = 2**20  # of text tokenised at once; its encodings take some 60 bytes a character
+_BATCH_CHARS = 2**20  # of text tokenised at once; its encodings take 60 to 170 bytes a character
 _PIECE_CHARS = 2**17  # of one document, where a tokenizer lets it be cut
-# What treats the two sides of a blank or a line break apart: see `cuts_at_blanks`.
-_NORMALIZERS = (None, "BertNormalizer")
-_PRE_TOKENIZERS = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
+_SPACE = re.compile(r"\s")
+_LONE_BLANK = re.compile(r"(?<=\S) (?=\S)")
+# What treats the two sides of a lone blank apart: see `cuts_at_blanks`.
+_NORMALIZERS = (None, "BertNormalizer", "NFC")
+_PRE_TOKENIZERS = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel")
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,26 @@ def whole(tokenizer: Tokenizer | str) -> Tokenizer:
 
 
 def cuts_at_blanks(tokenizer: Tokenizer) -> bool:
-    """Whether a text cut before any blank or line break provably has the same tokens as the whole.
+    """Whether a text cut before lone blanks (one, between visible characters) provably has the same tokens and offsets.
 
-    So it is when the normaliser works character by character (canonical decomposition never reaches over a blank), the
-    pre-tokenizer ends a word at white space and drops it, and no added token holds white space or takes up what stands
-    beside it. True for BERT and its kin; byte-level and SentencePiece vocabularies give white space to a neighbour.
+    So it is when the normaliser never reaches over a blank (a character by itself, or NFC: a blank composes with
+    nothing before it), when the pre-tokenizer begins a new word at white space (BERT's drops it; GPT-2's expression
+    lets no word run on into it and looks ahead from white space only), and when no added token holds a lone blank or
+    takes up what stands beside it. True for BERT, GPT-2 and their kin, not for SentencePiece.
     """
     parts = json.loads(tokenizer.to_str())
-    kinds = [(parts[name] or {}).get("type") for name in ("normalizer", "pre_tokenizer")]
-    apart = all(
-        not any(char.isspace() for char in token["content"])
-        and not (token["lstrip"] or token["rstrip"] or token["normalized"])
+    normalizer, words, post = (parts[name] or {} for name in ("normalizer", "pre_tokenizer", "post_processor"))
+    if normalizer.get("type") not in _NORMALIZERS or words.get("type") not in _PRE_TOKENIZERS:
+        return False
+    if words["type"] == "ByteLevel" and (words["add_prefix_space"] or not words["use_regex"]):
+        return False
+    if post.get("trim_offsets") and post.get("add_prefix_space"):  # the first word of a text would keep its blank
+        return False
+    return all(
+        not (token["lstrip"] or token["rstrip"] or (token["normalized"] and normalizer.get("type") == "BertNormalizer"))
+        and (token["content"].isspace() and len(token["content"]) > 1 or not _SPACE.search(token["content"]))
         for token in parts["added_tokens"]
     )
-    return kinds[0] in _NORMALIZERS and kinds[1] in _PRE_TOKENIZERS and apart
 
 
 def chunk_texts(texts: Sequence[str], tokenizer: Tokenizer, *, max_tokens: int, overlap: int) -> TokenChunks:
@@ -148,17 +157,13 @@ def _groups(texts: Sequence[str], cut: bool) -> Iterator[list[tuple[int, int, in
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int]]:
-    """Stretches of at most `_PIECE_CHARS` characters that tile a text, each but the first begun by a blank."""
+    """Stretches that tile a text, each ended by the first lone blank after `_PIECE_CHARS` characters."""
     start = 0
-    while len(text) - start > _PIECE_CHARS:
-        limit = start + _PIECE_CHARS
-        cut = max(text.rfind(mark, start + 1, limit + 1) for mark in " \n")
-        if cut < 0:  # one endless word: it ends where it ends
-            cut = min((at for at in (text.find(mark, limit) for mark in " \n") if at >= 0), default=len(text))
-        yield start, cut
-        start = cut
-    if start < len(text):
-        yield start, len(text)
+    while start < len(text):
+        cut = _LONE_BLANK.search(text, start + _PIECE_CHARS)
+        end = cut.start() if cut else len(text)
+        yield start, end
+        start = end
 
 
 def chunk_schema(keep: Mapping[str, pa.DataType] | None = None) -> pa.Schema:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from quire import bpe, token_chunks
 from quire.errors import UserError
@@ -26,6 +26,14 @@ def wordpiece() -> Tokenizer:
 
 def byte_level() -> Tokenizer:
     return whole(bpe.train(iter(["the sea and the wind", "日本 naïve"] * 5), 262).backend_tokenizer)
+
+
+def pythia_like() -> Tokenizer:
+    """NFC first, and runs of blanks as added tokens."""
+    tokenizer = byte_level()
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.add_tokens([AddedToken("   ", normalized=True), AddedToken("  ", normalized=True)])
+    return tokenizer
 
 
 def lengths(num_tokens: int, max_tokens: int, overlap: int) -> list[int]:
@@ -98,7 +106,7 @@ def test_truncation_and_padding_of_the_tokenizer_s_file_do_not_count() -> None:
     assert tokenizer.truncation is not None
 
 
-alphabet = st.sampled_from([*"abAé日🙂ﷺ\u0301\u00a0 \n\t.-\x00", " sea ", "\n\n"])
+alphabet = st.sampled_from([*"abAé日🙂ﷺ\u0301\u00a0 \n\t.-\x00", " sea ", "\n\n", " a b", "  "])
 
 
 @settings(deadline=None, max_examples=150)
@@ -128,9 +136,15 @@ def test_windows_tile_the_tokens_and_the_text(texts: list, max_tokens: int, over
 
 
 @settings(deadline=None, max_examples=150)
-@given(text=st.lists(alphabet, max_size=80).map("".join), piece=st.integers(1, 12), batch=st.integers(1, 30))
-def test_a_long_text_read_in_pieces_has_the_same_chunks(text: str, piece: int, batch: int) -> None:
-    tokenizer = wordpiece()
+@given(
+    text=st.lists(alphabet, max_size=80).map("".join),
+    piece=st.integers(1, 12),
+    batch=st.integers(1, 30),
+    kind=st.sampled_from([wordpiece, byte_level, pythia_like]),
+)
+def test_a_long_text_read_in_pieces_has_the_same_chunks(text: str, piece: int, batch: int, kind) -> None:
+    tokenizer = kind()
+    assert cuts_at_blanks(tokenizer)
     expected = chunk_texts([text, text], tokenizer, max_tokens=5, overlap=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_chunks, "_PIECE_CHARS", piece)
@@ -140,12 +154,23 @@ def test_a_long_text_read_in_pieces_has_the_same_chunks(text: str, piece: int, b
         assert np.array_equal(getattr(found, name), getattr(expected, name)), name
 
 
-def test_only_what_ends_words_at_white_space_is_read_in_pieces() -> None:
-    assert cuts_at_blanks(wordpiece())
-    assert not cuts_at_blanks(byte_level())
-    spaced = wordpiece()
-    spaced.add_special_tokens(["two words"])
-    assert not cuts_at_blanks(spaced)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda t: t.add_special_tokens(["two words"]),
+        lambda t: t.add_special_tokens([AddedToken("<mask>", lstrip=True)]),
+        lambda t: setattr(t, "normalizer", normalizers.NFKC()),
+        lambda t: setattr(t, "normalizer", normalizers.Prepend("_")),
+        lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.Metaspace()),
+        lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
+        lambda t: setattr(t, "post_processor", processors.ByteLevel(trim_offsets=True, add_prefix_space=True)),
+    ],
+)
+def test_a_tokenizer_that_might_read_over_a_blank_is_given_whole_texts(changed) -> None:
+    tokenizer = byte_level()
+    changed(tokenizer)
+    assert not cuts_at_blanks(tokenizer)
 
 
 @pytest.mark.parametrize(("max_tokens", "overlap"), [(0, 0), (5, 5), (5, -1)])
