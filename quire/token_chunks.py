@@ -184,8 +184,13 @@ def chunk_schema(keep: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
     return pa.schema([*columns, *(keep or {}).items()])
 
 
-def chunk_table(documents: pa.Table, tokenizer: Tokenizer, *, max_tokens: int, overlap: int) -> pa.Table:
-    """Chunks of documents (columns document_id, text and whatever is to be kept), in their order, by `chunk_schema`."""
+def chunk_table(
+    documents: pa.Table, tokenizer: Tokenizer, *, max_tokens: int, overlap: int
+) -> tuple[pa.Table, np.ndarray]:
+    """Chunks of d documents (columns document_id, text and whatever is to be kept), in their order, by `chunk_schema`.
+
+    And (d,) int64, how many each has: 0 for one without a token.
+    """
     texts = documents["text"].to_pylist()
     chunks = chunk_texts(texts, tokenizer, max_tokens=max_tokens, overlap=overlap)
     kept = [name for name in documents.column_names if name not in ("document_id", "text")]
@@ -203,4 +208,5 @@ def chunk_table(documents: pa.Table, tokenizer: Tokenizer, *, max_tokens: int, o
         "token_ids": pa.ListArray.from_arrays(pa.array(chunks.offsets, pa.int32()), pa.array(chunks.token_ids)),
     }
     schema = chunk_schema({name: documents.schema.field(name).type for name in kept})
-    return pa.table({**columns, **{name: rows[name] for name in kept}}, schema=schema)
+    table = pa.table({**columns, **{name: rows[name] for name in kept}}, schema=schema)
+    return table, np.bincount(chunks.document, minlength=len(texts))

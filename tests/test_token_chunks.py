@@ -181,7 +181,8 @@ def test_windows_that_never_advance_are_refused(max_tokens: int, overlap: int) -
 
 def test_a_table_of_chunks_keeps_columns_and_types() -> None:
     documents = pa.table({"document_id": ["a", "b", "c"], "text": ["sea " * 6, "", "Wind"], "score": [0.5, 1.5, None]})
-    made = chunk_table(documents, wordpiece(), max_tokens=4, overlap=1)
+    made, counts = chunk_table(documents, wordpiece(), max_tokens=4, overlap=1)
+    assert counts.tolist() == [2, 0, 1]
     assert made.schema == token_chunks.chunk_schema({"score": pa.float64()})
     assert made.drop_columns(["token_ids", "start", "end"]).to_pylist() == [
         dict(zip(("chunk_id", "document_id", "index", "text", "num_tokens", "score"), row, strict=True))
