@@ -18,7 +18,7 @@ import xxhash
 from pydantic import Field, model_validator
 
 from pipelines.shards import drop_all, run_shards, speed
-from quire import artifact, bpe, chunk_statistics, config, hub, readers, schema, token_chunks
+from quire import artifact, chunk_statistics, config, hub, readers, schema, token_chunks
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.readers import Dropped, Piece
@@ -85,7 +85,7 @@ def run(settings: TokenChunksConfig) -> Artifact:
     storage = Storage(source.folder)
     files = readers.list_files(storage, source.files, readers.FORMATS)
     _check_columns(storage, files, source)
-    tokenizer = bpe.load(hub.find_model(settings.model)).backend_tokenizer.to_str()
+    tokenizer = _tokenizer(settings.model)
     recipe = config.recipe(settings)
     recipe["source"].pop("folder")  # where it lies does not matter, only what is in it
     inputs = {
@@ -102,6 +102,12 @@ def run(settings: TokenChunksConfig) -> Artifact:
     lengths, hashes = _drop_repeated(draft, len(items))
     found = chunk_statistics.statistics(lengths, hashes, settings.max_tokens)
     return _publish(draft, len(items), found)
+
+
+def _tokenizer(model: str) -> str:
+    from quire import bpe  # it brings torch: three seconds for every worker, which needs none of it
+
+    return bpe.load(hub.find_model(model)).backend_tokenizer.to_str()
 
 
 def _check_columns(storage: Storage, files: list[str], source: Corpus) -> None:
