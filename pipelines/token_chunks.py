@@ -18,7 +18,7 @@ import xxhash
 from pydantic import Field, model_validator
 
 from pipelines.shards import drop_all, run_shards, speed
-from quire import artifact, chunk_statistics, config, hub, readers, schema, token_chunks
+from quire import artifact, chunk_statistics, config, hub, readers, schema, token_chunks, word_tokens
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.readers import Dropped, Piece
@@ -128,6 +128,7 @@ def _check_columns(storage: Storage, files: list[str], source: Corpus) -> None:
 def _chunker(settings: TokenChunksConfig, tokenizer: str, draft: Draft) -> Callable[[tuple[int, Piece]], Shard]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker has one CPU
     source, backend = settings.source, token_chunks.whole(tokenizer)
+    words = word_tokens.WordTokens(backend) if word_tokens.reads_by_words(backend) else None
     columns = [name for name in (source.text, source.key, *source.keep) if name]
     storage, empty = Storage(source.folder), token_chunks.chunk_schema(source.types).empty_table()
 
@@ -137,7 +138,7 @@ def _chunker(settings: TokenChunksConfig, tokenizer: str, draft: Draft) -> Calla
         for batch in _batches(readers.records(storage, piece, columns), source):
             documents, bad = _documents(batch, source)
             made, counts = token_chunks.chunk_table(
-                documents, backend, max_tokens=settings.max_tokens, overlap=settings.overlap
+                documents, backend, max_tokens=settings.max_tokens, overlap=settings.overlap, words=words
             )
             tables.append(made)
             without = documents["document_id"].take(pa.array(np.flatnonzero(counts == 0))).to_pylist()

@@ -8,15 +8,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from quire.errors import UserError
+from quire.word_tokens import Tokens, WordTokens
 
 _BATCH_CHARS = 2**20  # of text tokenised at once; its encodings take 60 to 170 bytes a character
-_PIECE_CHARS = 2**17  # of one document, where a tokenizer lets it be cut
+_PIECE_CHARS = 2**13  # of one document, where a tokenizer lets it be cut
 _SPACE = re.compile(r"\s")
 _LONE_BLANK = re.compile(r"(?<=\S) (?=\S)")
 # What treats the two sides of a lone blank apart: see `cuts_at_blanks`.
@@ -80,7 +82,9 @@ def cuts_at_blanks(tokenizer: Tokenizer) -> bool:
     )
 
 
-def chunk_texts(texts: Sequence[str], tokenizer: Tokenizer, *, max_tokens: int, overlap: int) -> TokenChunks:
+def chunk_texts(
+    texts: Sequence[str], tokenizer: Tokenizer, *, max_tokens: int, overlap: int, words: WordTokens | None = None
+) -> TokenChunks:
     """Windows of `max_tokens` tokens, special ones not counted, each starting `max_tokens - overlap` after the last.
 
     The last window is the first to reach the end of its text, so each holds a token that no other holds. A window runs
@@ -88,8 +92,9 @@ def chunk_texts(texts: Sequence[str], tokenizer: Tokenizer, *, max_tokens: int, 
     one whose bytes are several tokens. A text's first window begins at 0 and its last ends where the text ends, so a
     text of one window is its own chunk. A text without a token has no chunk.
 
-    `tokenizer` as made by `whole`. Memory beside the result holds the encodings of about a million characters, and of
-    the longest text where `cuts_at_blanks` does not hold. Raises UserError for windows that never advance.
+    `tokenizer` as made by `whole`; with `words` of the same tokenizer the result is the same, sooner. Memory beside
+    the result holds the encodings of about a million characters, and of the longest text where `cuts_at_blanks` does
+    not hold. Raises UserError for windows that never advance.
     """
     check_window(max_tokens, overlap)
     step = max_tokens - overlap
@@ -99,17 +104,13 @@ def chunk_texts(texts: Sequence[str], tokenizer: Tokenizer, *, max_tokens: int, 
     found = [np.zeros(0, np.int32)]
     for group in _groups(texts, cuts_at_blanks(tokenizer)):
         pieces = [texts[document][start:end] for document, start, end in group]
-        encodings = tokenizer.encode_batch(pieces, add_special_tokens=False)  # its fast twin gives no offsets
-        for (document, at, _), encoding in zip(group, encodings, strict=True):
-            ids = np.asarray(encoding.ids, np.int32)
-            done = int(lengths[document])
-            for token in range(-done % step, len(ids), step):
-                firsts[document].append(at + encoding.token_to_chars(token)[0])
+        for (document, at, _), tokens in zip(group, _read(pieces, tokenizer, words), strict=True):
+            done, size = int(lengths[document]), len(tokens.ids)
             last = max_tokens - 1 - done
-            for token in range(last if last >= 0 else last % step, len(ids), step):
-                lasts[document].append(at + encoding.token_to_chars(token)[1])
-            lengths[document] += len(ids)
-            found.append(ids)
+            firsts[document] += _chars(tokens, range(-done % step, size, step), 0, at)
+            lasts[document] += _chars(tokens, range(last if last >= 0 else last % step, size, step), 1, at)
+            lengths[document] += size
+            found.append(np.asarray(tokens.ids, np.int32))
     counts = np.where(lengths, 1 + np.maximum(0, -((max_tokens - lengths) // step)), 0)
     start = [char for count, chars in zip(counts, firsts, strict=True) if count for char in (0, *chars[1:count])]
     end = [
@@ -120,6 +121,23 @@ def chunk_texts(texts: Sequence[str], tokenizer: Tokenizer, *, max_tokens: int, 
     ]
     spans = np.asarray(start, np.int64), np.asarray(end, np.int64)
     return _windows(lengths, counts, *spans, np.concatenate(found), max_tokens, step)
+
+
+def _read(pieces: list[str], tokenizer: Tokenizer, words: WordTokens | None) -> list[Tokens | Encoding]:
+    found: list[Any] = words.read(pieces) if words else [None] * len(pieces)
+    left = [place for place, tokens in enumerate(found) if tokens is None]
+    # The fast twin of `encode_batch` gives no offsets.
+    encodings = tokenizer.encode_batch([pieces[place] for place in left], add_special_tokens=False)
+    for place, encoding in zip(left, encodings, strict=True):
+        found[place] = encoding
+    return found
+
+
+def _chars(tokens: Tokens | Encoding, places: range, side: int, at: int) -> list[int]:
+    """Where the tokens at these places begin (side 0) or end (1), `at` characters further on."""
+    if isinstance(tokens, Tokens):
+        return (tokens[1 + side][places.start : places.stop : places.step] + at).tolist()
+    return [at + tokens.token_to_chars(place)[side] for place in places]
 
 
 def _windows(
@@ -185,14 +203,14 @@ def chunk_schema(keep: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
 
 
 def chunk_table(
-    documents: pa.Table, tokenizer: Tokenizer, *, max_tokens: int, overlap: int
+    documents: pa.Table, tokenizer: Tokenizer, *, max_tokens: int, overlap: int, words: WordTokens | None = None
 ) -> tuple[pa.Table, np.ndarray]:
     """Chunks of d documents (columns document_id, text and whatever is to be kept), in their order, by `chunk_schema`.
 
     And (d,) int64, how many each has: 0 for one without a token.
     """
     texts = documents["text"].to_pylist()
-    chunks = chunk_texts(texts, tokenizer, max_tokens=max_tokens, overlap=overlap)
+    chunks = chunk_texts(texts, tokenizer, max_tokens=max_tokens, overlap=overlap, words=words)
     kept = [name for name in documents.column_names if name not in ("document_id", "text")]
     rows = documents.select(["document_id", *kept]).take(pa.array(chunks.document))
     spans = zip(chunks.document.tolist(), chunks.start.tolist(), chunks.end.tolist(), strict=True)

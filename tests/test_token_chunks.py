@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from quire import bpe, token_chunks
 from quire.errors import UserError
 from quire.token_chunks import chunk_table, chunk_texts, cuts_at_blanks, whole
+from quire.word_tokens import WordTokens, reads_by_words
 
 WORDS = ["sea", "the", "wind", "whip", "##ped", "-", "naive", "日", "[UNK]"]
 
@@ -118,7 +119,8 @@ alphabet = st.sampled_from([*"abAé日🙂ﷺ\u0301\u00a0 \n\t.-\x00", " sea ", 
 )
 def test_windows_tile_the_tokens_and_the_text(texts: list, max_tokens: int, overlap: int, kind) -> None:
     overlap, tokenizer = min(overlap, max_tokens - 1), kind()
-    found = chunk_texts(texts, tokenizer, max_tokens=max_tokens, overlap=overlap)
+    words = WordTokens(tokenizer) if reads_by_words(tokenizer) else None
+    found = chunk_texts(texts, tokenizer, max_tokens=max_tokens, overlap=overlap, words=words)
     for number, text in enumerate(texts):
         encoding = tokenizer.encode(text, add_special_tokens=False)
         rows = np.flatnonzero(found.document == number)
@@ -149,9 +151,12 @@ def test_a_long_text_read_in_pieces_has_the_same_chunks(text: str, piece: int, b
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_chunks, "_PIECE_CHARS", piece)
         patch.setattr(token_chunks, "_BATCH_CHARS", batch)
-        found = chunk_texts([text, text], tokenizer, max_tokens=5, overlap=2)
-    for name in ("document", "index", "start", "end", "offsets", "token_ids"):
-        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+        found = [chunk_texts([text, text], tokenizer, max_tokens=5, overlap=2)]
+        if reads_by_words(tokenizer):
+            found.append(chunk_texts([text, text], tokenizer, max_tokens=5, overlap=2, words=WordTokens(tokenizer)))
+    for chunks in found:
+        for name in ("document", "index", "start", "end", "offsets", "token_ids"):
+            assert np.array_equal(getattr(chunks, name), getattr(expected, name)), name
 
 
 @pytest.mark.parametrize(
