@@ -8,16 +8,14 @@ Files are read in ranges of bytes, so memory does not grow with the corpus.
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipelines.shards import drop_rows, run_shards, speed
-from quire import artifact, config, papers, schema
+from quire import artifact, config, papers, readers, schema
 from quire.artifact import Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.storage import Storage
@@ -87,25 +85,8 @@ def _file_items(settings: PapersConfig) -> tuple[list[dict[str, Any]], str]:
     """Ranges of bytes of every file (a Parquet file is one), and a SHA-256 over names and contents."""
     source = settings.source
     storage = Storage(source.folder)
-    every = [f for f in storage.files() if f.endswith((".json", ".jsonl", ".gz", ".parquet"))]
-    missing = sorted(set(source.files) - set(every))
-    if missing or not every:
-        what = f"no file {missing[0]!r}" if missing else "no .json, .jsonl, .gz or .parquet file below it"
-        raise UserError(f"source.folder = {source.folder!r}: {what}")
-    items: list[dict[str, Any]] = []
-    for file in sorted(source.files or every):
-        if file.endswith(".parquet"):  # whole row groups: nothing smaller is read at once
-            with storage.filesystem.open_input_file(storage.path(file)) as opened:
-                items += [{"file": file, "row_group": n} for n in range(pq.ParquetFile(opened).num_row_groups)]
-            continue
-        size, step = papers.text_size(storage, file), source.shard_bytes
-        if file.endswith(".gz"):  # read from its beginning for every range: more than 16 would cost more than they give
-            step = max(step, -(-size // 16))
-        items += [{"file": file, "start": at, "end": min(at + step, size)} for at in range(0, size, step)]
-    with ThreadPoolExecutor(4) as pool:
-        names = sorted({item["file"] for item in items})
-        digests = list(pool.map(storage.sha256, names))
-    return items, hashlib.sha256(json.dumps(list(zip(names, digests, strict=True))).encode()).hexdigest()
+    files = readers.list_files(storage, source.files, (".json", ".jsonl", ".gz", ".parquet"))
+    return readers.cut(storage, files, source.shard_bytes, strict=True), readers.contents(storage, files)
 
 
 def _load(source: Hub) -> Any:
@@ -162,18 +143,9 @@ def _reader(settings: PapersConfig) -> Callable[[dict[str, Any]], Shard]:
 
 
 def _file_rows(source: Arxiv | Table, item: dict[str, Any]) -> Iterable[papers.Row | papers.Dropped]:
-    storage, file = Storage(source.folder), item["file"]
-    if file.endswith(".parquet"):
-        with storage.filesystem.open_input_file(storage.path(file)) as opened:
-            parquet, group = pq.ParquetFile(opened), item["row_group"]
-            first = sum(parquet.metadata.row_group(n).num_rows for n in range(group))
-            records = enumerate(parquet.read_row_group(group).to_pylist(), first)
-    else:
-        lines = papers.json_lines(storage, file, item["start"], item["end"])
-        records = ((place, papers.parse(line)) for place, line in lines)
-    for place, record in records:
+    for file, place, record in readers.records(Storage(source.folder), item):
         if isinstance(record, tuple):
-            yield record
+            yield tuple(record)
         elif isinstance(source, Arxiv):
             yield papers.arxiv_row(record, file)
         else:

@@ -1,16 +1,13 @@
 """Papers and other labelled documents: one record of a source to one row with its categories, or the reason why not."""
 
-import gzip
-import io
-import json
-import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
-from quire.errors import UserError
-from quire.storage import Storage
+from quire.readers import json_lines, text_size
+
+__all__ = ["PAPERS", "SPLIT_NAMES", "Dropped", "Row", "arxiv_row", "json_lines", "table_row", "text_size"]
 
 PAPERS = pa.schema(
     [
@@ -78,46 +75,3 @@ def _row(found: Row, categories: Any, source: str) -> Row | Dropped:
     created = None if found.get("created") is None else str(found["created"])
     row = dict.fromkeys(PAPERS.names) | found | {"category": names[0], "categories": names, "source": source}
     return row | {"document_id": str(found["document_id"]), "created": created}
-
-
-def text_size(storage: Storage, file: str) -> int:
-    """Bytes of a JSON-lines file once decompressed. Raises UserError when it cannot be."""
-    if not file.endswith(".gz"):
-        return storage.size(file)
-    try:
-        with _opened(storage, file) as stream:
-            return sum(len(block) for block in iter(lambda: stream.read(1 << 20), b""))
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{storage.uri(file)}: cut off or not gzip ({error}); fetch it again") from error
-
-
-def json_lines(storage: Storage, file: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """(place, line) of the lines that begin in the bytes [start, end) of a file, decompressed if it ends in .gz.
-
-    Ranges that tile a file give each of its lines once. Memory holds one line.
-    """
-    with _opened(storage, file) as stream:
-        place = start
-        if start:
-            stream.seek(start - 1)
-            place = start - 1 + len(stream.readline())  # the line that begins before belongs to the range before
-        while place < end and (line := stream.readline()):
-            if line.strip():
-                yield place, line
-            place += len(line)
-
-
-def parse(line: bytes) -> dict[str, Any] | Dropped:
-    """One JSON object, or why it is none."""
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        return "not_json", f"{error}: {line[:80]!r}"
-    return record if isinstance(record, dict) else ("not_json", f"not an object: {line[:80]!r}")
-
-
-def _opened(storage: Storage, file: str) -> BinaryIO:
-    raw = storage.filesystem.open_input_file(storage.path(file))
-    if file.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20)
-    return io.BufferedReader(raw, 1 << 20)

@@ -1,0 +1,286 @@
+"""Any corpus to token chunks: windows of at most so many tokens, as the model that will read them counts.
+
+    python -m pipelines.token_chunks pipelines/experiments/corpus/token_chunks.toml source.folder=FOLDER [key=value ...]
+
+Files are read in pieces, in parallel; a chunk's text is the source's own and its token ids are kept. What cannot be
+read is dropped with its file and place; too much of it stops the run.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from pydantic import Field, model_validator
+
+from pipelines.shards import drop_all, run_shards, speed
+from quire import artifact, chunk_statistics, config, hub, readers, schema, token_chunks, word_tokens
+from quire.artifact import WORK, Artifact, Draft, Shard
+from quire.errors import UserError
+from quire.readers import Dropped, Piece
+from quire.storage import Storage
+
+_BATCH_CHARS = 2**20
+_AFTER_READING = ("no_token", "repeated_id")  # reasons that say nothing against the source's files
+
+
+class Corpus(config.Config):
+    """Files below a folder, local or s3://: JSON lines (plain, .gz, .zst), Parquet, Arrow; or .txt (column `text`)."""
+
+    folder: str
+    files: tuple[str, ...] = Field(default=(), description="of the folder; default: every file of these formats")
+    text: str = "text"
+    key: str | None = Field(default=None, description="column of ids; default: the place in the file")
+    keep: dict[str, str] = Field(default={}, description='columns to keep and their Arrow types: {url = "string"}')
+    shard_bytes: int = Field(default=16 * 2**20, gt=0, description="decompressed; Parquet is read by row group")
+
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        return {name: pa.type_for_alias(kind) for name, kind in self.keep.items()}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, kind in self.keep.items():
+            try:
+                pa.type_for_alias(kind)
+            except ValueError as error:
+                remedy = "an Arrow type such as string, int64, float64, bool, timestamp[us]"
+                raise ValueError(f"keep.{name} = {kind!r}: need {remedy}") from error
+        return self
+
+
+class TokenChunksRuntime(config.Runtime):
+    """What is dropped is never part of a result, so how much of it is borne is no part of the recipe."""
+
+    max_bad_share: float = Field(default=0.05, ge=0, le=1, description="of records that cannot be read")
+
+
+class TokenChunksConfig(config.Config):
+    """What `pipelines.token_chunks` computes."""
+
+    name: str
+    source: Corpus
+    model: str = Field(default=hub.MINILM, description="whose tokenizer counts: a folder or a name on the hub")
+    max_tokens: int = Field(default=250, description="special tokens not counted")
+    overlap: int = 25
+    runtime: TokenChunksRuntime = TokenChunksRuntime()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        token_chunks.check_window(self.max_tokens, self.overlap)
+        token_chunks.chunk_schema(self.source.types)
+        return self
+
+
+CONFIG = TokenChunksConfig
+
+
+def run(settings: TokenChunksConfig) -> Artifact:
+    """Make the `chunks` artefact. Raises UserError when no chunk is left, or too many records cannot be read."""
+    source = settings.source
+    storage = Storage(source.folder)
+    files = readers.list_files(storage, source.files, readers.FORMATS)
+    _check_columns(storage, files, source)
+    tokenizer = _tokenizer(settings.model)
+    recipe = config.recipe(settings)
+    recipe["source"].pop("folder")  # where it lies does not matter, only what is in it
+    inputs = {
+        "source": readers.contents(storage, files),
+        "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
+    }
+    draft = artifact.begin(settings.runtime.root, "chunks", settings.name, recipe=recipe, inputs=inputs)
+    if draft.published:
+        return draft.published
+    items = list(enumerate(readers.cut(storage, files, source.shard_bytes)))
+    arguments = (settings, tokenizer, draft)
+    run_shards(draft, items, _chunker, arguments, num_workers=settings.runtime.num_workers, memory=2**30)
+    _check_drops(draft, settings)
+    lengths, hashes = _drop_repeated(draft, len(items))
+    found = chunk_statistics.statistics(lengths, hashes, settings.max_tokens)
+    return _publish(draft, len(items), found)
+
+
+def _tokenizer(model: str) -> str:
+    from quire import bpe  # it brings torch: three seconds for every worker, which needs none of it
+
+    return bpe.load(hub.find_model(model)).backend_tokenizer.to_str()
+
+
+def _check_columns(storage: Storage, files: list[str], source: Corpus) -> None:
+    """A column that no table has shows before the work; one that some lack is missing from their rows."""
+    names = {"source.text": source.text, "source.key": source.key, **{f"source.keep.{n}": n for n in source.keep}}
+    missing, columns = {key: name for key, name in names.items() if name}, None
+    for file in files:
+        columns = readers.table_columns(storage, file)
+        if columns is None:  # lines and texts show their columns only when they are read
+            return
+        missing = {key: name for key, name in missing.items() if name not in columns}
+        if not missing:
+            return
+    key, name = next(iter(missing.items()))
+    raise UserError(f"{key}: no column {name!r} in any file of {storage.root}; {files[-1]} has {', '.join(columns)}")
+
+
+def _chunker(settings: TokenChunksConfig, tokenizer: str, draft: Draft) -> Callable[[tuple[int, Piece]], Shard]:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker has one CPU
+    source, backend = settings.source, token_chunks.whole(tokenizer)
+    words = word_tokens.WordTokens(backend) if word_tokens.reads_by_words(backend) else None
+    columns = [name for name in (source.text, source.key, *source.keep) if name]
+    storage, empty = Storage(source.folder), token_chunks.chunk_schema(source.types).empty_table()
+
+    def process(item: tuple[int, Piece]) -> Shard:
+        index, piece = item
+        tables, rejects, read, size = [empty], [], 0, 0
+        for batch in _batches(readers.records(storage, piece, columns), source):
+            documents, bad = _documents(batch, source)
+            made, counts = token_chunks.chunk_table(
+                documents, backend, max_tokens=settings.max_tokens, overlap=settings.overlap, words=words
+            )
+            tables.append(made)
+            without = documents["document_id"].take(pa.array(np.flatnonzero(counts == 0))).to_pylist()
+            rejects += bad + [{"id": document, "reason": "no_token"} for document in without]
+            read, size = read + len(batch), size + sum(len(text.encode()) for text in documents["text"].to_pylist())
+        table = pa.concat_tables(tables)
+        draft.storage.write_table(f"{draft.folder}/{WORK}/{index:05d}.parquet", _seen(table))
+        return Shard(table=table, rows_in=read, rejects=schema.rejects(rejects), bytes_in=size)
+
+    return process
+
+
+Record = tuple[str, dict[str, Any] | Dropped]  # where, what is there
+
+
+def _batches(found: Iterable[readers.Found], source: Corpus) -> Iterator[list[Record]]:
+    """Records of a piece as document_id, text and kept columns, about `_BATCH_CHARS` characters at once."""
+    batch: list[Record] = []
+    size = 0
+    for file, place, record in found:
+        where = file if place is None else f"{file}:{place}"
+        if not isinstance(record, Dropped):
+            kept = {name: record.get(name) for name in source.keep}
+            record = readers.document(record, file, place, text=source.text, key=source.key)
+            if not isinstance(record, Dropped):
+                record = {**record._asdict(), **kept}
+                size += len(record["text"])
+        batch.append((where, record))
+        if size >= _BATCH_CHARS or len(batch) >= _BATCH_CHARS // 256:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _documents(batch: list[Record], source: Corpus) -> tuple[pa.Table, list[dict[str, str]]]:
+    """The documents of a batch as a table, and its rejects; a kept value of another type costs its record."""
+    types = {"document_id": pa.string(), "text": pa.string(), **source.types}
+    records = [record for _, record in batch if not isinstance(record, Dropped)]
+    try:
+        table = pa.table({name: [record[name] for record in records] for name in types}, schema=pa.schema(types))
+    except _MISFITS:
+        batch = [(where, _fitting(record, source.types)) for where, record in batch]
+        return _documents(batch, source)
+    bad = [(where, record) for where, record in batch if isinstance(record, Dropped)]
+    return table, [{"id": where, "reason": record.reason, "detail": record.detail} for where, record in bad]
+
+
+_MISFITS = (pa.ArrowException, OverflowError, UnicodeEncodeError)  # what Arrow raises for a value of another type
+
+
+def _fitting(record: dict[str, Any] | Dropped, types: dict[str, pa.DataType]) -> dict[str, Any] | Dropped:
+    for name, kind in types.items() if not isinstance(record, Dropped) else ():
+        try:
+            pa.array([record[name]], kind)
+        except _MISFITS:
+            return Dropped("wrong_type", f"{name} = {record[name]!r:.80} is no {kind}")
+    return record
+
+
+def _seen(table: pa.Table) -> pa.Table:
+    """What the end of the run asks of every chunk of a shard, repeated documents among them."""
+    hashes = chunk_statistics.text_hashes(table["text"].to_pylist())
+    return table.select(["document_id", "index", "num_tokens"]).append_column("hash", pa.array(hashes))
+
+
+def _check_drops(draft: Draft, settings: TokenChunksConfig) -> None:
+    records = draft.finished_shards().values()
+    dropped: Counter[str] = Counter()
+    for record in records:
+        dropped.update(record["dropped"])
+    bad = {reason: count for reason, count in dropped.items() if reason not in _AFTER_READING}
+    read, limit = sum(record["rows_in"] for record in records), settings.runtime.max_bad_share
+    told = f"{schema.summarise(bad)} of {read:,} records; look at rejects in {draft.storage.uri(draft.folder)}"
+    if sum(bad.values()) > limit * read:
+        raise draft.given_up(
+            f"runtime.max_bad_share = {limit}: more records than that cannot be read: {told}; mend the source, or "
+            "set a higher share, which goes on from here"
+        )
+    if not any(record["rows_out"] for record in records):
+        raise draft.given_up(f"source.folder = {settings.source.folder!r}: no chunk is left: {told}")
+
+
+def _drop_repeated(draft: Draft, num_shards: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of documents that share an id the first stays. Returns num_tokens and hash of every chunk that stays.
+
+    Ids are compared by hash first, so that the driver holds 8 bytes a document; those that agree are compared in full.
+    All is read from what the shards have left beside their parts, so that a killed run finds the same again.
+    """
+    names = [f"{draft.folder}/{WORK}/{index:05d}.parquet" for index in range(num_shards)]
+    marks = [_marks(_ids(draft.storage.read_table(name, ["document_id", "index"]))) for name in names]
+    values, counts = np.unique(np.concatenate(marks), return_counts=True)
+    shared = values[counts > 1]
+    seen: set[str] = set()
+    drops: dict[int, tuple[np.ndarray, list[dict[str, Any]]]] = {}
+    records, lengths, hashes = draft.finished_shards(), [], []
+    for index, name in enumerate(names):
+        table = draft.storage.read_table(name)
+        repeated = np.zeros(table.num_rows, bool)
+        if np.isin(marks[index], shared).any():
+            repeated, rejects = _repeated(table, seen)
+            if repeated.any() and records[index]["rows_out"] == table.num_rows:  # else it has had its turn
+                drops[index] = repeated, rejects
+        lengths.append(table["num_tokens"].to_numpy()[~repeated])
+        hashes.append(table["hash"].to_numpy()[~repeated])
+    drop_all(draft, drops)
+    return np.concatenate(lengths), np.concatenate(hashes)
+
+
+def _ids(table: pa.Table) -> list[str]:
+    """Of each document once: a document begins at its chunk 0."""
+    return table["document_id"].filter(pa.array(table["index"].to_numpy() == 0)).to_pylist()
+
+
+def _marks(ids: list[str]) -> np.ndarray:
+    return np.fromiter((xxhash.xxh3_64_intdigest(name.encode()) for name in ids), np.uint64, len(ids))
+
+
+def _repeated(table: pa.Table, seen: set[str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """(n,) bool, the chunks of documents that were seen before, and a reject for each such document."""
+    first, again, rejects = table["index"].to_numpy() == 0, [], []
+    for name in _ids(table):
+        again.append(name in seen)
+        seen.add(name)
+        if again[-1]:
+            rejects.append({"id": name, "reason": "repeated_id"})
+    return np.asarray(again, bool)[np.cumsum(first) - 1], rejects
+
+
+def _publish(draft: Draft, num_shards: int, found: dict[str, Any]) -> Artifact:
+    records = draft.finished_shards().values()
+    dropped: Counter[str] = Counter()
+    for record in records:
+        dropped.update(record["dropped"])
+    documents, size = sum(record["rows_in"] for record in records), sum(record["bytes_in"] for record in records) / 1e6
+    summary = (
+        f"{found['rows']:,} chunks, {found['tokens']:,} tokens of {documents:,} records, {size:,.1f} MB of text\n"
+        f"{chunk_statistics.told(found)}\n"
+        f"{schema.summarise(dropped)}; {speed(draft, size, 'MB')}, {speed(draft, found['tokens'], 'tokens')}"
+    )
+    return draft.publish(num_shards=num_shards, summary=summary, facts=found)
+
+
+if __name__ == "__main__":
+    config.main(CONFIG, run)

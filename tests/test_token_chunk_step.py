@@ -1,0 +1,225 @@
+"""Files of any format to a `chunks` artefact: good rows are done, bad ones named and counted, too many stop the run."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from pipelines import token_chunks as step
+from quire import config, token_chunks
+from quire.artifact import Artifact
+from quire.errors import UserError
+
+WORDS = [f"w{i}" for i in range(50)]
+
+
+def text(number: int, size: int) -> str:
+    return "  ".join(WORDS[(number + i) % 50].upper() for i in range(size))
+
+
+def rows(count: int) -> list[dict]:
+    return [{"id": f"d{i}", "text": text(i, 1 + i % 30), "url": f"u{i}", "score": i / 2} for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tokenizer of 50 words, whose file asks for truncation."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", *WORDS])}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    folder = tmp_path_factory.mktemp("model")
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", model_max_length=4)
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def serial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards one after another in this process."""
+
+    def run_shards(draft, items, make, arguments, **_) -> None:
+        for index in set(range(len(items))) - set(draft.finished_shards()):
+            draft.write_shard(index, make(*arguments)(items[index]))
+
+    monkeypatch.setattr(step, "run_shards", run_shards)
+
+
+def settings(folder: Path, model: str, *changes: str) -> step.TokenChunksConfig:
+    given = ["name=c", f"source.folder={folder / 'source'}", f"model={model}", "max_tokens=10", "overlap=2"]
+    return config.load(step.CONFIG, None, [*given, f"runtime.root={folder / 'root'}", *changes])
+
+
+def write_lines(folder: Path, records: list, file: str = "a.jsonl") -> None:
+    (folder / "source").mkdir(exist_ok=True)
+    lines = [record if isinstance(record, bytes) else json.dumps(record).encode() for record in records]
+    (folder / "source" / file).write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def rejects(made: Artifact) -> list[dict]:
+    names = [f"{made.folder}/{name}" for name in made.manifest["files"] if name.startswith("rejects-")]
+    return [row for name in names for row in made.storage.read_table(name).to_pylist()]
+
+
+KEEP = ("source.key=id", "source.keep.url=string", "source.keep.score=float64", "source.shard_bytes=2000")
+
+
+def test_every_format_gives_the_same_chunks(tmp_path: Path, model: str, serial: None) -> None:
+    found = {}
+    for kind in ("jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow"):
+        folder = tmp_path / kind
+        (folder / "source").mkdir(parents=True)
+        lines, table = "".join(json.dumps(row) + "\n" for row in rows(100)).encode(), pa.Table.from_pylist(rows(100))
+        if kind == "parquet":
+            pq.write_table(table, folder / "source/a.parquet", row_group_size=30)
+        elif kind == "arrow":
+            with pa.ipc.new_stream(folder / "source/a.arrow", table.schema) as writer:
+                writer.write_table(table, max_chunksize=25)
+        else:
+            data = {"gz": gzip.compress, "zst": lambda d: pa.compress(d, "zstd", asbytes=True)}.get(kind[6:], bytes)
+            (folder / f"source/a.{kind}").write_bytes(data(lines))
+        found[kind] = step.run(settings(folder, model, *KEEP))
+    table = found["jsonl"].read()
+    assert table.schema == token_chunks.chunk_schema({"url": pa.string(), "score": pa.float64()})
+    assert all(made.read().equals(table) for made in found.values())
+    source = {row["id"]: row for row in rows(100)}
+    for row in table.to_pylist():
+        whole = source[row["document_id"]]
+        assert row["text"] == whole["text"][row["start"] : row["end"]] and row["url"] == whole["url"]
+        assert row["chunk_id"] == f"{row['document_id']}:{row['index']}"
+        assert [WORDS[i - 1].upper() for i in row["token_ids"]] == row["text"].split()
+    assert table["document_id"].unique().to_pylist() == list(source)
+    facts = found["jsonl"].manifest["facts"]
+    assert facts["rows"] == table.num_rows == sum(facts["histogram"]["counts"])
+    assert facts["tokens"] == sum(table["num_tokens"].to_pylist())
+    assert found["jsonl"].manifest["rows_in"] == 100 and found["jsonl"].manifest["dropped"] == {}
+
+
+def test_bad_rows_are_named_and_counted_and_good_ones_done(tmp_path: Path, model: str, serial: None) -> None:
+    bad = {
+        "not_json": b"{",
+        "bad_encoding": b'{"text": "\xff", "id": "x"}',
+        "not_a_string": {"id": "x", "text": 5},
+        "no_text": {"id": "x", "body": "words"},
+        "no_id": {"text": "words"},
+        "wrong_type": {"id": "x", "text": "words", "score": "high"},
+        "no_token": {"id": "empty", "text": "\x00\x01"},
+    }
+    write_lines(tmp_path, [*rows(10), *bad.values(), *rows(12)[10:]])
+    made = step.run(settings(tmp_path, model, *KEEP, "runtime.max_bad_share=0.5"))
+    assert made.manifest["dropped"] == dict.fromkeys(sorted(bad), 1)
+    assert made.read(["document_id"])["document_id"].unique().to_pylist() == [f"d{i}" for i in range(12)]
+    ids = {row["reason"]: row["id"] for row in rejects(made)}
+    size = sum(len(json.dumps(row)) + 1 for row in rows(10))
+    assert ids["not_json"] == f"a.jsonl:{size}" and ids["no_token"] == "empty"
+
+
+def test_damaged_files_cost_what_is_lost_and_no_more(tmp_path: Path, model: str, serial: None) -> None:
+    write_lines(tmp_path, rows(50))
+    (tmp_path / "source/b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "w1"}\n' * 100)[:-20])
+    pq.write_table(pa.Table.from_pylist(rows(50)), tmp_path / "source/c.parquet")
+    (tmp_path / "source/c.parquet").write_bytes((tmp_path / "source/c.parquet").read_bytes()[:500])
+    made = step.run(settings(tmp_path, model, "runtime.max_bad_share=0.1"))
+    assert made.manifest["dropped"]["damaged"] == 2
+    assert sorted(row["id"] for row in rejects(made) if row["reason"] == "damaged") == [
+        "b.jsonl.gz:end",
+        "c.parquet:end",
+    ]
+    assert {"a.jsonl:0"} < set(made.read(["document_id"])["document_id"].to_pylist())
+
+
+def test_too_many_bad_rows_stop_the_run_and_a_higher_share_goes_on(tmp_path: Path, model: str, serial: None) -> None:
+    write_lines(tmp_path, [*rows(9), b"{"])
+    with pytest.raises(UserError, match=r"runtime.max_bad_share = 0.05: .* 1 not_json of 10 records; look at rejects"):
+        step.run(settings(tmp_path, model))
+    assert step.run(settings(tmp_path, model, "runtime.max_bad_share=0.1")).manifest["dropped"] == {"not_json": 1}
+
+
+def test_of_documents_that_share_an_id_the_first_stays(tmp_path: Path, model: str, serial: None) -> None:
+    twice = [*rows(30), {"id": "d29", "text": text(1, 40)}, {"id": "d29", "text": "w1"}]
+    write_lines(tmp_path, twice, "a.jsonl")
+    write_lines(tmp_path, [{"id": "d5", "text": text(5, 25)}, {"id": "new", "text": "w9"}], "b.jsonl")
+    made = step.run(settings(tmp_path, model, "source.key=id", "source.shard_bytes=1500"))
+    table = made.read()
+    first = {row["id"]: row["text"] for row in reversed([*twice, {"id": "new", "text": "w9"}])}
+    whole = [row for row in table.to_pylist() if row["index"] == 0]
+    assert [row["document_id"] for row in whole] == [*(f"d{i}" for i in range(30)), "new"]
+    assert all(first[row["document_id"]].startswith(row["text"]) for row in whole)
+    assert len(set(table["chunk_id"].to_pylist())) == table.num_rows == made.manifest["facts"]["rows"]
+    assert made.manifest["dropped"] == {"repeated_id": 3}
+
+
+def test_a_run_killed_while_it_drops_goes_on_to_the_same_bytes(
+    tmp_path: Path, model: str, serial: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lines(tmp_path, [*rows(20), *rows(3)])
+    given = ("source.key=id", "source.shard_bytes=700")
+    whole = step.run(settings(tmp_path, model, *given))
+    for name in ("_drop_repeated", "_publish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(step, name, lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                step.run(settings(tmp_path, model, *given, "name=killed"))
+    made = step.run(settings(tmp_path, model, *given, "name=killed"))
+    for key in ("files", "dropped", "facts", "rows_in", "rows_out"):
+        assert made.manifest[key] == whole.manifest[key], key
+
+
+def test_text_files_are_documents_by_their_names(tmp_path: Path, model: str, serial: None) -> None:
+    (tmp_path / "source").mkdir()
+    for name, data in {"a.txt": b"w1  W2 w3", "b.txt": b""}.items():
+        (tmp_path / "source" / name).write_bytes(data)
+    made = step.run(settings(tmp_path, model, "runtime.max_bad_share=0.5"))
+    assert made.read(["chunk_id", "text"]).to_pylist() == [{"chunk_id": "a.txt:0", "text": "w1  W2 w3"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["source.text=body"], "source.text: no column 'body' in any file of .*; a.parquet has id, text, url, score"),
+        (["source.key=doc"], "source.key: no column 'doc'"),
+        (["source.keep.dump=string"], "source.keep.dump: no column 'dump'"),
+        (["source.keep.url=text"], "keep.url = 'text': need an Arrow type such as string"),
+        (["source.keep.text=string"], "keep.text: chunks have a column of that name"),
+        (["overlap=10"], "max_tokens = 10, overlap = 10"),
+        (["source.folder=/nowhere"], "source.folder = '/nowhere': no .json, .jsonl"),
+        (["model=/nowhere/model"], "model '/nowhere/model'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_work(
+    tmp_path: Path, model: str, changes: list[str], message: str
+) -> None:
+    (tmp_path / "source").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows(3)), tmp_path / "source/a.parquet")
+    with pytest.raises(UserError, match=message):
+        step.run(settings(tmp_path, model, *changes))
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_corpus_without_a_chunk_is_no_result(tmp_path: Path, model: str, serial: None) -> None:
+    write_lines(tmp_path, [{"text": "\x00"}])
+    with pytest.raises(UserError, match="no chunk is left: nothing dropped of 1 records"):
+        step.run(settings(tmp_path, model))
+
+
+@pytest.mark.ray
+def test_an_interrupted_run_does_the_rest_and_ends_in_the_same_bytes(
+    tmp_path: Path, model: str, local_ray: None
+) -> None:
+    write_lines(tmp_path, [*rows(100), *rows(2)])
+    whole = step.run(settings(tmp_path, model, *KEEP))
+    resumed = settings(tmp_path, model, *KEEP, "name=resumed", "runtime.num_workers=1")
+    broken = tmp_path / "root/chunks/resumed/part-00003.parquet"
+    broken.mkdir(parents=True)  # the worker that comes to it fails
+    with pytest.raises(Exception, match="part-00003"):
+        step.run(resumed)
+    broken.rmdir()
+    finished = sorted((tmp_path / "root/chunks/resumed/_shards").iterdir())
+    assert finished and not (tmp_path / "root/chunks/resumed/manifest.json").exists()
+    made = step.run(resumed)
+    assert made.manifest["files"] == whole.manifest["files"] and made.manifest["dropped"] == {"repeated_id": 2}
+    assert step.run(resumed).manifest == made.manifest
