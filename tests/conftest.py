@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
@@ -11,6 +12,10 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # tests start private clusters and tea
 os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
 
 import tiny  # noqa: E402
+
+# A busy machine is no fault, and what a test says does not depend on luck.
+hypothesis.settings.register_profile("quire", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("quire")
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def _prose(seed: int, num_words: int = 3000) -> str:
 few_signs = st.text("aAéÉ1 _-’\n", max_size=6)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(few_signs, few_signs)
 def test_fingerprints_are_equal_exactly_when_the_words_are(a, b):
     words = [re.findall(r"[^\W_]+", text.lower()) for text in (a, b)]
@@ -50,7 +50,6 @@ def test_texts_without_words_are_told_apart():
     assert len(set(chunk_fingerprints(["* * *", "-----", "..."]).tolist())) == 3
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=60), st.integers(0, 4))
 def test_a_chunk_is_repeated_when_it_occurs_in_more_works_than_the_threshold(rows, threshold):
     fingerprints = np.array([f for f, _ in rows], np.uint64)

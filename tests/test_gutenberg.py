@@ -204,7 +204,7 @@ MARKS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.sampled_from(MARKS), max_size=14).map("".join) | st.text())
 def test_cleaning_twice_changes_nothing_more(text: str) -> None:
     cleaned = clean(text)

@@ -55,7 +55,7 @@ def test_bits_per_byte() -> None:
     assert k_effect.bits_per_byte(np.log(256), 1.0) == pytest.approx(8.0)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 5), st.integers(1, 6))
 def test_a_sweep_has_the_same_points_whenever_it_is_asked(seed: int, count: int) -> None:
     search = {

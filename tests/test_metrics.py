@@ -64,7 +64,7 @@ def test_calibration_lowers_nll_and_ece_of_overconfident_scores() -> None:
     assert after["nll"] < before["nll"] and after["ece"] < 0.02 < before["ece"]
 
 
-@settings(deadline=None, max_examples=30)  # a busy machine is no fault
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(0, 10)), min_size=4, max_size=40),
     st.sampled_from(["accuracy", "balanced_accuracy", "f1"]),
@@ -100,7 +100,6 @@ def test_a_target_that_is_no_share_is_refused(target: float) -> None:
         calibration.choose_threshold(np.asarray([0, 1]), np.asarray([0.1, 0.9]), "recall", target)
 
 
-@settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(1, 4)), min_size=2, max_size=30))
 def test_the_weighted_auc_is_that_of_scikit_learn(rows: list[tuple[bool, int, int]]) -> None:
     labels, scores, weights = (np.asarray(column, dtype=float) for column in zip(*rows, strict=True))

@@ -38,7 +38,7 @@ def naive_info_nce(embeddings: torch.Tensor, works: list[int], inverse: float) -
     return total / max(rows, 1)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=9), st.floats(1, 30), st.integers(0, 99))
 def test_info_nce_equals_its_naive_twin(works: list[int], inverse: float, seed: int) -> None:
     made = torch.nn.functional.normalize(

@@ -32,7 +32,7 @@ def _problem(seed):
     return rng.choice(values, (q, d)), rng.choice(values, (n, d)), rng.integers(-3, 6, q), corpus_groups
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.integers(0, 2**32),
     st.integers(1, 80),
@@ -95,7 +95,7 @@ def test_a_plain_answer_is_filtered_by_each_query_s_own_range():
     assert kept_scores.tolist() == [[8, 6, -np.inf], [9, 8, -np.inf]]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 5), st.integers(1, 4), st.data())
 def test_centroids_are_the_normalised_means_in_any_order_of_rows(num_groups, dim, data):
     extra = data.draw(st.lists(st.integers(0, num_groups - 1), max_size=20))

@@ -52,7 +52,7 @@ def _corpora(draw):
     return works, draw(st.dictionaries(names, st.lists(names, max_size=3))), draw(st.data())
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(_corpora(), st.integers(0, 5), st.integers(0, 6), st.sampled_from([0.0, 0.1, 1.0]), st.integers(0, 3))
 def test_every_pair_obeys_its_rules_and_none_is_lost_silently(corpus, positives, negatives, share, min_gap):
     works, neighbors, data = corpus
@@ -98,7 +98,7 @@ def test_every_pair_obeys_its_rules_and_none_is_lost_silently(corpus, positives,
     assert len(rows) + sum(n for reason, n in missing.items() if "outside" not in reason) == wanted
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(_corpora(), st.integers(1, 30), st.integers(0, 3))
 def test_a_work_gets_as_many_positives_as_it_has(corpus, num_positives, min_gap):
     works, neighbors, _ = corpus

@@ -65,7 +65,7 @@ def test_metadata_as_published(categories: object) -> None:
     assert row["categories"] == ["cs.LG", "stat.ML"] and row["split"] is None
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=12)), st.integers(1, 40))
 def test_ranges_of_bytes_give_each_line_once(tmp_path_factory: pytest.TempPathFactory, lines: list, step: int) -> None:
     folder = tmp_path_factory.mktemp("lines")

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quire.errors import UserError
@@ -33,7 +33,6 @@ def _connected(left, right):
     return label
 
 
-@settings(deadline=None)
 @given(documents)
 def test_groups_are_the_components_linked_by_a_named_author_or_a_work(rows):
     authors, works = [[] if n else [f"a{a}"] for a, _, n, _ in rows], [f"w{w}" for _, w, *_ in rows]
@@ -70,7 +69,6 @@ def test_no_documents_have_no_groups():
     assert split_groups([], []) == []
 
 
-@settings(deadline=None)
 @given(documents, st.integers(0, 5), st.randoms(use_true_random=False))
 def test_balanced_splits_keep_groups_whole_fill_every_split_and_ignore_the_order(rows, seed, shuffler):
     groups = [f"g{a}" for a, *_ in rows] + ["h1", "h2", "h3"]

@@ -110,7 +110,7 @@ def test_truncation_and_padding_of_the_tokenizer_s_file_do_not_count() -> None:
 alphabet = st.sampled_from([*"abAé日🙂ﷺ\u0301\u00a0 \n\t.-\x00", " sea ", "\n\n", " a b", "  "])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     texts=st.lists(st.lists(alphabet, max_size=40).map("".join), max_size=4),
     max_tokens=st.integers(1, 9),
@@ -137,7 +137,7 @@ def test_windows_tile_the_tokens_and_the_text(texts: list, max_tokens: int, over
             assert (np.diff(found.start[rows]) >= 0).all() and (np.diff(found.end[rows]) >= 0).all()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     text=st.lists(alphabet, max_size=80).map("".join),
     piece=st.integers(1, 12),

@@ -43,7 +43,7 @@ def test_a_k_out_of_range_is_refused(k: int) -> None:
         windows.choose_categories(NAMES, k, 0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.sampled_from(["component", "token"]), st.integers(1, 12))
 def test_windows_stay_inside_one_document_of_the_categories(
     store: TokenStore, step: int, weighting: str, length: int
@@ -81,7 +81,7 @@ def test_windows_come_up_as_often_as_their_weighting_says(store: TokenStore, wei
     assert made.left_out == 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(10, 120), st.integers(0, 20))
 def test_a_budget_gives_exactly_as_many_distinct_tokens(store: TokenStore, budget: int, seed: int) -> None:
     try:

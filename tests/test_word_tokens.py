@@ -36,7 +36,7 @@ words = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     texts=st.lists(st.lists(words | st.text(max_size=4), max_size=12).map("".join), max_size=5),
     kind=st.sampled_from(list(KINDS)),
