@@ -128,9 +128,7 @@ def _reader(settings: PapersConfig) -> Callable[[dict[str, Any]], Shard]:
     def process(item: dict[str, Any]) -> Shard:
         found = list(_hub_rows(loaded, source, item) if loaded else _file_rows(source, item))
         rows = [row for row in found if isinstance(row, dict)]
-        dropped = [
-            {"id": "", "reason": reason, "detail": why} for reason, why in (d for d in found if type(d) is tuple)
-        ]
+        dropped = [{"id": "", **record._asdict()} for record in found if isinstance(record, readers.Dropped)]
         columns = {name: [row[name] for row in rows] for name in papers.PAPERS.names}
         return Shard(
             table=pa.table(columns, schema=papers.PAPERS),
@@ -142,10 +140,10 @@ def _reader(settings: PapersConfig) -> Callable[[dict[str, Any]], Shard]:
     return process
 
 
-def _file_rows(source: Arxiv | Table, item: dict[str, Any]) -> Iterable[papers.Row | papers.Dropped]:
+def _file_rows(source: Arxiv | Table, item: dict[str, Any]) -> Iterable[papers.Row | readers.Dropped]:
     for file, place, record in readers.records(Storage(source.folder), item):
-        if isinstance(record, tuple):
-            yield tuple(record)
+        if isinstance(record, readers.Dropped):
+            yield record
         elif isinstance(source, Arxiv):
             yield papers.arxiv_row(record, file)
         else:
@@ -153,7 +151,7 @@ def _file_rows(source: Arxiv | Table, item: dict[str, Any]) -> Iterable[papers.R
             yield papers.table_row(record, file, place, **names)
 
 
-def _hub_rows(loaded: Any, source: Hub, item: dict[str, Any]) -> Iterable[papers.Row | papers.Dropped]:
+def _hub_rows(loaded: Any, source: Hub, item: dict[str, Any]) -> Iterable[papers.Row | readers.Dropped]:
     split = loaded[item["split"]]
     label = split.features[source.category]
     for number in range(item["start"], item["end"]):
@@ -163,10 +161,9 @@ def _hub_rows(loaded: Any, source: Hub, item: dict[str, Any]) -> Iterable[papers
             value = label.int2str(value) if 0 <= value < label.num_classes else None  # -1 is "no label"
         record = {**record, source.category: value, "split": item["split"]}
         key = {"key": f"{item['split']}_{number}"}  # as the earlier system numbered them
-        row = papers.table_row(
+        yield papers.table_row(
             {**record, **key}, source.dataset, number, text=source.text, category=source.category, title=None, key="key"
         )
-        yield row
 
 
 def _drop_repeated(draft: Draft, num_shards: int) -> None:

@@ -5,9 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from quire.readers import json_lines, text_size
-
-__all__ = ["PAPERS", "SPLIT_NAMES", "Dropped", "Row", "arxiv_row", "json_lines", "table_row", "text_size"]
+from quire.readers import Dropped
 
 PAPERS = pa.schema(
     [
@@ -23,7 +21,6 @@ PAPERS = pa.schema(
 )
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 Row = dict[str, Any]
-Dropped = tuple[str, str]  # reason, detail
 
 
 def arxiv_row(record: Mapping[str, Any], source: str) -> Row | Dropped:
@@ -50,7 +47,7 @@ def table_row(
     """
     split = record.get("split")
     if split is not None and split not in SPLIT_NAMES:
-        return "unknown_split", f"{split!r} is none of {', '.join(SPLIT_NAMES)}"
+        return Dropped("unknown_split", f"{split!r} is none of {', '.join(SPLIT_NAMES)}")
     categories = record.get(category)
     found = {
         "document_id": record.get(key) if key else f"{source}:{number}",
@@ -67,11 +64,11 @@ def _row(found: Row, categories: Any, source: str) -> Row | Dropped:
     stripped = (str(name).strip() for name in given if isinstance(name, str | int))
     names = list(dict.fromkeys(name for name in stripped if name))
     if found["document_id"] in (None, ""):
-        return "no_id", str(found["text"])[:80]
+        return Dropped("no_id", str(found["text"])[:80])
     if not isinstance(found["text"], str) or not found["text"].strip():
-        return "no_text", str(found["document_id"])
+        return Dropped("no_text", str(found["document_id"]))
     if not names:
-        return "no_category", str(found["document_id"])
+        return Dropped("no_category", str(found["document_id"]))
     created = None if found.get("created") is None else str(found["created"])
     row = dict.fromkeys(PAPERS.names) | found | {"category": names[0], "categories": names, "source": source}
     return row | {"document_id": str(found["document_id"]), "created": created}

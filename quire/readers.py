@@ -150,14 +150,6 @@ def readable_size(storage: Storage, file: str) -> tuple[int, str | None]:
     return size, damage
 
 
-def text_size(storage: Storage, file: str) -> int:
-    """Bytes of a JSON-lines file once decompressed. Raises UserError when it cannot be."""
-    size, damage = readable_size(storage, file)
-    if damage:
-        raise UserError(f"{storage.uri(file)}: {damage}; fetch it again")
-    return size
-
-
 def table_columns(storage: Storage, file: str) -> list[str] | None:
     """The columns of a table, whole or damaged behind its schema; None for what has none (JSON lines, texts)."""
     try:

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import papers as pipeline
-from quire import config, papers
+from quire import config, papers, readers
 from quire.errors import UserError
 from quire.storage import Storage
 
 
-def table_row(**record: object) -> papers.Row | papers.Dropped:
+def table_row(**record: object) -> papers.Row | readers.Dropped:
     named = {"text": "text", "category": "label", "title": None, "key": "id" if "id" in record else None}
     return papers.table_row({"text": "words", "label": "a", **record}, "f.jsonl", 7, **named)
 
@@ -75,8 +75,8 @@ def test_ranges_of_bytes_give_each_line_once(tmp_path_factory: pytest.TempPathFa
     wanted = [line for line in data.split(b"\n") if line.strip()]
     for file in ("a.jsonl", "a.jsonl.gz"):
         storage = Storage(str(folder))
-        size = papers.text_size(storage, file)
-        found = [pair for at in range(0, size, step) for pair in papers.json_lines(storage, file, at, at + step)]
+        size, _ = readers.readable_size(storage, file)
+        found = [pair for at in range(0, size, step) for pair in readers.json_lines(storage, file, at, at + step)]
         assert [line.rstrip(b"\n") for _, line in found] == wanted
         assert all(data[place : place + len(line)] == line for place, line in found)
 
@@ -85,7 +85,7 @@ def test_a_compressed_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     whole = gzip.compress(json.dumps({"id": "x" * 500}).encode() * 50)
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="a.jsonl.gz: cut off or not gzip"):
-        papers.text_size(Storage(str(tmp_path)), "a.jsonl.gz")
+        readers.cut(Storage(str(tmp_path)), ["a.jsonl.gz"], 1000, strict=True)
 
 
 def read(settings: pipeline.PapersConfig) -> list[papers.Row]:
