@@ -1,22 +1,35 @@
 """Chunks to embeddings: an actor pool, each actor tokenising once and packing by length.
 
-python -m pipelines.embed pipelines/experiments/books/embed.toml [key=value ...]
+    python -m pipelines.embed pipelines/experiments/books/embed.toml [key=value ...]
+
+Any sentence-transformers model, with its own pooling, normalisation and prompt. Token ids that the chunks hold are used
+as they are. A sample of every shard is encoded again in float32, and the run stops where the two differ too much.
 """
 
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from pydantic import Field
 
 from pipelines.shards import connect, run_shards, speed
-from quire import artifact, config, encoder, hub, schema
-from quire.artifact import Artifact, Shard
+from quire import artifact, config, device, embedding_report, embeddings, encoder, hub, token_chunks
+from quire.artifact import Artifact, Draft, Shard
+from quire.errors import UserError
+from quire.packing import Budget
+
+_BLOCK = 8192  # rows prepared at once while those before them are encoded
 
 
 class EmbedRuntime(config.Runtime):
     num_gpus: float = Field(default=0.0, ge=0, description="per worker")
     max_batch_tokens: int | None = Field(default=None, gt=0, description="padded; default by device")
+    check_rows: int = Field(default=16, ge=0, description="of each shard, encoded again in float32")
+    min_cosine: float = Field(default=0.99, ge=-1, le=1, description="of those rows to what is stored")
 
 
 class EmbedConfig(config.Config):
@@ -25,8 +38,19 @@ class EmbedConfig(config.Config):
     name: str
     chunks: str
     model: str = hub.MINILM
-    max_seq_length: int = Field(default=256, gt=0, description="tokens, special ones included")
+    max_seq_length: int | None = Field(
+        default=None, gt=0, description="tokens, special ones and prompt included; default: the model's own"
+    )
+    prompt: str | None = Field(
+        default=None, description='before each chunk, "" for none; default: the model\'s own for documents'
+    )
+    prompt_name: str | None = Field(default=None, description="of the model's prompts")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="auto: what the processor does well"
+    )
+    stored: Literal["float32", "float16"] = "float32"
     max_chunks: int | None = Field(default=None, gt=0, description="per document, evenly spaced; default all")
+    reuse: str | None = Field(default=None, description="embeddings of the corpus before it grew, by the same recipe")
     runtime: EmbedRuntime = EmbedRuntime()
 
 
@@ -34,68 +58,215 @@ CONFIG = EmbedConfig
 
 
 def run(settings: EmbedConfig) -> Artifact:
-    """Make the `embeddings` artefact: chunk_id, embedding, num_tokens."""
-    chunks = artifact.open_artifact(settings.runtime.root, "chunks", settings.chunks)
+    """Make the `embeddings` artefact: chunk_id, embedding, num_tokens. Raises UserError when a check fails."""
+    root = settings.runtime.root
+    chunks = artifact.open_artifact(root, "chunks", settings.chunks)
     weights = hub.weights_sha256(hub.find_model(settings.model))
-    draft = artifact.begin(
-        settings.runtime.root,
-        "embeddings",
-        settings.name,
-        recipe=config.recipe(settings),
-        inputs={"chunks": chunks, "model_weights": weights},
-    )
+    inputs = {"chunks": chunks, "model_weights": weights}
+    earlier = _earlier(settings, weights) if settings.reuse else None
+    if earlier:
+        inputs |= {"reuse": earlier.embeddings}
+    draft = artifact.begin(root, "embeddings", settings.name, recipe=config.recipe(settings), inputs=inputs)
     if draft.published:
         return draft.published
     connect()
+    shared = _shared(chunks, earlier.embeddings) if earlier else [()] * len(chunks.parts)
     run_shards(
         draft,
-        chunks.parts,
+        list(zip(chunks.parts, shared, strict=True)),
         _embedder,
-        (chunks, settings),
+        (chunks, settings, earlier),
         num_workers=settings.runtime.num_workers,
         num_gpus=settings.runtime.num_gpus,
         memory=2 * 2**30,
     )
-    records = draft.finished_shards().values()
-    tokens = sum(record["facts"]["tokens"] for record in records)
-    rows = sum(record["rows_out"] for record in records)
-    summary = f"{rows:,} chunks, {tokens:,} tokens; {speed(draft, tokens, 'tokens')}"
-    return draft.publish(
-        num_shards=len(chunks.parts), summary=summary, facts={"tokens": tokens, "model_weights": weights}
-    )
+    if settings.max_chunks is None:
+        _check_ids(draft, chunks)
+    return _publish(draft, chunks, weights)
 
 
-def _embedder(chunks: Artifact, settings: EmbedConfig) -> Any:
-    model = encoder.load_encoder(hub.find_model(settings.model), settings.max_seq_length)
+class Earlier(NamedTuple):
+    """What the corpus was before it grew."""
 
-    def process(part: str) -> Shard:
-        table = chunks.storage.read_table(part, ["chunk_id", "document_id", "text"])
+    chunks: Artifact
+    embeddings: Artifact
+
+
+def _earlier(settings: EmbedConfig, weights: str) -> Earlier:
+    """Raises UserError when its embeddings are not what this recipe would make."""
+    made = artifact.open_artifact(settings.runtime.root, "embeddings", settings.reuse)
+    old, new = made.manifest["recipe"], config.recipe(settings)
+    differing = [key for key in new if key not in ("chunks", "reuse") and old.get(key) != new[key]]
+    if made.manifest["inputs"]["model_weights"] != weights:
+        differing.append("the weights of the model")
+    if differing:
+        raise UserError(f"reuse = {settings.reuse!r}: made with another {', '.join(differing)}; its vectors differ")
+    described = made.manifest["inputs"]["chunks"]
+    chunks = artifact.open_artifact(settings.runtime.root, "chunks", described["name"])
+    if chunks.content != described["content"]:
+        raise UserError(f"reuse = {settings.reuse!r}: chunks {described['name']!r} have been made again since")
+    return Earlier(chunks, made)
+
+
+def _shared(chunks: Artifact, earlier: Artifact) -> list[tuple[int, ...]]:
+    """By part of the chunks, the earlier parts that hold some of its ids."""
+    found = [embeddings.marks(_ids(earlier, part)) for part in earlier.parts]
+    values, parts = np.concatenate(found), np.repeat(np.arange(len(found)), [len(marks) for marks in found])
+    order = np.argsort(values, kind="stable")
+    values, parts = values[order], parts[order]
+    shared = []
+    for part in chunks.parts:
+        marks = embeddings.marks(_ids(chunks, part))
+        places = np.minimum(np.searchsorted(values, marks), len(values) - 1)
+        shared.append(tuple(np.unique(parts[places[values[places] == marks]]).tolist()))
+    return shared
+
+
+def _ids(made: Artifact, part: str) -> list[str]:
+    return made.storage.read_table(part, ["chunk_id"])["chunk_id"].to_pylist()
+
+
+def _embedder(chunks: Artifact, settings: EmbedConfig, earlier: Earlier | None) -> Callable[[Any], Shard]:
+    dtype = device.inference_precision() if settings.precision == "auto" else getattr(torch, settings.precision)
+    folder = hub.find_model(settings.model)
+    model = encoder.load_encoder(folder, settings.max_seq_length, dtype)
+    exact = model if dtype == torch.float32 else encoder.load_encoder(folder, settings.max_seq_length)
+    prompt = encoder.document_prompt(model, settings.prompt, settings.prompt_name)
+    most = settings.runtime.max_batch_tokens
+    budget = Budget(most) if most else encoder.batch_budget()
+    with_ids = _holds_ids(chunks, model, prompt)
+
+    def process(item: tuple[str, tuple[int, ...]]) -> Shard:
+        part, shared = item
+        rows = chunks.storage.read_table(
+            part, ["chunk_id", "document_id", "text", *(["token_ids"] if with_ids else [])]
+        )
         if settings.max_chunks is not None:
-            rows = spaced(table["document_id"].to_pylist(), settings.max_chunks)
-            table = table.take(pa.array(rows, pa.int64()))
-        tokens = encoder.tokenize(model, table["text"].to_pylist())
-        embeddings = encoder.encode_tokens(model, tokens, settings.runtime.max_batch_tokens)
-        lengths = [len(ids) for ids in tokens]
-        flat = pa.array(embeddings.reshape(-1), pa.float32())
-        vectors = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
-        columns = [pa.array(table["chunk_id"].to_pylist(), pa.string()), vectors, pa.array(lengths, pa.int32())]
-        made = pa.Table.from_arrays(columns, schema=schema.embeddings(embeddings.shape[1]))
-        return Shard(table=made, rows_in=table.num_rows, bytes_in=table["text"].nbytes, facts={"tokens": sum(lengths)})
+            chosen = embeddings.spaced(rows["document_id"].to_pylist(), settings.max_chunks)
+            rows = rows.take(pa.array(chosen, pa.int64()))
+        vectors = np.zeros((rows.num_rows, model.get_embedding_dimension()), settings.stored)
+        num_tokens = np.zeros(rows.num_rows, np.int32)
+        new = np.arange(rows.num_rows)
+        if earlier and shared:
+            new = _taken(rows, earlier, shared, vectors, num_tokens)
+        lowered = budget.lowered
+        for block, tokens in _prepared(model, rows, new, prompt, with_ids):
+            vectors[block] = encoder.encode_tokens(model, tokens, budget, **_how(model, prompt))
+            num_tokens[block] = [len(ids) for ids in tokens]
+        ids = rows["chunk_id"].to_pylist()
+        facts = {
+            "tokens": int(num_tokens.sum()),
+            "new_rows": len(new),
+            "precision": str(dtype).removeprefix("torch."),
+            "budget_lowered": budget.lowered - lowered,
+            "prompt": prompt,
+            **_checked(vectors, rows, exact, prompt, with_ids, settings),
+        }
+        table = embeddings.table(ids, vectors, num_tokens)
+        return Shard(table=table, rows_in=rows.num_rows, bytes_in=rows["text"].nbytes, facts=facts)
 
     return process
 
 
-def spaced(documents: list[str], max_chunks: int) -> list[int]:
-    """Row numbers of at most `max_chunks` rows of each document, evenly spaced over it, in order."""
-    if not documents:
-        return []
-    names = np.asarray(documents, dtype=object)
-    bounds = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
-    chosen: list[int] = []
-    for start, end in zip(bounds, np.r_[bounds[1:], len(names)], strict=True):
-        count = min(max_chunks, end - start)
-        chosen += (start + (np.arange(count) * (end - start)) // count).tolist()
-    return chosen
+def _how(model: Any, prompt: str) -> dict[str, Any]:
+    """The weights already have the precision; and some models leave their prompt out of the mean."""
+    return {"autocast": torch.float32, "prompt_length": encoder.prompt_tokens(model, prompt) if prompt else None}
+
+
+def _holds_ids(chunks: Artifact, model: Any, prompt: str) -> bool:
+    """Whether the chunks hold token ids of this model's tokenizer that may be used as they are."""
+    same = chunks.manifest["inputs"].get("tokenizer") == token_chunks.digest(model.tokenizer.backend_tokenizer)
+    return same and encoder.takes_ids(model, prompt)
+
+
+def _taken(
+    rows: pa.Table, earlier: Earlier, shared: Sequence[int], vectors: np.ndarray, num_tokens: np.ndarray
+) -> np.ndarray:
+    """Fill in what the earlier embeddings hold; the rows that they do not."""
+    pairs = [
+        (
+            earlier.chunks.storage.read_table(earlier.chunks.parts[number], ["chunk_id", "text"]),
+            earlier.embeddings.storage.read_table(earlier.embeddings.parts[number]),
+        )
+        for number in shared
+    ]
+    tables, places = embeddings.known(rows, pairs)
+    for number, (_, embedded) in enumerate(pairs):
+        there = tables == number
+        vectors[there] = embeddings.matrix(embedded["embedding"])[places[there]]
+        num_tokens[there] = embedded["num_tokens"].to_numpy()[places[there]]
+    return np.flatnonzero(tables < 0)
+
+
+def _prepared(
+    model: Any, rows: pa.Table, chosen: np.ndarray, prompt: str, with_ids: bool
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """(rows, their tokens) of the chosen rows, in blocks; the next block is prepared while one is encoded."""
+
+    def prepare(block: np.ndarray) -> list[np.ndarray]:
+        part = rows.take(pa.array(block))
+        if with_ids:
+            return encoder.framed(model, [ids.values.to_numpy() for ids in part["token_ids"]], prompt)
+        return encoder.tokenize(model, part["text"].to_pylist(), prompt=prompt)
+
+    blocks = [chosen[at : at + _BLOCK] for at in range(0, len(chosen), _BLOCK)]
+    with ThreadPoolExecutor(1) as pool:
+        ready = [pool.submit(prepare, block) for block in blocks[:1]]
+        for number, block in enumerate(blocks):
+            tokens = ready.pop().result()
+            ready += [pool.submit(prepare, after) for after in blocks[number + 1 : number + 2]]
+            yield block, tokens
+
+
+def _checked(
+    vectors: np.ndarray, rows: pa.Table, exact: Any, prompt: str, with_ids: bool, settings: EmbedConfig
+) -> dict[str, Any]:
+    """Cosines of a sample to float32, encoded one by one. Raises UserError for one that is too low or not a number."""
+    ids, least = rows["chunk_id"].to_pylist(), settings.runtime.min_cosine
+    if not np.isfinite(vectors).all():
+        bad = ids[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]
+        raise UserError(f"chunk {bad}: its embedding is not finite in {settings.precision}; set precision=float32")
+    chosen = embeddings.sample(ids, settings.runtime.check_rows)
+    tokens = [ids for _, block in _prepared(exact, rows, chosen, prompt, with_ids) for ids in block]
+    again = encoder.encode_tokens(exact, tokens, Budget(1), **_how(exact, prompt))
+    found = embeddings.cosines(vectors[chosen], again)
+    if len(found) and found.min() < least:
+        raise UserError(
+            f"chunk {ids[chosen[int(found.argmin())]]}: cosine {found.min():.8f} to its embedding in float32, below "
+            f"runtime.min_cosine = {least}; set precision=float32, or a lower bound"
+        )
+    return {"cosines": [round(float(cosine), 7) for cosine in found]}
+
+
+def _check_ids(draft: Draft, chunks: Artifact) -> None:
+    """One embedding a chunk, in the chunks' order: read again from what was written."""
+    for number, part in enumerate(chunks.parts):
+        written = draft.storage.read_table(f"{draft.folder}/part-{number:05d}.parquet", ["chunk_id"])
+        if written["chunk_id"].to_pylist() != _ids(chunks, part):
+            raise UserError(
+                f"{draft.storage.uri(draft.folder)}: part {number} has other ids than {part}; make it again"
+            )
+
+
+def _publish(draft: Draft, chunks: Artifact, weights: str) -> Artifact:
+    records = [record for _, record in sorted(draft.finished_shards().items())]
+    shards = [record["facts"] for record in records]
+    rows = sum(record["rows_out"] for record in records)
+    cosines = np.asarray([cosine for facts in shards for cosine in facts["cosines"]])
+    facts = {
+        "model_weights": weights,
+        "prompt": shards[0]["prompt"],
+        "precision": dict(Counter(facts["precision"] for facts in shards)),  # shards by each
+        **{key: sum(facts[key] for facts in shards) for key in ("tokens", "new_rows", "budget_lowered")},
+        "cosine_to_float32": {"rows": len(cosines), **embedding_report.spread(cosines)},
+    }
+    told = f"; {rows - facts['new_rows']:,} taken from before" if facts["new_rows"] < rows else ""
+    summary = f"{rows:,} chunks, {facts['tokens']:,} tokens; {speed(draft, facts['tokens'], 'tokens')}{told}"
+    if len(cosines):
+        summary += f"\ncosine to float32: least {cosines.min():.6f} of {len(cosines):,}, a sample of every shard"
+    page = embedding_report.page(draft.name, facts, records, chunks.manifest)
+    draft.storage.write_bytes(f"{draft.folder}/index.html", page.encode())
+    return draft.publish(num_shards=len(chunks.parts), summary=summary, facts=facts)
 
 
 if __name__ == "__main__":

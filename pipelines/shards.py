@@ -36,12 +36,15 @@ class Worker:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         for index in batch["index"].tolist():
             wall, cpu = time.perf_counter(), time.process_time()
-            shard = self.process(self.items[index])
+            try:
+                shard = self.process(self.items[index])
+            except UserError as error:  # raised, it would reach the user as the text of a long trace through Ray
+                return {"index": batch["index"], "mistake": np.asarray([str(error)])}
             shard.item = _digest(self.items[index])
             shard.cpu += time.process_time() - cpu
             shard.gpu += (time.perf_counter() - wall) if ray.get_gpu_ids() else 0.0
             self.draft.write_shard(index, shard)
-        return {"index": batch["index"]}
+        return {"index": batch["index"], "mistake": np.asarray([""])}
 
 
 def connect() -> None:
@@ -100,7 +103,9 @@ def run_shards(
         mininterval=0.5 if sys.stderr.isatty() else 10,
     )
     with bar:
-        for _ in dataset.iter_rows():
+        for row in dataset.iter_rows():
+            if row["mistake"]:
+                raise UserError(row["mistake"])
             bar.update()
 
 

@@ -6,7 +6,6 @@ Files are read in pieces, in parallel; a chunk's text is the source's own and it
 read is dropped with its file and place; too much of it stops the run.
 """
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -88,10 +87,7 @@ def run(settings: TokenChunksConfig) -> Artifact:
     tokenizer = _tokenizer(settings.model)
     recipe = config.recipe(settings)
     recipe["source"].pop("folder")  # where it lies does not matter, only what is in it
-    inputs = {
-        "source": readers.contents(storage, files),
-        "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
-    }
+    inputs = {"source": readers.contents(storage, files), "tokenizer": token_chunks.digest(tokenizer)}
     draft = artifact.begin(settings.runtime.root, "chunks", settings.name, recipe=recipe, inputs=inputs)
     if draft.published:
         return draft.published

@@ -42,6 +42,16 @@ _DRAFT = "_draft.json"
 _SHARDS = "_shards"
 WORK = "_work"  # scratch of an unfinished run (checkpoints); removed when the artefact is published
 _SCRATCH = (_SHARDS, WORK, _DRAFT)  # the draft goes last: while it is there, there may be more
+# A card that tells `datasets.load_dataset(folder)`, and the hub, which files are the rows.
+_CARD = """---
+configs:
+- config_name: default
+  data_files: part-*.parquet
+---
+# {kind}
+
+Made by Quire; `manifest.json` says from what and how, `rejects-*.parquet` what was dropped and why.
+"""
 _VERSIONED = ("ray", "torch", "transformers", "sentence-transformers", "pyarrow", "numpy", "faiss-cpu", "faiss-gpu")
 
 
@@ -213,6 +223,8 @@ class Draft:
             raise UserError(f"{self.folder}: {len(missing)} of {num_shards} shards are missing, first {missing[0]}")
         draft = self.storage.read_json(f"{self.folder}/{_DRAFT}")
         draft.pop("given_up", None)
+        if any(name.startswith("part-") for name in self.storage.files(self.folder)):
+            self.storage.write_bytes(f"{self.folder}/README.md", _CARD.format(kind=self.kind).encode())
         files = [name for name in self.storage.files(self.folder) if name.split("/")[0] not in _SCRATCH]
         ended = time.time()
         manifest = {

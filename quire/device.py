@@ -28,6 +28,14 @@ def precision() -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def inference_precision() -> torch.dtype:
+    """As `precision()`, and float16 on GPUs that multiply it natively but not bfloat16 (Volta, Turing): nothing is
+    learnt, so no gradient can underflow."""
+    if torch.cuda.is_available() and (7, 0) <= torch.cuda.get_device_capability() < (8, 0):
+        return torch.float16
+    return precision()
+
+
 def autocast(dtype: torch.dtype | None = None) -> torch.autocast:
     """Autocast to `dtype` (default: `precision()`); a no-op for float32."""
     dtype = dtype or precision()

@@ -3,18 +3,21 @@
 Shape letters: N texts, B rows of a batch, T tokens, D embedding width.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
 from torch import nn
 
 from quire import device
 from quire.errors import UserError
-from quire.packing import pack, pad
+from quire.packing import Budget, pack, pad
 
 
 def freeze_unused(transformer: nn.Module) -> None:
@@ -37,46 +40,156 @@ def check_whole(model: nn.Sequential, folder: Path) -> None:
         )
 
 
-def load_encoder(folder: str, max_seq_length: int | None = None) -> SentenceTransformer:
-    """A sentence-transformers model from a local folder, on this process's device, in evaluation mode."""
+def load_encoder(
+    folder: str, max_seq_length: int | None = None, dtype: torch.dtype = torch.float32
+) -> SentenceTransformer:
+    """A sentence-transformers model from a local folder, on this process's device, in evaluation mode.
+
+    Its transformer's weights are `dtype`; pooling and what follows always have float32. Raises UserError for a model
+    that does not begin with a transformer, and for a `max_seq_length` beyond its positions.
+    """
     model = SentenceTransformer(folder, device=str(device.device()), local_files_only=True, trust_remote_code=False)
+    if not isinstance(model[0], Transformer):
+        raise UserError(
+            f"model {folder}: begins with {type(model[0]).__name__}; need one that begins with a Transformer"
+        )
     if max_seq_length is not None:
+        positions = getattr(model[0].model.config, "max_position_embeddings", max_seq_length)
+        if max_seq_length > positions:
+            raise UserError(f"max_seq_length = {max_seq_length}: the model at {folder} has {positions} positions")
         model.max_seq_length = max_seq_length
+    if dtype != torch.float32:
+        model[0].to(dtype)
+        model[0].register_forward_hook(_widened)
     return model.eval()
 
 
-def tokenize(model: SentenceTransformer, texts: Sequence[str], max_length: int | None = None) -> list[np.ndarray]:
-    """Token ids with special tokens, cut to `max_length` (default: the model's): N arrays of int32."""
+def _widened(module: nn.Module, inputs: Any, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return features | {"token_embeddings": features["token_embeddings"].float()}
+
+
+def document_prompt(model: SentenceTransformer, prompt: str | None, prompt_name: str | None) -> str:
+    """What is written before each document: `prompt`, or the model's own of that name, or its own for documents.
+
+    As `SentenceTransformer.encode_document` chooses. Raises UserError for a name that the model does not have.
+    """
+    if prompt is not None:
+        return prompt
+    if prompt_name is not None and prompt_name not in model.prompts:
+        raise UserError(f"prompt_name = {prompt_name!r}: the model has {', '.join(model.prompts) or 'no prompts'}")
+    own = (name for name in ("document", "passage", "corpus", model.default_prompt_name) if name in model.prompts)
+    return model.prompts.get(prompt_name or next(own, ""), "")
+
+
+def tokenize(
+    model: SentenceTransformer, texts: Sequence[str], max_length: int | None = None, prompt: str = ""
+) -> list[np.ndarray]:
+    """Token ids of prompt and text with special tokens, cut to `max_length` (default: the model's).
+
+    N arrays of int32.
+    """
     backend = model.tokenizer.backend_tokenizer
     backend.no_padding()
     backend.enable_truncation(max_length=max_length or model.max_seq_length)
-    return [np.asarray(encoding.ids, dtype=np.int32) for encoding in backend.encode_batch_fast(list(texts))]
+    whole = [prompt + text for text in texts]
+    if getattr(model[0], "do_lower_case", False):  # what some older models ask for, beside their tokenizer
+        whole = [text.lower() for text in whole]
+    return [np.asarray(encoding.ids, dtype=np.int32) for encoding in backend.encode_batch_fast(whole)]
 
 
-def batch_budget(folder_device: torch.device | None = None) -> int:
-    """Padded tokens per batch: small on a CPU, where it must fit the caches, large on a GPU, which must be filled."""
-    return 131_072 if (folder_device or device.device()).type == "cuda" else 4_096
+def prompt_tokens(model: SentenceTransformer, prompt: str) -> int:
+    """Tokens before the text: the prompt's and the special ones that begin a sequence."""
+    return len(tokenize(model, [""], prompt=prompt)[0]) - len(_around(model)[1])
+
+
+def takes_ids(model: SentenceTransformer, prompt: str) -> bool:
+    """Whether a text's own token ids stand unchanged behind a prompt: there is none, or a blank that the tokenizer
+    drops parts the two."""
+    words = json.loads(model.tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}
+    if getattr(model[0], "do_lower_case", False):
+        return False
+    return not prompt or (prompt[-1].isspace() and words.get("type") in ("BertPreTokenizer", "WhitespaceSplit"))
+
+
+def framed(model: SentenceTransformer, token_ids: Sequence[np.ndarray], prompt: str) -> list[np.ndarray]:
+    """What `tokenize` gives for texts whose own ids are known, where `takes_ids` holds: N arrays of int32."""
+    room = model.max_seq_length
+    _, after = _around(model)
+    before = tokenize(model, [""], prompt=prompt)[0]
+    before = before[: len(before) - len(after)]
+    kept = max(0, room - len(before) - len(after))
+    return [np.concatenate([before, ids[:kept], after]).astype(np.int32) for ids in token_ids]
+
+
+def _around(model: SentenceTransformer) -> tuple[np.ndarray, np.ndarray]:
+    """The special tokens before and after a text."""
+    backend = model.tokenizer.backend_tokenizer
+    backend.no_padding()
+    found = backend.encode("a")
+    own = np.flatnonzero(np.asarray(found.special_tokens_mask) == 0)
+    ids = np.asarray(found.ids, np.int32)
+    return ids[: own[0]], ids[own[-1] + 1 :]
+
+
+def batch_budget(folder_device: torch.device | None = None) -> Budget:
+    """Padded tokens per batch: few on a CPU, where they must fit the caches, many on a GPU, which must be filled."""
+    return Budget(131_072 if (folder_device or device.device()).type == "cuda" else 4_096)
 
 
 @torch.inference_mode()
 def encode_tokens(
-    model: SentenceTransformer, tokens: Sequence[np.ndarray], max_batch_tokens: int | None = None
+    model: SentenceTransformer,
+    tokens: Sequence[np.ndarray],
+    budget: Budget | None = None,
+    *,
+    autocast: torch.dtype | None = None,
+    prompt_length: int | None = None,
 ) -> np.ndarray:
-    """Embeddings (N, D) float32, in the order of `tokens`, normalised if the model normalises."""
+    """Embeddings (N, D) float32, in the order of `tokens`, normalised if the model normalises.
+
+    A batch that the memory does not hold is split and the budget lowered. A batch is prepared while the one before is
+    computed. `autocast` is to `device.precision()` by default; `prompt_length` is for models that do not pool their
+    prompt. Raises UserError when the memory does not hold a single row.
+    """
     lengths = np.fromiter((len(ids) for ids in tokens), dtype=np.int64, count=len(tokens))
     embeddings = np.zeros((len(tokens), model.get_embedding_dimension()), dtype=np.float32)
+    budget = budget or batch_budget()
     padding = model.tokenizer.pad_token_id or 0
-    with device.autocast():
-        for rows in pack(lengths, max_batch_tokens or batch_budget()):
-            ids, mask = pad([tokens[row] for row in rows], padding)
-            features = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-            embeddings[rows] = model(features)["sentence_embedding"].float().cpu().numpy()
+    extra = {} if prompt_length is None else {"prompt_length": prompt_length}
+
+    def start(rows: np.ndarray) -> list[tuple[np.ndarray, torch.Tensor]]:
+        ids, mask = pad([tokens[row] for row in rows], padding)
+        try:
+            features = {"input_ids": _moved(ids, model.device), "attention_mask": _moved(mask, model.device)}
+            return [(rows, model(features | extra)["sentence_embedding"].float())]
+        except torch.OutOfMemoryError as error:
+            if len(rows) == 1:
+                longest = ids.shape[1]
+                raise UserError(f"memory does not hold one text of {longest} tokens; lower max_seq_length") from error
+            budget.lower(ids.numel())
+            torch.cuda.empty_cache()
+        return [part for fewer in pack(lengths[rows], budget) for part in start(rows[fewer])]
+
+    waiting: list[tuple[np.ndarray, torch.Tensor]] = []
+    with device.autocast(autocast):
+        for rows in pack(lengths, budget):
+            begun = start(rows)
+            for done, vectors in waiting:
+                embeddings[done] = vectors.cpu().numpy()
+            waiting = begun
+    for done, vectors in waiting:
+        embeddings[done] = vectors.cpu().numpy()
     return embeddings
 
 
-def encode(model: SentenceTransformer, texts: Sequence[str], max_batch_tokens: int | None = None) -> np.ndarray:
+def _moved(tensor: torch.Tensor, target: torch.device) -> torch.Tensor:
+    """On the device; from pinned memory a copy runs beside what the GPU computes."""
+    return tensor.pin_memory().to(target, non_blocking=True) if target.type == "cuda" else tensor
+
+
+def encode(model: SentenceTransformer, texts: Sequence[str], budget: Budget | None = None) -> np.ndarray:
     """Embeddings (N, D) float32 of texts. Equal texts are encoded once."""
     distinct = list(dict.fromkeys(texts))
-    embeddings = encode_tokens(model, tokenize(model, distinct), max_batch_tokens)
+    embeddings = encode_tokens(model, tokenize(model, distinct), budget)
     position = {text: row for row, text in enumerate(distinct)}
     return embeddings[[position[text] for text in texts]]

@@ -1,24 +1,36 @@
 """Length-sorted packing: batches under a budget of padded tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 
-def pack(lengths: np.ndarray, max_batch_tokens: int) -> list[np.ndarray]:
-    """Row indices in batches, longest first, each of at most `max_batch_tokens` padded tokens (rows x longest).
+@dataclass
+class Budget:
+    """Padded tokens that a batch may have; lowered where the memory does not hold them."""
+
+    tokens: int
+    lowered: int = 0  # times
+
+    def lower(self, failed: int) -> None:
+        """To half of what a batch of `failed` padded tokens had."""
+        self.tokens, self.lowered = max(1, failed // 2), self.lowered + 1
+
+
+def pack(lengths: np.ndarray, budget: Budget) -> Iterator[np.ndarray]:
+    """Row indices in batches, longest first, each within the budget of padded tokens (rows x longest) as it then is.
 
     `lengths` is (n,) int. Every row stands in exactly one batch; a row longer than the budget is a batch of its own.
     Longest first, so that a batch too large for the memory shows at once and not at the end.
     """
     order = np.lexsort((np.arange(len(lengths)), -lengths))
-    batches, start = [], 0
+    start = 0
     while start < len(order):
-        rows = max(1, max_batch_tokens // max(1, int(lengths[order[start]])))
-        batches.append(order[start : start + rows])
+        rows = max(1, budget.tokens // max(1, int(lengths[order[start]])))
+        yield order[start : start + rows]
         start += rows
-    return batches
 
 
 def pad(sequences: Sequence[np.ndarray | Sequence[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -118,6 +118,16 @@ def bands(x: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarray | Non
     return _svg("bands", draw)
 
 
+def bars(name: str, edges: Sequence[float], counts: Sequence[int], xlabel: str) -> str:
+    """A histogram of n bins from its n + 1 edges; `name` tells it from the others of a page."""
+
+    def draw(axes: Axes) -> None:
+        axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=COLORS[0], edgecolor="white", linewidth=0.6)
+        axes.set(xlabel=xlabel, ylabel="chunks")
+
+    return _svg(name, draw)
+
+
 def against_k(series: Mapping[str, Sequence[tuple[int, int, float]]], ylabel: str) -> str:
     """Points (K, seed, value) of several series over log2 K: thin lines are seeds, the thick one each K's level."""
 

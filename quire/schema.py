@@ -61,11 +61,9 @@ PAIRS = pa.schema(
 )
 
 
-def embeddings(width: int) -> pa.Schema:
+def embeddings(width: int, number: pa.DataType = pa.float32()) -> pa.Schema:  # noqa: B008
     """Schema of embeddings of `width` numbers: plain fixed-size lists, readable by any Parquet reader."""
-    return pa.schema(
-        [("chunk_id", pa.string()), ("embedding", pa.list_(pa.float32(), width)), ("num_tokens", pa.int32())]
-    )
+    return pa.schema([("chunk_id", pa.string()), ("embedding", pa.list_(number, width)), ("num_tokens", pa.int32())])
 
 
 def rejects(rows: list[dict]) -> pa.Table | None:

@@ -148,8 +148,10 @@ class Storage:
 
     def write_table(self, relative: str, table: pa.Table) -> int:
         """Write Parquet (zstd, no pandas metadata: equal tables give equal bytes). Returns the bytes written."""
-        sink = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
+        sink, table = io.BytesIO(), table.replace_schema_metadata(None)
+        with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+            if table.num_rows:  # `datasets` stumbles over a row group without rows
+                writer.write_table(table)
         self.write_bytes(relative, sink.getbuffer())
         return sink.getbuffer().nbytes
 

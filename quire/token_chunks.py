@@ -4,6 +4,7 @@ A tokenizer decides where a chunk begins and ends; the chunk's text is the sourc
 decode. Its token ids are kept, without special tokens, so that nothing is tokenised again.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,6 +58,11 @@ def whole(tokenizer: Tokenizer | str) -> Tokenizer:
     copy.no_truncation()
     copy.no_padding()
     return copy
+
+
+def digest(tokenizer: Tokenizer | str) -> str:
+    """SHA-256 of what a tokenizer does to a text, whatever it truncates or pads to."""
+    return hashlib.sha256(whole(tokenizer).to_str().encode()).hexdigest()
 
 
 def cuts_at_blanks(tokenizer: Tokenizer) -> bool:

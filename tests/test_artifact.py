@@ -128,7 +128,7 @@ def test_scratch_left_by_a_kill_after_the_manifest_is_cleared(root: str, monkeyp
         patch.setattr(artifact, "_clear", lambda *_: None)
         draft.publish(num_shards=1)
     assert start(root).published is not None
-    assert draft.storage.files(draft.folder) == ["manifest.json", "part-00000.parquet"]
+    assert draft.storage.files(draft.folder) == ["README.md", "manifest.json", "part-00000.parquet"]
 
 
 def test_dropped_rows_are_counted_by_reason_and_kept(root: str) -> None:
@@ -154,7 +154,7 @@ def test_the_scratch_is_gone_after_publishing(root: str) -> None:
     draft.storage.write_bytes(f"{draft.folder}/{artifact.WORK}/checkpoint/state.json", b"{}")
     draft.write_shard(0, shard(1))
     made = draft.publish(num_shards=1)
-    assert made.storage.files(made.folder) == ["manifest.json", "part-00000.parquet"]
+    assert made.storage.files(made.folder) == ["README.md", "manifest.json", "part-00000.parquet"]
 
 
 @pytest.fixture
@@ -274,3 +274,14 @@ def test_a_large_file_is_copied_hashed_and_fetched_a_block_at_a_time(root: str, 
         assert peak < len(data) / 3
     assert digest == hashlib.sha256(data).hexdigest()
     assert (fetched / "sub" / "tokens.bin").read_bytes() == data
+
+
+def test_a_published_folder_is_a_data_set_though_a_part_is_empty(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    draft = start(str(tmp_path))
+    draft.write_shard(0, Shard(table=shard(0).table.slice(1)))
+    draft.write_shard(1, shard(1, 2, 3))
+    draft.storage.write_table(f"{draft.folder}/rejects-00000.parquet", pa.table({"reason": ["other columns"]}))
+    made = draft.publish(num_shards=2)
+    rows = datasets.load_dataset(made.storage.uri(made.folder), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows.num_rows == made.read().num_rows == 3

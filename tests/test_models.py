@@ -66,13 +66,13 @@ def test_the_pair_loss_weighs_both_classes_alike() -> None:
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(16, 1000))
 def test_packing_keeps_every_row_once_and_no_batch_over_budget(lengths: list[int], budget: int) -> None:
-    batches = packing.pack(np.asarray(lengths), budget)
+    batches = list(packing.pack(np.asarray(lengths), packing.Budget(budget)))
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     assert all(len(rows) == 1 or len(rows) * max(lengths[r] for r in rows) <= budget for rows in batches)
 
 
 def test_packed_encoding_equals_the_users_library(encoder_folder: str) -> None:
-    ours = encoder.encode(encoder.load_encoder(encoder_folder), TEXTS, max_batch_tokens=40)
+    ours = encoder.encode(encoder.load_encoder(encoder_folder), TEXTS, packing.Budget(40))
     theirs = SentenceTransformer(encoder_folder, device="cpu").encode(TEXTS)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 

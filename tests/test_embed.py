@@ -1,0 +1,122 @@
+"""A corpus to chunks of tokens to embeddings: checked, reused when the corpus grows, read by the users' libraries."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tiny
+from sentence_transformers import SentenceTransformer
+
+from pipelines import embed, token_chunks
+from quire import config, embeddings
+from quire.artifact import Artifact
+from quire.errors import UserError
+
+
+def test_a_sample_is_the_same_in_any_order() -> None:
+    ids = [f"c{number}" for number in range(100)]
+    chosen = {ids[row] for row in embeddings.sample(ids, 7)}
+    assert len(chosen) == 7 and chosen == {ids[::-1][row] for row in embeddings.sample(ids[::-1], 7)}
+    assert embeddings.sample(ids[:3], 7).tolist() == [0, 1, 2]
+
+
+def test_only_chunks_of_the_same_id_and_text_are_known() -> None:
+    rows = pa.table({"chunk_id": ["a:0", "a:1", "b:0", "c:0"], "text": ["x", "y", "z", "w"]})
+    first = pa.table({"chunk_id": ["a:0", "a:1"], "text": ["x", "changed"]})
+    second = pa.table({"chunk_id": ["q:0", "b:0", "c:0"], "text": ["q", "z", "w"]})
+    earlier = [(first, first), (second, second.slice(0, 2))]  # c:0 was not embedded
+    tables, places = embeddings.known(rows, earlier)
+    assert tables.tolist() == [0, -1, 1, -1] and places[[0, 2]].tolist() == [0, 1]
+
+
+def test_cosines_of_a_zero_vector_are_zero() -> None:
+    a = np.asarray([[1.0, 0.0], [0.0, 0.0], [3.0, 4.0]])
+    assert embeddings.cosines(a, np.asarray([[2.0, 0.0], [1.0, 0.0], [4.0, 3.0]])).tolist() == [1.0, 0.0, 0.96]
+
+
+def write(folder: Path, file: str, topic: str, count: int) -> None:
+    folder.mkdir(exist_ok=True)
+    lines = [json.dumps({"text": tiny.book(topic, f"{file}{i}", 4 + 3 * i)}) for i in range(count)]
+    (folder / file).write_text("\n".join(lines))
+
+
+class Corpus:
+    """A growing folder of documents, its chunks and their embeddings."""
+
+    def __init__(self, folder: Path, model: str):
+        self.folder, self.model = folder, model
+        write(folder / "source", "a.jsonl", "sea", 12)
+        write(folder / "source", "b.jsonl", "war", 12)
+
+    def chunks(self, name: str) -> Artifact:
+        given = [f"name={name}", f"source.folder={self.folder / 'source'}", f"model={self.model}"]
+        sizes = ["max_tokens=60", "overlap=10", "source.shard_bytes=4000", f"runtime.root={self.folder / 'root'}"]
+        return token_chunks.run(config.load(token_chunks.CONFIG, None, [*given, *sizes]))
+
+    def embeddings(self, name: str, *changes: str) -> Artifact:
+        given = [f"name={name}", f"model={self.model}", f"runtime.root={self.folder / 'root'}"]
+        return embed.run(config.load(embed.CONFIG, None, [*given, *changes]))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, encoder_folder: str, local_ray: None) -> Corpus:
+    made = Corpus(tmp_path_factory.mktemp("corpus"), encoder_folder)
+    made.chunks("c")
+    made.embeddings("e", "chunks=c")
+    return made
+
+
+@pytest.mark.ray
+def test_embeddings_are_those_of_the_users_library_one_a_chunk(corpus: Corpus, encoder_folder: str) -> None:
+    chunks, made = corpus.chunks("c"), corpus.embeddings("e", "chunks=c")
+    rows, table = chunks.read(), made.read()
+    assert table["chunk_id"].to_pylist() == rows["chunk_id"].to_pylist() and table.num_rows > 50
+    assert table["num_tokens"].to_pylist() == [size + 2 for size in rows["num_tokens"].to_pylist()]
+    found = embeddings.matrix(table["embedding"])
+    theirs = SentenceTransformer(encoder_folder, device="cpu").encode(rows["text"].to_pylist())
+    first = np.asarray(rows["index"]) == 0  # later ones may begin within a word, whose ids are then others
+    np.testing.assert_allclose(found[first], theirs[first], atol=1e-5)
+    facts = made.manifest["facts"]
+    assert facts["cosine_to_float32"]["min"] > 0.99999 and facts["cosine_to_float32"]["rows"] >= len(made.parts)
+    page = made.storage.read_bytes(f"{made.folder}/index.html").decode()
+    assert f"{table.num_rows:,} chunks" in page and "Cosine to float32" in page and "Length of chunks" in page
+
+
+@pytest.mark.ray
+def test_a_corpus_that_grew_is_encoded_only_where_it_is_new(corpus: Corpus) -> None:
+    before = corpus.embeddings("e", "chunks=c").read()
+    write(corpus.folder / "source", "a.jsonl", "sea", 14)  # two documents more in a file that was there
+    write(corpus.folder / "source", "aa.jsonl", "farm", 3)
+    rows = corpus.chunks("grown").read(["chunk_id", "text"])
+    made = corpus.embeddings("grown", "chunks=grown", "reuse=e")
+    old = set(before["chunk_id"].to_pylist())
+    new = sum(name not in old for name in rows["chunk_id"].to_pylist())
+    assert made.manifest["facts"]["new_rows"] == new and 0 < new < rows.num_rows - len(old) + 1
+    table = made.read()
+    vectors = dict(zip(table["chunk_id"].to_pylist(), table["embedding"].to_pylist(), strict=True))
+    pairs = zip(before["chunk_id"].to_pylist(), before["embedding"].to_pylist(), strict=True)
+    assert all(vectors[name] == vector for name, vector in pairs)
+    anew = corpus.embeddings("anew", "chunks=grown").read()
+    np.testing.assert_allclose(embeddings.matrix(table["embedding"]), embeddings.matrix(anew["embedding"]), atol=1e-6)
+    with pytest.raises(UserError, match="reuse = 'e': made with another prompt, stored"):
+        corpus.embeddings("other", "chunks=grown", "reuse=e", "prompt=x: ", "stored=float16")
+
+
+@pytest.mark.ray
+def test_small_numbers_and_a_prompt_are_told_and_a_bound_that_is_not_met_stops_the_run(corpus: Corpus) -> None:
+    made = corpus.embeddings("half", "chunks=c", "stored=float16", "prompt=the ship: ")
+    assert made.read()["embedding"].type == pa.list_(pa.float16(), 32)
+    assert made.manifest["facts"]["prompt"] == "the ship: "
+    assert 0.9999 < made.manifest["facts"]["cosine_to_float32"]["min"] <= 1
+    with pytest.raises(UserError, match=r"cosine 0\.\d+ to its embedding in float32, below runtime.min_cosine = 1"):
+        corpus.embeddings("strict", "chunks=c", "stored=float16", "runtime.min_cosine=1.0")
+
+
+@pytest.mark.ray
+def test_the_rows_are_a_data_set(corpus: Corpus, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    made = corpus.embeddings("e", "chunks=c")
+    rows = datasets.load_dataset(made.storage.uri(made.folder), split="train", cache_dir=str(tmp_path))
+    assert rows.num_rows == made.manifest["rows_out"] and len(rows[0]["embedding"]) == 32
