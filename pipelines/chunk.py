@@ -66,9 +66,7 @@ CONFIG = ChunkConfig
 def run(settings: ChunkConfig) -> Artifact:
     """Make the `chunks` artefact."""
     documents = artifact.open_artifact(settings.runtime.root, "documents", settings.documents)
-    draft = artifact.begin(
-        settings.runtime.root, "chunks", settings.name, recipe=config.recipe(settings), inputs={"documents": documents}
-    )
+    draft = artifact.begin_step(settings, "chunks", {"documents": documents})
     if draft.published:
         return draft.published
     works = _works(documents, draft, settings)

@@ -65,13 +65,7 @@ CONFIG = DocumentsConfig
 def run(settings: DocumentsConfig) -> Artifact:
     """Make the `documents` artefact. Raises UserError naming a document that cleaning nearly emptied."""
     reading = _Books(settings) if isinstance(settings.source, Folder) else _Packages(settings)
-    draft = artifact.begin(
-        settings.runtime.root,
-        "documents",
-        settings.name,
-        recipe=_recipe(settings),
-        inputs={"source": reading.content_hash()},
-    )
+    draft = artifact.begin_step(settings, "documents", {"source": reading.content_hash()}, recipe=_recipe(settings))
     if draft.published:
         if losses := _losses(draft.published.manifest["facts"]["kept"], settings):
             raise UserError(losses)

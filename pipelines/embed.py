@@ -66,7 +66,7 @@ def run(settings: EmbedConfig) -> Artifact:
     earlier = _earlier(settings, weights) if settings.reuse else None
     if earlier:
         inputs |= {"reuse": earlier.embeddings}
-    draft = artifact.begin(root, "embeddings", settings.name, recipe=config.recipe(settings), inputs=inputs)
+    draft = artifact.begin_step(settings, "embeddings", inputs)
     if draft.published:
         return draft.published
     connect()

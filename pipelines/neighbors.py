@@ -38,13 +38,7 @@ def run(settings: NeighborsConfig) -> Artifact:
     root = settings.runtime.root
     chunks = artifact.open_artifact(root, "chunks", settings.chunks)
     embeddings = artifact.open_artifact(root, "embeddings", settings.embeddings)
-    draft = artifact.begin(
-        root,
-        "neighbors",
-        settings.name,
-        recipe=config.recipe(settings),
-        inputs={"chunks": chunks, "embeddings": embeddings},
-    )
+    draft = artifact.begin_step(settings, "neighbors", {"chunks": chunks, "embeddings": embeddings})
     if draft.published:
         return draft.published
     run_shards(

@@ -38,9 +38,7 @@ def run(settings: PairsConfig) -> Artifact:
     root = settings.runtime.root
     chunks = artifact.open_artifact(root, "chunks", settings.chunks)
     near = artifact.open_artifact(root, "neighbors", settings.neighbors)
-    draft = artifact.begin(
-        root, "pairs", settings.name, recipe=config.recipe(settings), inputs={"chunks": chunks, "neighbors": near}
-    )
+    draft = artifact.begin_step(settings, "pairs", {"chunks": chunks, "neighbors": near})
     if draft.published:
         return draft.published
     run_shards(draft, splits.SPLITS, _sampler, (chunks, near, settings), num_workers=settings.runtime.num_workers)

@@ -73,7 +73,7 @@ def run(settings: PapersConfig) -> Artifact:
     items, content = _hub_items(settings) if isinstance(settings.source, Hub) else _file_items(settings)
     recipe = config.recipe(settings)
     recipe["source"].pop("folder", None)  # where it lies does not matter, only what is in it
-    draft = artifact.begin(settings.runtime.root, "documents", settings.name, recipe=recipe, inputs={"source": content})
+    draft = artifact.begin_step(settings, "documents", {"source": content}, recipe=recipe)
     if draft.published:
         return draft.published
     run_shards(draft, items, _reader, (settings,), num_workers=settings.runtime.num_workers)

@@ -53,7 +53,7 @@ def run(settings: ScoreConfig) -> Artifact:
         "cross_encoder": artifact.open_artifact(root, "models", settings.cross_encoder),
         "untrained_weights": hub.weights_sha256(hub.find_model(settings.untrained)),
     }
-    draft = artifact.begin(root, "predictions", settings.name, recipe=config.recipe(settings), inputs=inputs)
+    draft = artifact.begin_step(settings, "predictions", inputs)
     if draft.published:
         return draft.published
     counts = pc.value_counts(inputs["pairs"].read(["split"])["split"]).to_pylist()

@@ -88,7 +88,7 @@ def run(settings: TokenChunksConfig) -> Artifact:
     recipe = config.recipe(settings)
     recipe["source"].pop("folder")  # where it lies does not matter, only what is in it
     inputs = {"source": readers.contents(storage, files), "tokenizer": token_chunks.digest(tokenizer)}
-    draft = artifact.begin(settings.runtime.root, "chunks", settings.name, recipe=recipe, inputs=inputs)
+    draft = artifact.begin_step(settings, "chunks", inputs, recipe=recipe)
     if draft.published:
         return draft.published
     items = list(enumerate(readers.cut(storage, files, source.shard_bytes)))

@@ -81,9 +81,7 @@ def run(settings: TokenizeConfig) -> Artifact:
     inputs: dict[str, Any] = {"documents": documents}
     if isinstance(settings.tokenizer, Pretrained):
         inputs["tokenizer"] = _sha256(bpe.load(settings.tokenizer.name))
-    draft = artifact.begin(
-        settings.runtime.root, "tokens", settings.name, recipe=config.recipe(settings), inputs=inputs
-    )
+    draft = artifact.begin_step(settings, "tokens", inputs)
     if draft.published:
         return draft.published
     tokenizer, vocab_size = _tokenizer(draft, documents, settings)

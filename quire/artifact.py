@@ -15,12 +15,13 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from quire import config, ledger
 from quire import storage as storages
 from quire.errors import UserError
 from quire.storage import Storage
@@ -91,6 +92,7 @@ class Artifact:
         fresh = self.manifest["ended"] >= started
         how = f"done in {time.time() - started:.1f} s" if fresh else "already published, skipped"
         lines = [f"{how}: {self.storage.uri(self.folder)}", *self.manifest["summary"].splitlines()]
+        lines += [f"cost {ledger.told(self.manifest['cost'])}"] if "money" in self.manifest["cost"] else []
         return "\n".join(f"      {line}" for line in lines)
 
     @property
@@ -168,6 +170,8 @@ class Draft:
     name: str
     fingerprint: str
     published: Artifact | None = None
+    prices: Mapping[str, Any] | None = None  # of `config.Prices`
+    driver_cpu: float = field(default_factory=time.process_time)  # seconds of this process when it began
 
     @property
     def folder(self) -> str:
@@ -240,6 +244,10 @@ class Draft:
             "ended": ended,
         }
         manifest["cost"] |= {"wall": round(ended - draft["started"], 3), **(cost or {})}
+        manifest["cost"]["cpu"] = round(manifest["cost"]["cpu"] + time.process_time() - self.driver_cpu, 3)
+        manifest["cost"] |= {"tokens": facts["tokens"]} if facts and "tokens" in facts else {}
+        if self.prices:
+            manifest["cost"] |= {"money": ledger.money(manifest["cost"], self.prices), "prices": dict(self.prices)}
         self.storage.write_json(f"{self.folder}/{MANIFEST}", manifest)
         _clear(self.storage, self.folder)
         return open_artifact(self.storage, self.kind, self.name)
@@ -247,6 +255,16 @@ class Draft:
     def _describe(self, name: str) -> dict[str, Any]:
         path = f"{self.folder}/{name}"
         return {"bytes": self.storage.size(path), "sha256": self.storage.sha256(path)}
+
+
+def begin_step(
+    settings: Any, kind: str, inputs: Mapping[str, Artifact | str], recipe: Mapping[str, Any] | None = None
+) -> Draft:
+    """`begin` with the root, the name, the prices and, unless another is given, the recipe of a step's config."""
+    recipe = config.recipe(settings) if recipe is None else recipe
+    draft = begin(settings.runtime.root, kind, settings.name, recipe=recipe, inputs=inputs)
+    prices = settings.runtime.prices
+    return draft if prices is None else replace(draft, prices=prices.model_dump())
 
 
 def begin(

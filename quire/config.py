@@ -26,11 +26,20 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Prices(Config):
+    """What an hour costs of what a step uses, in any currency."""
+
+    cpu_hour: float = Field(default=0.0, ge=0, description="of one core")
+    gpu_hour: float = Field(default=0.0, ge=0, description="of one GPU")
+    currency: str = "USD"
+
+
 class Runtime(Config):
     """Where and with what a step runs. Never part of the fingerprint: it must not change a result."""
 
     root: str = "artifacts"
     num_workers: int | None = Field(default=None, gt=0)
+    prices: Prices | None = Field(default=None, description="to tell in the manifest what a step cost")
 
 
 C = TypeVar("C", bound=Config)

@@ -2,7 +2,8 @@
 
     python -m quire.flow flows/books.toml [root=s3://bucket/prefix] [STEP.key=value ...] [--print]
 
-`STEP.key=value` overrides a key of one step by its name; `root=` and `num_workers=` reach every step.
+`STEP.key=value` overrides a key of one step by its name; `root=`, `num_workers=` and `prices.cpu_hour=` (or `gpu_hour`,
+`currency`) reach every step.
 """
 
 import importlib
@@ -13,11 +14,13 @@ from typing import Any
 
 from pydantic import Field
 
+from quire import ledger
 from quire.artifact import Artifact
-from quire.config import Config, build, merge, parse_overrides, read_toml, to_toml
+from quire.config import Config, Prices, build, merge, parse_overrides, read_toml, to_toml
 from quire.errors import UserError
 
 ROOMS = ("pipelines", "trainers", "tune", "serve")
+SHARED = ("root", "num_workers", "prices")
 
 
 class Step(Config):
@@ -30,17 +33,18 @@ class Step(Config):
 
 
 class Flow(Config):
-    """The steps in order, and the two settings that they share."""
+    """The steps in order, and the settings that they share."""
 
     root: str = "artifacts"
     num_workers: int | None = None
+    prices: Prices | None = None
     steps: list[Step]
 
 
 def load_flow(path: str, overrides: Sequence[str] = ()) -> Flow:
     """Read a flow and lay the overrides over its steps. Raises UserError for an unknown step."""
     values, changes = read_toml(path), parse_overrides(overrides)
-    shared = {key: changes.pop(key) for key in ("root", "num_workers") if key in changes}
+    shared = {key: changes.pop(key) for key in SHARED if key in changes}
     flow = build(Flow, merge(values, shared), source=path)
     names = [step.name for step in flow.steps]
     if len(set(names)) != len(names):
@@ -48,7 +52,7 @@ def load_flow(path: str, overrides: Sequence[str] = ()) -> Flow:
     for name, change in changes.items():
         if name not in names or not isinstance(change, dict):
             raise UserError(
-                f"override {name!r}: expected root=, num_workers= or STEP.key= with STEP in {', '.join(names)}"
+                f"override {name!r}: expected {', '.join(SHARED)} or STEP.key= with STEP in {', '.join(names)}"
             )
     steps = [step.model_copy(update={"set": merge(step.set, changes.get(step.name, {}))}) for step in flow.steps]
     return flow.model_copy(update={"steps": steps})
@@ -62,7 +66,7 @@ def configs(flow: Flow) -> list[tuple[Step, Any, Config]]:
             raise UserError(f"steps.{step.name}.run = {step.run!r}: a module of {', '.join(ROOMS)}")
         module = importlib.import_module(step.run)
         values = read_toml(step.experiment) if step.experiment else {}
-        runtime = {"root": flow.root} | ({"num_workers": flow.num_workers} if flow.num_workers else {})
+        runtime = flow.model_dump(include=set(SHARED), exclude_none=True)
         values = merge(merge(values, {"runtime": runtime}), step.set)
         prepared.append((step, module, build(module.CONFIG, values, source=f"step {step.name}")))
     return prepared
@@ -78,6 +82,7 @@ def run(flow: Flow) -> dict[str, Artifact]:
         started = time.time()
         made[step.name] = module.run(config)
         print(made[step.name].told(started), flush=True)
+    print(ledger.table({name: artifact.manifest for name, artifact in made.items()}))
     print(f"flow finished in {time.time() - begun:.1f} s", flush=True)
     return made
 

@@ -52,7 +52,7 @@ def run(settings: TryOutConfig) -> Artifact:
         "chunks": artifact.open_artifact(root, "chunks", settings.chunks),
         "pairs": artifact.open_artifact(root, "pairs", settings.pairs),
     }
-    draft = artifact.begin(root, "reports", settings.name, recipe=config.recipe(settings), inputs=inputs)
+    draft = artifact.begin_step(settings, "reports", inputs)
     if draft.published:
         return draft.published
     question, same = _question(inputs["chunks"], inputs["pairs"])

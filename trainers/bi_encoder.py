@@ -52,9 +52,7 @@ CONFIG = BiEncoderConfig
 
 def run(settings: BiEncoderConfig) -> Artifact:
     """Make the `models` artefact, a folder that `SentenceTransformer(path)` and `BiEncoder.load` load."""
-    draft = artifact.begin(
-        settings.runtime.root, "models", settings.name, recipe=config.recipe(settings), inputs=inputs(settings)
-    )
+    draft = artifact.begin_step(settings, "models", inputs(settings))
     if draft.published:
         return draft.published
     fit("trainers.bi_encoder", settings, draft)

@@ -55,7 +55,7 @@ def run(settings: CalibrateConfig) -> Artifact:
         "bi_encoder": artifact.open_artifact(root, "models", settings.bi_encoder),
         "cross_encoder": artifact.open_artifact(root, "models", settings.cross_encoder),
     }
-    draft = artifact.begin(root, "models", settings.name, recipe=config.recipe(settings), inputs=inputs)
+    draft = artifact.begin_step(settings, "models", inputs)
     if draft.published:
         return draft.published
     table = inputs["predictions"].read()

@@ -55,9 +55,7 @@ def run(settings: CrossEncoderConfig) -> Artifact:
         folder = str(artifact.open_artifact(settings.runtime.root, "models", settings.start).local())
     check_length(folder, settings.max_length)
     check_workers(settings, settings.runtime.num_workers or 1)
-    draft = artifact.begin(
-        settings.runtime.root, "models", settings.name, recipe=config.recipe(settings), inputs=inputs(settings)
-    )
+    draft = artifact.begin_step(settings, "models", inputs(settings))
     if draft.published:
         return draft.published
     fit("trainers.cross_encoder", settings, draft)

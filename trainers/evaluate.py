@@ -44,7 +44,7 @@ def run(settings: EvaluateConfig) -> Artifact:
         "predictions": artifact.open_artifact(root, "predictions", settings.predictions),
         "matcher": artifact.open_artifact(root, "models", settings.matcher),
     }
-    draft = artifact.begin(root, "reports", settings.name, recipe=config.recipe(settings), inputs=inputs)
+    draft = artifact.begin_step(settings, "reports", inputs)
     if draft.published:
         return draft.published
     table = inputs["predictions"].read()

@@ -53,7 +53,7 @@ def run(settings: EvaluateLmConfig) -> Artifact:
     models = _models(list(inputs.values()))
     if settings.pretrained:
         inputs["pretrained"] = hub.weights_sha256(hub.find_model(settings.pretrained))
-    draft = artifact.begin(root, "reports", settings.name, recipe=config.recipe(settings), inputs=inputs)
+    draft = artifact.begin_step(settings, "reports", inputs)
     if draft.published:
         return draft.published
     tests = _Tests(models, settings)

@@ -162,6 +162,7 @@ def save(draft: Draft, state: State, settings: LoopConfig, write: Callable[[Any]
         "mfu": state.flops / seconds / peak,
         "data_share": state.data_seconds / seconds,
         "cpu": seconds * torch.get_num_threads() * rank_and_world()[1],
+        "gpu": seconds * rank_and_world()[1] if device.device().type == "cuda" else 0.0,
     }
     draft.storage.write_json(f"{draft.folder}/{WORK}/timing.json", timing)
 
@@ -175,4 +176,4 @@ def publish(draft: Draft, remark: str = "") -> Artifact:
     )
     timing = draft.storage.read_json(f"{draft.folder}/{WORK}/timing.json")
     summary += f"; {timing['tokens'] / timing['seconds']:,.0f} tokens/s, MFU {timing['mfu']:.1%}{remark}"
-    return draft.publish(summary=summary, facts=timing, cost={"cpu": timing["cpu"]})
+    return draft.publish(summary=summary, facts=timing, cost={key: timing[key] for key in ("cpu", "gpu")})

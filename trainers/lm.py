@@ -58,9 +58,7 @@ CONFIG = LmConfig
 def run(settings: LmConfig) -> Artifact:
     """Make the `models` artefact, a folder that `AutoModelForCausalLM` loads."""
     check(settings)
-    draft = artifact.begin(
-        settings.runtime.root, "models", settings.name, recipe=config.recipe(settings), inputs=inputs(settings)
-    )
+    draft = artifact.begin_step(settings, "models", inputs(settings))
     if draft.published:
         return draft.published
     fit("trainers.lm", settings.model_copy(update={"loop": in_steps(settings)}), draft)

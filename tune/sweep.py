@@ -60,8 +60,7 @@ def run(settings: SweepConfig) -> Artifact:
     base = next(iter(trials.values())).config
     # The experiment's content counts, not where its file stands.
     recipe = {k: v for k, v in config.recipe(settings).items() if k != "experiment"} | {"base": config.recipe(base)}
-    root = settings.runtime.root
-    draft = artifact.begin(root, "sweeps", settings.name, recipe=recipe, inputs=trainer.inputs(base))
+    draft = artifact.begin_step(settings, "sweeps", trainer.inputs(base), recipe=recipe)
     if draft.published:
         return draft.published
     published = {name for name, trial in trials.items() if _is_published(draft.storage, trainer, trial.config)}
@@ -76,7 +75,8 @@ def run(settings: SweepConfig) -> Artifact:
     if failed:
         lines = "\n".join(failed)
         raise UserError(f"{len(failed)} of {len(rows)} trials failed:\n{lines}\nThe others are kept; start it again.")
-    return draft.publish(summary=table(settings, rows, base.loop.higher_is_better))
+    summary, facts = table(settings, rows, base.loop.higher_is_better), {"tokens": _sum(rows, "tokens")}
+    return draft.publish(summary=summary, facts=facts, cost={key: _sum(rows, key) for key in ("cpu", "gpu")})
 
 
 class Trial(NamedTuple):
@@ -98,6 +98,7 @@ def configs(settings: SweepConfig) -> dict[str, Trial]:
         "gpus_per_worker": 1.0 if runtime.gpus_per_worker is None else runtime.gpus_per_worker,
         "use_gpu": None if runtime.gpus_per_worker is None else runtime.gpus_per_worker > 0,
         "in_sweep": True,
+        "prices": None if runtime.prices is None else runtime.prices.model_dump(),
         "max_failures": 0,  # Tune starts a failed trial again; both together would multiply the attempts
     }
     made: dict[str, Trial] = {}
@@ -141,7 +142,7 @@ def _results(draft: Draft, trials: dict[str, Trial], errors: dict[str, str]) -> 
     """A row a trial: its values, state, best metric, steps and what it took; the last metric of a stopped one."""
     rows, stopped = [], running.stopped(draft)
     for name, trial in trials.items():
-        empty = dict.fromkeys(("best", "best_step", "steps", "tokens", "seconds", "fingerprint", "error"))
+        empty = dict.fromkeys(("best", "best_step", "steps", "tokens", "seconds", "cpu", "gpu", "fingerprint", "error"))
         row = {"trial": name, "values": trial.point, "metric": trial.config.loop.metric, **empty}
         if draft.storage.exists(f"models/{name}/{MANIFEST}"):
             made = artifact.open_artifact(draft.storage, "models", name)
@@ -149,12 +150,17 @@ def _results(draft: Draft, trials: dict[str, Trial], errors: dict[str, str]) -> 
             row |= {"state": "finished", "fingerprint": made.fingerprint}
             row |= {key: facts[key] for key in ("best", "best_step", "steps")}
             row |= {key: timing[key] for key in ("tokens", "seconds")}
+            row |= {key: made.manifest["cost"][key] for key in ("cpu", "gpu")}
         elif name in stopped:
             row |= {"state": "stopped", **stopped[name]}
         else:
             row |= {"state": "failed", "error": errors[name]}
         rows.append(row)
     return rows
+
+
+def _sum(rows: list[dict[str, Any]], key: str) -> float:
+    return sum(row[key] or 0 for row in rows)
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -178,7 +184,7 @@ def table(settings: SweepConfig, rows: list[dict[str, Any]], higher_is_better: b
         ended = f"{row['seconds']:>9.1f}" if row["state"] == "finished" else f"{row['state']:>9}"
         lines.append(f"{values}{row['best']:>10.4f}{row['best_step']:>8}{ended}")
     finished = [row for row in rows if row["state"] == "finished"]
-    lines.append(f"{len(finished)} trials finished, {sum(row['tokens'] for row in finished):,} tokens")
+    lines.append(f"{len(finished)} trials finished, {_sum(finished, 'tokens'):,} tokens")
     return "\n".join(lines)
 
 

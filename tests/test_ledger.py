@@ -1,0 +1,51 @@
+"""What a stage cost is told in its manifest, in money where there are prices, and for a whole flow at its end."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from quire import artifact, config, ledger
+from quire.artifact import Shard
+
+
+class Settings(config.Config):
+    name: str
+    runtime: config.Runtime
+
+
+def made(root: Path, name: str, prices: config.Prices | None, **facts: int) -> artifact.Artifact:
+    settings = Settings(name=name, runtime=config.Runtime(root=str(root), prices=prices))
+    draft = artifact.begin_step(settings, "chunks", {"source": "abc"})
+    draft.write_shard(0, Shard(table=pa.table({"x": [1]}), bytes_in=2_000_000, cpu=3600.0, gpu=1800.0))
+    return draft.publish(num_shards=1, facts=facts)
+
+
+def test_money_is_hours_by_their_price(tmp_path: Path) -> None:
+    prices = config.Prices(cpu_hour=0.05, gpu_hour=2.0, currency="EUR")
+    cost = made(tmp_path, "priced", prices, tokens=7).manifest["cost"]
+    assert cost["money"] == pytest.approx(0.05 + 1.0, rel=1e-3)  # and the driver's own moment
+    assert (cost["tokens"], cost["prices"]) == (7, prices.model_dump())
+    assert ledger.told(cost) == "1.0500 EUR"
+
+
+def test_prices_are_no_part_of_a_result(tmp_path: Path) -> None:
+    first = made(tmp_path, "same", None)
+    settings = Settings(name="same", runtime=config.Runtime(root=str(tmp_path), prices=config.Prices(cpu_hour=1.0)))
+    again = artifact.begin_step(settings, "chunks", {"source": "abc"})
+    assert again.published and again.published.fingerprint == first.fingerprint
+    assert "money" not in first.manifest["cost"] and ledger.told(first.manifest["cost"]) == "-"
+
+
+def test_the_sum_is_in_money_only_where_every_stage_is(tmp_path: Path) -> None:
+    euro = made(tmp_path, "a", config.Prices(cpu_hour=1.0, currency="EUR"))
+    manifests = {
+        "first": euro.manifest,
+        "second": made(tmp_path, "b", config.Prices(cpu_hour=2.0, currency="EUR")).manifest,
+    }
+    last = ledger.table(manifests).splitlines()[-1].split()
+    assert (last[0], last[-2:], last[4]) == ("sum", ["3.0000", "EUR"], "4.0")
+    manifests["third"] = made(tmp_path, "c", None).manifest
+    assert ledger.table(manifests).splitlines()[-1].split()[-1] == "-"
+    manifests["third"] = made(tmp_path, "d", config.Prices(currency="USD")).manifest
+    assert not ledger.table(manifests).splitlines()[-1].startswith("sum")
