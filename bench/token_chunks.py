@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.contest import contest
-from bench.tokens import corpus
+from bench.corpus import corpus
 from pipelines import token_chunks
 from quire import hub
 from quire.artifact import Artifact

@@ -1,11 +1,12 @@
 """Chunks to embeddings: an actor pool, each actor tokenising once and packing by length.
 
-    python -m pipelines.embed pipelines/experiments/books/embed.toml [key=value ...]
+    python -m pipelines.embed pipelines/experiments/books/embed.toml [key=value ...] [--estimate]
 
 Any sentence-transformers model, with its own pooling, normalisation and prompt. Token ids that the chunks hold are used
 as they are. A sample of every shard is encoded again in float32, and the run stops where the two differ too much.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,13 @@ import torch
 from pydantic import Field
 
 from pipelines.shards import connect, run_shards, speed
-from quire import artifact, config, device, embedding_report, embeddings, encoder, hub, token_chunks
+from quire import artifact, config, device, embedding_report, embeddings, encoder, hub, ledger, token_chunks
 from quire.artifact import Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.packing import Budget
 
 _BLOCK = 8192  # rows prepared at once while those before them are encoded
+_SAMPLE_PARTS, _SAMPLE_ROWS = 3, {False: 96, True: 8192}  # what an estimate encodes, on a CPU and on a GPU
 
 
 class EmbedRuntime(config.Runtime):
@@ -85,6 +87,37 @@ def run(settings: EmbedConfig) -> Artifact:
     return _publish(draft, chunks, weights)
 
 
+def estimate(settings: EmbedConfig) -> str:
+    """What the whole would take, from rows of a few parts, encoded here and thrown away."""
+    chunks = artifact.open_artifact(settings.runtime.root, "chunks", settings.chunks)
+    model, prompt, budget = _model(settings)
+    gpu = model.device.type == "cuda"
+    parts = chunks.parts[:: max(1, len(chunks.parts) // _SAMPLE_PARTS)][:_SAMPLE_PARTS]
+    tables = [chunks.storage.read_table(part, ["text"]) for part in parts]
+    each = _SAMPLE_ROWS[gpu] // len(tables) + 1
+    texts = [text for table in tables for text in table["text"].to_pylist()[:: max(1, table.num_rows // each)][:each]]
+    encoder.encode_tokens(model, encoder.tokenize(model, texts[:1], prompt=prompt), budget, **_how(model, prompt))
+    wall, cpu = time.perf_counter(), time.process_time()
+    tokens = encoder.tokenize(model, texts, prompt=prompt)
+    vectors = encoder.encode_tokens(model, tokens, budget, **_how(model, prompt)).astype(settings.stored)
+    sample = ledger.Sample(
+        share=len(texts) / max(1, _num_rows(chunks, settings.max_chunks)),
+        rows=len(texts),
+        tokens=sum(len(ids) for ids in tokens),
+        bytes_out=vectors.nbytes,
+        cpu=time.process_time() - cpu,
+        gpu=time.perf_counter() - wall if gpu else 0.0,
+    )
+    return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
+
+
+def _num_rows(chunks: Artifact, max_chunks: int | None) -> int:
+    if max_chunks is None:
+        return chunks.manifest["rows_out"]
+    documents = (chunks.storage.read_table(part, ["document_id"])["document_id"] for part in chunks.parts)
+    return sum(len(embeddings.spaced(column.to_pylist(), max_chunks)) for column in documents)
+
+
 class Earlier(NamedTuple):
     """What the corpus was before it grew."""
 
@@ -126,14 +159,21 @@ def _ids(made: Artifact, part: str) -> list[str]:
     return made.storage.read_table(part, ["chunk_id"])["chunk_id"].to_pylist()
 
 
-def _embedder(chunks: Artifact, settings: EmbedConfig, earlier: Earlier | None) -> Callable[[Any], Shard]:
+def _model(settings: EmbedConfig) -> tuple[Any, str, Budget]:
+    """The model in the precision it computes in, what stands before each chunk, and how much is a batch."""
     dtype = device.inference_precision() if settings.precision == "auto" else getattr(torch, settings.precision)
-    folder = hub.find_model(settings.model)
-    model = encoder.load_encoder(folder, settings.max_seq_length, dtype)
-    exact = model if dtype == torch.float32 else encoder.load_encoder(folder, settings.max_seq_length)
-    prompt = encoder.document_prompt(model, settings.prompt, settings.prompt_name)
+    model = encoder.load_encoder(hub.find_model(settings.model), settings.max_seq_length, dtype)
     most = settings.runtime.max_batch_tokens
     budget = Budget(most) if most else encoder.batch_budget()
+    return model, encoder.document_prompt(model, settings.prompt, settings.prompt_name), budget
+
+
+def _embedder(chunks: Artifact, settings: EmbedConfig, earlier: Earlier | None) -> Callable[[Any], Shard]:
+    model, prompt, budget = _model(settings)
+    dtype = next(model[0].parameters()).dtype
+    exact = model
+    if dtype != torch.float32:
+        exact = encoder.load_encoder(hub.find_model(settings.model), settings.max_seq_length)
     with_ids = _holds_ids(chunks, model, prompt)
 
     def process(item: tuple[str, tuple[int, ...]]) -> Shard:
@@ -270,4 +310,4 @@ def _publish(draft: Draft, chunks: Artifact, weights: str) -> Artifact:
 
 
 if __name__ == "__main__":
-    config.main(CONFIG, run)
+    config.main(CONFIG, run, estimate=estimate)

@@ -1,12 +1,15 @@
 """Any corpus to token chunks: windows of at most so many tokens, as the model that will read them counts.
 
-    python -m pipelines.token_chunks pipelines/experiments/corpus/token_chunks.toml source.folder=FOLDER [key=value ...]
+    python -m pipelines.token_chunks pipelines/experiments/corpus/token_chunks.toml source.folder=FOLDER \
+        [key=value ...] [--estimate]
 
 Files are read in pieces, in parallel; a chunk's text is the source's own and its token ids are kept. What cannot be
 read is dropped with its file and place; too much of it stops the run.
 """
 
 import os
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
@@ -17,13 +20,14 @@ import xxhash
 from pydantic import Field, model_validator
 
 from pipelines.shards import drop_all, run_shards, speed
-from quire import artifact, chunk_statistics, config, hub, readers, schema, token_chunks, word_tokens
+from quire import artifact, chunk_statistics, config, hub, ledger, readers, schema, token_chunks, word_tokens
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.readers import Dropped, Piece
 from quire.storage import Storage
 
 _BATCH_CHARS = 2**20
+_SAMPLE = 3  # pieces that an estimate reads
 _AFTER_READING = ("no_token", "repeated_id")  # reasons that say nothing against the source's files
 
 
@@ -80,24 +84,50 @@ CONFIG = TokenChunksConfig
 
 def run(settings: TokenChunksConfig) -> Artifact:
     """Make the `chunks` artefact. Raises UserError when no chunk is left, or too many records cannot be read."""
-    source = settings.source
-    storage = Storage(source.folder)
-    files = readers.list_files(storage, source.files, readers.FORMATS)
-    _check_columns(storage, files, source)
-    tokenizer = _tokenizer(settings.model)
+    storage, files, tokenizer = _source(settings)
     recipe = config.recipe(settings)
     recipe["source"].pop("folder")  # where it lies does not matter, only what is in it
     inputs = {"source": readers.contents(storage, files), "tokenizer": token_chunks.digest(tokenizer)}
     draft = artifact.begin_step(settings, "chunks", inputs, recipe=recipe)
     if draft.published:
         return draft.published
-    items = list(enumerate(readers.cut(storage, files, source.shard_bytes)))
+    items = list(enumerate(readers.cut(storage, files, settings.source.shard_bytes)))
     arguments = (settings, tokenizer, draft)
     run_shards(draft, items, _chunker, arguments, num_workers=settings.runtime.num_workers, memory=2**30)
     _check_drops(draft, settings)
     lengths, hashes = _drop_repeated(draft, len(items))
     found = chunk_statistics.statistics(lengths, hashes, settings.max_tokens)
     return _publish(draft, len(items), found)
+
+
+def estimate(settings: TokenChunksConfig) -> str:
+    """What the whole would take, from a few of its pieces, evenly spaced, done here and thrown away."""
+    storage, files, tokenizer = _source(settings)
+    items = list(enumerate(readers.cut(storage, files, settings.source.shard_bytes)))
+    chosen = items[:: max(1, len(items) // _SAMPLE)][:_SAMPLE]
+    with tempfile.TemporaryDirectory() as scratch:
+        draft = artifact.begin(scratch, "chunks", settings.name, recipe={}, inputs={})
+        process = _chunker(settings, tokenizer, draft)
+        started = time.process_time()
+        records = [draft.write_shard(index, process((index, piece))) for index, piece in chosen]
+        cpu = time.process_time() - started
+        tables = [draft.storage.read_table(f"{draft.folder}/part-{index:05d}.parquet") for index, _ in chosen]
+    sample = ledger.Sample(
+        share=len(chosen) / len(items),
+        rows=sum(table.num_rows for table in tables),
+        tokens=sum(sum(table["num_tokens"].to_pylist()) for table in tables),
+        bytes_out=sum(record["bytes_out"] for record in records),
+        cpu=cpu,
+    )
+    return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
+
+
+def _source(settings: TokenChunksConfig) -> tuple[Storage, list[str], str]:
+    """The files, which have the columns that are asked for, and the tokenizer as JSON."""
+    storage = Storage(settings.source.folder)
+    files = readers.list_files(storage, settings.source.files, readers.FORMATS)
+    _check_columns(storage, files, settings.source)
+    return storage, files, _tokenizer(settings.model)
 
 
 def _tokenizer(model: str) -> str:
@@ -279,4 +309,4 @@ def _publish(draft: Draft, num_shards: int, found: dict[str, Any]) -> Artifact:
 
 
 if __name__ == "__main__":
-    config.main(CONFIG, run)
+    config.main(CONFIG, run, estimate=estimate)

@@ -1,6 +1,6 @@
 """Experiments: a TOML file plus dotted overrides becomes one frozen, validated config.
 
-    python -m room.verb EXPERIMENT.toml [key=value ...] [--print]
+    python -m room.verb EXPERIMENT.toml [key=value ...] [--print | --estimate]
 
 An override's value is read as TOML where it parses as TOML (numbers, booleans, lists, quoted strings), else as the
 bare string. File and overrides are merged first and validated once, as a whole.
@@ -164,23 +164,37 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
-def main(config_class: type[C], run: Callable[[C], Any], arguments: Sequence[str] | None = None) -> None:
-    """The whole command line of an entry point; exits 2 with a plain message on a mistake of the user."""
+def main(
+    config_class: type[C],
+    run: Callable[[C], Any],
+    arguments: Sequence[str] | None = None,
+    *,
+    estimate: Callable[[C], str] | None = None,
+) -> None:
+    """The whole command line of an entry point; exits 2 with a plain message on a mistake of the user.
+
+    `--print` shows the config and runs nothing; `--estimate` tells what `estimate`, where there is one, measures on a
+    sample.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    allowed = ("--print", "--estimate") if estimate else ("--print",)
+    words = [word for word in arguments if word not in allowed]
     show = "--print" in arguments
-    words = [word for word in arguments if word != "--print"]
     try:
         flags = [word for word in words if word.startswith("-")]
         if flags:
-            raise UserError(f"unknown flag {flags[0]!r}; the only one is --print, settings are key=value")
+            raise UserError(f"unknown flag {flags[0]!r}; here there is {', '.join(allowed)}; settings are key=value")
         files = [word for word in words if "=" not in word]
         if len(files) > 1:
             raise UserError(f"one experiment file, not {len(files)}: {', '.join(files)}")
         if not files and not words and not show:
-            raise UserError("usage: EXPERIMENT.toml [key=value ...] [--print]")
+            raise UserError(f"usage: EXPERIMENT.toml [key=value ...] [{' | '.join(allowed)}]")
         config = load(config_class, files[0] if files else None, [word for word in words if "=" in word])
         if show:
             print(to_toml(config), end="")
+            return
+        if estimate and "--estimate" in arguments:
+            print(estimate(config))
             return
         started = time.time()
         print(run(config).told(started), flush=True)

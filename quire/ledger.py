@@ -1,6 +1,7 @@
 """What stages cost: seconds of processors, bytes, tokens, and money by a table of prices."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 _COLUMNS = ("stage", "wall s", "CPU s", "GPU s", "MB in", "MB out", "tokens", "money")
@@ -14,6 +15,36 @@ def money(cost: Mapping[str, Any], prices: Mapping[str, Any]) -> float:
 def told(cost: Mapping[str, Any]) -> str:
     """The money, `0.0123 USD`; a dash where no prices were given."""
     return f"{cost['money']:.4f} {cost['prices']['currency']}" if "money" in cost else "-"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a part of a stage's work took and made, and which share of the whole it is."""
+
+    share: float  # above 0, at most 1
+    rows: int
+    tokens: int
+    bytes_out: int
+    cpu: float
+    gpu: float = 0.0
+
+
+def estimate(sample: Sample, prices: Mapping[str, Any] | None) -> str:
+    """What the whole would take, in two digits: the sample times its share's inverse."""
+    whole = {key: getattr(sample, key) / sample.share for key in ("rows", "tokens", "bytes_out", "cpu", "gpu")}
+    if prices:
+        whole |= {"money": money(whole, prices), "prices": prices}
+    made = (f"{_rounded(whole[key])} {key}" for key in ("rows", "tokens"))
+    lines = [
+        f"estimate from {sample.rows:,} rows, {sample.share:.1%} of the work:",
+        f"  {', '.join(made)}, {_rounded(whole['bytes_out'] / 1e6)} MB",
+        f"  {_rounded(whole['cpu'] / 3600)} CPU hours, {_rounded(whole['gpu'] / 3600)} GPU hours; money: {told(whole)}",
+    ]
+    return "\n".join(lines)
+
+
+def _rounded(value: float) -> str:
+    return f"{float(f'{value:.2g}'):,.10g}"
 
 
 def table(manifests: Mapping[str, Mapping[str, Any]]) -> str:

@@ -115,6 +115,16 @@ def test_small_numbers_and_a_prompt_are_told_and_a_bound_that_is_not_met_stops_t
 
 
 @pytest.mark.ray
+def test_an_estimate_knows_how_many_rows_there_will_be(corpus: Corpus) -> None:
+    asked = [f"model={corpus.model}", f"runtime.root={corpus.folder / 'root'}", "name=e", "chunks=c"]
+    rows = corpus.embeddings("e", "chunks=c").manifest["rows_out"]
+    told = embed.estimate(config.load(embed.CONFIG, None, asked))
+    assert f"\n  {float(f'{rows:.2g}'):,.10g} rows" in told
+    one = embed.estimate(config.load(embed.CONFIG, None, [*asked, "max_chunks=1"]))
+    assert "\n  24 rows" in one  # of 24 documents
+
+
+@pytest.mark.ray
 def test_the_rows_are_a_data_set(corpus: Corpus, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     made = corpus.embeddings("e", "chunks=c")

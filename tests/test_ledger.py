@@ -49,3 +49,10 @@ def test_the_sum_is_in_money_only_where_every_stage_is(tmp_path: Path) -> None:
     assert ledger.table(manifests).splitlines()[-1].split()[-1] == "-"
     manifests["third"] = made(tmp_path, "d", config.Prices(currency="USD")).manifest
     assert not ledger.table(manifests).splitlines()[-1].startswith("sum")
+
+
+def test_an_estimate_is_the_sample_by_its_share() -> None:
+    sample = ledger.Sample(share=0.01, rows=100, tokens=25_000, bytes_out=123_456, cpu=36.0, gpu=18.0)
+    told = ledger.estimate(sample, config.Prices(cpu_hour=0.1, gpu_hour=2.0).model_dump())
+    assert "100 rows, 1.0% of the work" in told and "10,000 rows, 2,500,000 tokens, 12 MB" in told
+    assert "1 CPU hours, 0.5 GPU hours; money: 1.1000 USD" in told

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -223,3 +224,14 @@ def test_an_interrupted_run_does_the_rest_and_ends_in_the_same_bytes(
     made = step.run(resumed)
     assert made.manifest["files"] == whole.manifest["files"] and made.manifest["dropped"] == {"repeated_id": 2}
     assert step.run(resumed).manifest == made.manifest
+
+
+def test_an_estimate_is_near_what_the_run_makes_and_leaves_nothing(tmp_path: Path, model: str, serial: None) -> None:
+    write_lines(tmp_path, rows(600))
+    asked = settings(tmp_path, model, "source.shard_bytes=6000", "runtime.prices.cpu_hour=1.0")
+    told = step.estimate(asked)
+    assert not (tmp_path / "root").exists() and "USD" in told
+    estimated = [int(word.replace(",", "")) for word in re.findall(r"([\d,]+) (?:rows|tokens), ", told)[1:]]
+    made = step.run(asked).manifest
+    for guess, true in zip(estimated, (made["rows_out"], made["facts"]["tokens"]), strict=True):
+        assert 0.7 * true < guess < 1.4 * true
