@@ -29,6 +29,7 @@ KINDS = (
     "documents",
     "chunks",
     "embeddings",
+    "index",
     "neighbors",
     "pairs",
     "tokens",

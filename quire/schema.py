@@ -1,5 +1,6 @@
 """The columns of every table, in one place."""
 
+import numpy as np
 import pyarrow as pa
 
 DOCUMENTS = pa.schema(
@@ -66,6 +67,15 @@ def embeddings(width: int) -> pa.Schema:
     return pa.schema(
         [("chunk_id", pa.string()), ("embedding", pa.list_(pa.float32(), width)), ("num_tokens", pa.int32())]
     )
+
+
+def matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """A fixed-size list column as (n, d) float32."""
+    width = column.type.list_size
+    arrays = [
+        chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks if len(chunk)
+    ]
+    return np.concatenate(arrays).astype(np.float32, copy=False) if arrays else np.empty((0, width), np.float32)
 
 
 def rejects(rows: list[dict]) -> pa.Table | None:
