@@ -1,12 +1,13 @@
 """FAISS indexes in shards: chosen by size, trained once, filled apart, searched apart or together, merged by score.
 
-Vectors have length 1, scores are inner products, ids are row numbers over the whole corpus. A flat index is exact to the
-last bit however it is cut (`quire.neighbors` ranks what FAISS finds). The shards of an inverted file share one
-training, and their files leave its centroids out: at 100 million rows those are 60 MB, which each of some hundred shards
-would hold again. `read` lends them the trained index's.
+Vectors have length 1, scores are inner products, ids are row numbers over the whole corpus. A flat index is exact to
+the last bit however it is cut (`quire.neighbors` ranks what FAISS finds). The shards of an inverted file share one
+training, and their files leave its centroids out: at 100 million rows those are 60 MB, which each of some hundred
+shards would hold again. `read` puts those of the trained index in.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from quire import neighbors
 from quire.errors import UserError
 
 METHODS = ("flat", "ivf", "ivf_pq")
-# Below this a query reads every vector in a tenth of a second. FAISS's guidelines ("Guidelines to choose an index", its
-# wiki) advise a flat index while searches are few, and below a million vectors an inverted file of 4 to 16 sqrt(n) lists,
-# trained on 30 to 256 vectors a list; FAISS itself warns below 39 (ClusteringParameters.min_points_per_centroid).
+# Up to here a query reads 300 MB of 384 values each. FAISS's guidelines ("Guidelines to choose an index", its wiki)
+# advise a flat index for few searches, and below a million vectors an inverted file of 4 to 16 sqrt(n) lists, trained
+# on 30 to 256 vectors a list; FAISS itself warns below 39 (ClusteringParameters.min_points_per_centroid).
 FLAT_ROWS = 200_000
 MAX_LISTS = 65_536  # the guidelines want an approximate search among more
 _TRAINING_ROWS, _MIN_TRAINING_ROWS = 64, 39  # a list
@@ -32,7 +33,9 @@ MIN_CODE_ROWS = 2**_CODE_BITS * _MIN_TRAINING_ROWS
 _BLOCK_ROWS = 65_536
 # An index file's first bytes, by method, as faiss/impl/index_write.cpp writes them.
 _MAGIC = {"flat": b"IxMp", "ivf": b"IwFl", "ivf_pq": b"IwPQ"}
-_MAX_LIST_LOOP = 2**27  # turns that a file may ask of a loop of FAISS's reader; lists and ids stay far below
+_KIND = {"flat": "IndexIDMap", "ivf": "IndexIVFFlat", "ivf_pq": "IndexIVFPQ"}
+_NO_TABLE = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE  # it serves Euclidean distances alone, and would be gigabytes
+_MAX_LOOP = 2**27  # turns that a file may ask of a loop of FAISS's reader; lists and ids stay far below
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def unit(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     vectors = np.asarray(vectors, np.float32)
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     good = np.isfinite(lengths) & (lengths > 0)
-    scaled = vectors / np.where(good, lengths, 1).astype(np.float32)[:, None]
+    scaled = (vectors / np.where(good, lengths, 1)[:, None]).astype(np.float32)
     scaled[~good] = 0
     return scaled, good
 
@@ -91,6 +94,8 @@ def train(wanted: Plan, sample: np.ndarray, *, seed: int = 0, gpu: bool | None =
     """
     if wanted.method == "flat":
         return None
+    if len(sample) < wanted.num_lists:
+        raise UserError(f"{len(sample):,} vectors to train {wanted.num_lists:,} lists: the others have no direction")
     metric = faiss.METRIC_INNER_PRODUCT
     sizes = (wanted.dim, wanted.num_lists)
     quantizer = faiss.IndexFlatIP(wanted.dim)
@@ -111,13 +116,12 @@ def fill(
     trained: faiss.IndexIVF | None, flat: faiss.IndexFlatIP, rows: np.ndarray, *, gpu: bool | None = False
 ) -> faiss.Index:
     """A shard of the vectors in `flat` under the ids `rows` (n,) int64; `trained` itself stays empty."""
-    rows = np.ascontiguousarray(rows, np.int64)
+    rows, vectors = np.ascontiguousarray(rows, np.int64), neighbors.flat_vectors(flat)
     if trained is None:
-        index = faiss.IndexIDMap(flat)
-        faiss.copy_array_to_vector(rows, index.id_map)
-        index.ntotal = flat.ntotal
+        index = faiss.IndexIDMap(faiss.IndexFlatIP(flat.d))
+        index.add_with_ids(vectors, rows)
         return index
-    index, vectors = faiss.clone_index(trained), neighbors.flat_vectors(flat)
+    index = faiss.clone_index(trained)
     nearest = faiss.index_cpu_to_all_gpus(trained.quantizer) if neighbors.use_gpu(gpu) else trained.quantizer
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
@@ -156,9 +160,15 @@ def search(
 def _search_flat(
     shard: faiss.IndexIDMap, queries: np.ndarray, k: int, gpu: bool | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    flat, rows = faiss.downcast_index(shard.index), faiss.vector_to_array(shard.id_map)
+    return exact(faiss.downcast_index(shard.index), faiss.vector_to_array(shard.id_map), queries, k=k, gpu=gpu)
+
+
+def exact(
+    flat: faiss.IndexFlatIP, rows: np.ndarray, queries: np.ndarray, *, k: int, gpu: bool | None = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `search` is to find among the vectors of `flat`, whose ids are `rows` (n,), ascending."""
     positions, scores = neighbors.search_flat(queries, flat, k=k, gpu=gpu)
-    return np.where(positions < 0, -1, rows[positions]), scores
+    return np.append(rows, -1)[positions], scores  # position -1: there is none
 
 
 def merge(found: Iterable[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +181,8 @@ def merge(found: Iterable[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.nd
 def recall(found: np.ndarray, exact: np.ndarray) -> float:
     """Share of the exact rows (q, k), -1 where there are fewer, that were found (q, any)."""
     real = exact >= 0
-    return float((real & (exact[:, :, None] == found[:, None, :]).any(axis=2)).sum() / max(1, real.sum()))
+    right = real & (exact[:, :, None] == found[:, None, :]).any(axis=2)
+    return float(right.sum() / real.sum()) if real.any() else 1.0
 
 
 def write(index: faiss.Index, path: Path) -> None:
@@ -179,12 +190,12 @@ def write(index: faiss.Index, path: Path) -> None:
     if not isinstance(index, faiss.IndexIVF):
         faiss.write_index(index, str(path))
         return
-    quantizer = index.quantizer
-    index.nprobe, index.own_fields, index.quantizer = 1, False, faiss.IndexFlatIP(index.d)
-    try:
-        faiss.write_index(index, str(path))
-    finally:
-        index.quantizer, index.own_fields = quantizer, True
+    quantizer = faiss.downcast_index(index.quantizer)
+    centroids = neighbors.flat_vectors(quantizer).copy()
+    index.nprobe = 1
+    quantizer.reset()
+    faiss.write_index(index, str(path))
+    quantizer.add(centroids)
 
 
 def read(path: Path, wanted: Plan, trained: faiss.IndexIVF | None, *, rows: int, size: int) -> faiss.Index:
@@ -196,80 +207,84 @@ def read(path: Path, wanted: Plan, trained: faiss.IndexIVF | None, *, rows: int,
     if not path.is_file() or path.stat().st_size != size:
         found = f"{path.stat().st_size:,} bytes" if path.is_file() else "no file"
         raise UserError(f"{path}: {found}, the manifest says {size:,} bytes: {_REMEDY}")
-    flags = 0 if trained is None else faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+    flags = 0 if trained is None else _NO_TABLE | faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
     with path.open("rb") as file:
-        magic = file.read(4)
-    index = _read(lambda: faiss.read_index(str(path), flags), magic, str(path), wanted, rows, size)
+        _check_magic(file.read(4), str(path), wanted)
+    with _limits(str(path), size):
+        index = faiss.read_index(str(path), flags)
+    _check_shape(index, str(path), wanted, rows, 0)
     if trained is not None:
-        hollow = index.quantizer
-        index.own_fields, index.quantizer = False, trained.quantizer
-        index.referenced_objects = [trained]  # which owns the centroids
-        hollow.this.own(True)
+        faiss.downcast_index(index.quantizer).add(neighbors.flat_vectors(faiss.downcast_index(trained.quantizer)))
     return index
 
 
 def read_trained(data: bytes, where: str, wanted: Plan) -> faiss.IndexIVF | None:
-    """The trained index in `data`; None for a flat one, of which there is no file."""
+    """The trained index in `data`; None for a flat one, of which there is no file. Raises UserError as `read` does."""
     if wanted.method == "flat":
         return None
-    array = np.frombuffer(data, np.uint8)
-    index = _read(lambda: faiss.deserialize_index(array), data[:4], where, wanted, 0, len(data))
-    if index.quantizer.ntotal != wanted.num_lists:
-        raise UserError(f"{where}: {index.quantizer.ntotal:,} centroids of {wanted.num_lists:,} lists: {_REMEDY}")
+    _check_magic(data[:4], where, wanted)
+    with _limits(where, len(data)):
+        index = faiss.deserialize_index(np.frombuffer(data, np.uint8), _NO_TABLE)
+    _check_shape(index, where, wanted, 0, wanted.num_lists)
     return index
 
+
+# A FAISS file holds numbers and no code, but it says itself how much memory it wants. So nothing but the planned kind
+# of index is read at all, no vector of it may take more than the whole file does, and what was read must fit together.
 
 _REMEDY = "it is damaged or another index's; delete the index's folder and run pipelines.index again"
 
 
-def _read(
-    read_file: Callable[[], faiss.Index], magic: bytes, where: str, wanted: Plan, rows: int, size: int
-) -> faiss.Index:
-    """What `read_file` reads, if it is what was planned.
+def _check_magic(found: bytes, where: str, wanted: Plan) -> None:
+    if found != _MAGIC[wanted.method]:
+        raise UserError(f"{where}: begins with {found!r}, not {_MAGIC[wanted.method]!r}: {_REMEDY}")
 
-    A FAISS file holds numbers and no code, but it says itself how much memory it wants: no vector of it may take more
-    than the whole file does, and nothing but the one planned kind of index is read at all.
-    """
-    if magic != _MAGIC[wanted.method]:
-        raise UserError(f"{where}: begins with {magic!r}, not {_MAGIC[wanted.method]!r}: {_REMEDY}")
+
+@contextlib.contextmanager
+def _limits(where: str, size: int) -> Iterator[None]:
+    """What FAISS reads in the block comes from the file `where` of `size` bytes."""
     limits = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
     faiss.set_deserialization_vector_byte_limit(size + 1)
-    faiss.set_deserialization_loop_limit(_MAX_LIST_LOOP)
+    faiss.set_deserialization_loop_limit(_MAX_LOOP)
     try:
-        index = read_file()
+        yield
     except RuntimeError as error:  # every error of FAISS is one
         raise UserError(f"{where}: FAISS cannot read it ({str(error).splitlines()[-1][-200:]}): {_REMEDY}") from error
     finally:
         faiss.set_deserialization_vector_byte_limit(limits[0])
         faiss.set_deserialization_loop_limit(limits[1])
-    found = _shape(index)
-    if found != (wanted.method, wanted.dim, wanted.num_lists, wanted.code_size, rows, faiss.METRIC_INNER_PRODUCT):
-        raise UserError(f"{where}: holds {found}, the manifest says {wanted} and {rows:,} rows: {_REMEDY}")
-    return index
 
 
-def _shape(index: faiss.Index) -> tuple[Any, ...]:
-    """Method, dimension, lists, bytes of a code, rows, metric, as far as all parts of the index agree on them."""
-    rows, inner, method = index.ntotal, index, type(index).__name__
-    if isinstance(index, faiss.IndexIDMap):
-        inner = faiss.downcast_index(index.index)
-        agree = type(inner) is faiss.IndexFlatIP and index.id_map.size() == inner.ntotal == rows
-        return ("flat" if agree else method), inner.d, 0, 0, rows, inner.metric_type
-    if type(index) not in (faiss.IndexIVFFlat, faiss.IndexIVFPQ):
-        return (method,)
-    lists, quantizer = index.invlists, faiss.downcast_index(index.quantizer)
-    coded = type(index) is faiss.IndexIVFPQ
-    code_size = index.code_size if coded else 0
-    agree = (
-        lists.nlist == index.nlist
-        and lists.code_size == index.code_size == (index.pq.M if coded else 4 * index.d)
-        and (not coded or (index.pq.nbits, index.pq.d, index.by_residual) == (_CODE_BITS, index.d, True))
-        and type(quantizer) is faiss.IndexFlatIP
-        and quantizer.d == index.d
-        and lists.compute_ntotal() == rows
-    )
-    method = ("ivf_pq" if coded else "ivf") if agree else method
-    return method, index.d, index.nlist, code_size, rows, index.metric_type
+def _check_shape(index: faiss.Index, where: str, wanted: Plan, rows: int, num_centroids: int) -> None:
+    found = {"kind": type(index).__name__, "dim": index.d, "rows": index.ntotal, "metric": index.metric_type}
+    expected = {"kind": _KIND[wanted.method], "dim": wanted.dim, "rows": rows, "metric": faiss.METRIC_INNER_PRODUCT}
+    if found == expected:
+        found |= _flat_parts(index) if wanted.method == "flat" else _ivf_parts(index)
+        if wanted.method == "flat":
+            expected |= {"inner": "IndexFlatIP", "inner_dim": wanted.dim, "inner_rows": rows, "ids": rows}
+        else:
+            code_size = wanted.code_size or 4 * wanted.dim
+            expected |= {"quantizer": "IndexFlatIP", "quantizer_dim": wanted.dim, "centroids": num_centroids}
+            expected |= {"lists": (wanted.num_lists,) * 2, "code_size": (code_size,) * 2, "in_lists": rows}
+            expected |= {"codes": (wanted.code_size, _CODE_BITS, wanted.dim, True)} if wanted.code_size else {}
+    for key in expected:
+        if found[key] != expected[key]:
+            raise UserError(f"{where}: {key} = {found[key]}, the manifest says {expected[key]}: {_REMEDY}")
+
+
+def _flat_parts(index: faiss.IndexIDMap) -> dict[str, Any]:
+    inner = faiss.downcast_index(index.index)
+    return {"inner": type(inner).__name__, "inner_dim": inner.d, "inner_rows": inner.ntotal, "ids": index.id_map.size()}
+
+
+def _ivf_parts(index: faiss.IndexIVF) -> dict[str, Any]:
+    quantizer, lists = faiss.downcast_index(index.quantizer), index.invlists
+    parts = {"quantizer": type(quantizer).__name__, "quantizer_dim": quantizer.d, "centroids": quantizer.ntotal}
+    parts |= {"lists": (index.nlist, lists.nlist), "code_size": (index.code_size, lists.code_size)}
+    parts |= {"in_lists": lists.compute_ntotal()}
+    if isinstance(index, faiss.IndexIVFPQ):
+        parts |= {"codes": (index.pq.M, index.pq.nbits, index.pq.d, index.by_residual)}
+    return parts
 
 
 def check_rows(rows: np.ndarray, num_rows: int, where: str) -> None:

@@ -36,6 +36,13 @@ CHUNKS = pa.schema(
 REJECTS = pa.schema(
     [("id", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("start", pa.int64()), ("end", pa.int64())]
 )
+INDEX = pa.schema(
+    [
+        ("row", pa.int64()),  # of the embeddings, counted over all parts
+        ("chunk_id", pa.string()),
+        ("part", pa.int32()),  # of the embeddings
+    ]
+)
 NEIGHBORS = pa.schema(
     [
         ("level", pa.string()),  # work | chunk
@@ -76,6 +83,11 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
         chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks if len(chunk)
     ]
     return np.concatenate(arrays).astype(np.float32, copy=False) if arrays else np.empty((0, width), np.float32)
+
+
+def lists(vectors: np.ndarray) -> pa.FixedSizeListArray:
+    """(n, d) float32 as a fixed-size list column."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), vectors.shape[1])
 
 
 def rejects(rows: list[dict]) -> pa.Table | None:
