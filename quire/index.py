@@ -147,13 +147,17 @@ def search(
     """
     queries = np.ascontiguousarray(queries, np.float32)
     found = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
-    if trained is None:
-        return merge([found, *(_search_flat(shard, queries, k, gpu) for shard in shards)], k)
-    closeness, lists = trained.quantizer.search(queries, min(num_probes, trained.nlist))
+    if trained is not None:
+        closeness, lists = trained.quantizer.search(queries, min(num_probes, trained.nlist))
     for shard in shards:
-        shard.nprobe = lists.shape[1]
-        scores, rows = shard.search_preassigned(queries, k + neighbors.SLACK, lists, closeness)
-        found = merge([found, (rows, np.where(rows < 0, -np.inf, scores))], k)
+        if trained is None:
+            answer = _search_flat(shard, queries, k, gpu)
+        else:
+            shard.nprobe = lists.shape[1]
+            scores, rows = shard.search_preassigned(queries, k + neighbors.SLACK, lists, closeness)
+            answer = rows, np.where(rows < 0, -np.inf, scores)
+        found = merge([found, answer], k)
+        del shard  # before the next one is read
     return found
 
 

@@ -139,7 +139,7 @@ def test_a_shard_is_read_as_it_was_written(files: tuple) -> None:
     plan, empty, path, vectors = files
     shard = index.fill(empty, flat_of(vectors[:1_000]), np.arange(1_000))
     read = index.read(path, plan, empty, rows=1_000, size=path.stat().st_size)
-    options = {"k": 10, "trained": trained, "num_probes": 8}
+    options = {"k": 10, "trained": empty, "num_probes": 8}
     asked, found = (index.search([s], vectors[:50], **options) for s in (shard, read))
     assert np.array_equal(asked[0], found[0]) and np.array_equal(asked[1], found[1])
     if empty is not None:
