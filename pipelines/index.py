@@ -224,19 +224,19 @@ def _publish(draft: Draft, plan: Plan, cuts: list[Cut], settings: IndexConfig) -
         "trained": TRAINED if plan.num_lists else None,
         "shards": [{"file": file(c.number), "first_row": c.first_row, "rows": rows[c.number]} for c in cuts[1:]],
         "num_probes": num_probes,
-        "recall": {"k": K, "num_queries": num_queries, "by_num_probes": {str(n): found for n, found in recall.items()}},
+        "recall": {"k": K, "num_queries": num_queries, "by_num_probes": list(recall.items())},
     }
     return draft.publish(num_shards=len(cuts), summary=_told(draft, facts, plan, settings), facts=facts)
 
 
 def _told(draft: Draft, facts: dict[str, Any], plan: Plan, settings: IndexConfig) -> str:
-    rows, found = sum(shard["rows"] for shard in facts["shards"]), facts["recall"]["by_num_probes"]
+    rows, recall = sum(shard["rows"] for shard in facts["shards"]), dict(facts["recall"]["by_num_probes"])
     lists = f" of {plan.num_lists:,} lists" if plan.num_lists else ""
     codes = f", {plan.code_size} bytes a vector" if plan.code_size else ""
-    reached = found[str(facts["num_probes"])]
+    reached = recall[facts["num_probes"]]
     how = f" with {facts['num_probes']} lists searched" if plan.num_lists else ", exact"
     short = "" if reached >= settings.recall else f", short of the {settings.recall} asked for"
-    steps = "; by lists: " + ", ".join(f"{n} {r:.3f}" for n, r in found.items()) if plan.num_lists else ""
+    steps = "; by lists: " + ", ".join(f"{n} {r:.3f}" for n, r in recall.items()) if plan.num_lists else ""
     dropped = schema.summarise({"no_direction": plan.rows - rows} if rows < plan.rows else {})
     return (
         f"{rows:,} vectors of {plan.dim} values, {plan.method}{lists}{codes}, in {len(facts['shards'])} shards\n"
