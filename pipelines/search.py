@@ -139,25 +139,30 @@ def _encode(settings: SearchConfig, embeddings: Artifact) -> np.ndarray:
 
 def _search(made: Artifact, query: np.ndarray, settings: SearchConfig) -> tuple[np.ndarray, np.ndarray]:
     """Rows and scores, at most k of each."""
-    facts = made.manifest["facts"]
-    plan = index.Plan(**facts["plan"])
+    plan, trained = opened(made)
     if query.shape[1] != plan.dim:
         raise UserError(f"index {made.name!r} holds {plan.dim} values a vector, the model makes {query.shape[1]}")
-    name = f"{made.folder}/{facts['trained']}"
-    trained = (
-        index.read_trained(made.storage.read_bytes(name), made.storage.uri(name), plan) if plan.num_lists else None
-    )
-    probes = settings.num_probes or facts["num_probes"]
+    probes = settings.num_probes or made.manifest["facts"]["num_probes"]
     while True:
-        shards = _shards(made, plan, trained)
-        rows, scores = index.search(shards, query, k=settings.k, trained=trained, num_probes=probes)
+        found = shards(made, plan, trained)
+        rows, scores = index.search(found, query, k=settings.k, trained=trained, num_probes=probes)
         index.check_rows(rows, plan.rows, made.storage.uri(made.folder))
         if rows.min() >= 0 or settings.num_probes or probes >= plan.num_lists:
             return rows[0][rows[0] >= 0], scores[0][rows[0] >= 0]
         probes *= 2  # the lists searched held fewer than k
 
 
-def _shards(made: Artifact, plan: index.Plan, trained: faiss.IndexIVF | None) -> Iterator[faiss.Index]:
+def opened(made: Artifact) -> tuple[index.Plan, faiss.IndexIVF | None]:
+    """What an `index` artefact is, and what its shards share."""
+    facts = made.manifest["facts"]
+    plan = index.Plan(**facts["plan"])
+    if facts["trained"] is None:
+        return plan, None
+    name = f"{made.folder}/{facts['trained']}"
+    return plan, index.read_trained(made.storage.read_bytes(name), made.storage.uri(name), plan)
+
+
+def shards(made: Artifact, plan: index.Plan, trained: faiss.IndexIVF | None) -> Iterator[faiss.Index]:
     """One after the other, each gone when the next one comes."""
     for shard in made.manifest["facts"]["shards"]:
         stated = made.manifest["files"][shard["file"]]
