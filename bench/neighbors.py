@@ -6,8 +6,8 @@
 recall@10, stand among the facts. `quire.neighbors` is exact, and its answers are checked against those of
 `semantic_search`. `mine_hard_negatives` gets its embeddings from its own cache, so that it encodes nothing, and uses
 FAISS's flat index. Each is measured in a process of its own, whose memory is told beyond what its imports took. The
-vectors are drawn from a mixture in 32 dimensions and laid into `dim` with some noise: how many lists an index must search
-for its recall depends on the vectors, and on texts is another number; the speed of flat search is the same.
+vectors are drawn from a mixture in 32 dimensions and laid into `dim` with some noise: how many lists an index must
+search for its recall depends on the vectors, and on texts is another number; the speed of flat search is the same.
 """
 
 import argparse
