@@ -105,8 +105,8 @@ def train(wanted: Plan, sample: np.ndarray, *, seed: int = 0, gpu: bool | None =
         index = faiss.IndexIVFPQ(quantizer, *sizes, wanted.code_size, _CODE_BITS, metric)
         index.pq.cp.seed = seed
     index.cp.seed = seed
-    if neighbors.use_gpu(gpu):
-        index.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(wanted.dim))
+    assigner = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(wanted.dim)) if neighbors.use_gpu(gpu) else None
+    index.clustering_index = assigner  # the index does not keep it alive
     index.train(np.ascontiguousarray(sample, np.float32))
     index.clustering_index = None
     return index

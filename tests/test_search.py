@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tiny
+from test_artifact import s3_root  # noqa: F401
 from test_index import one_thread  # noqa: F401
 
 from pipelines import embed, search
@@ -17,6 +18,7 @@ from pipelines import index as step
 from quire import artifact, config, encoder, hub, lookup, schema
 from quire.artifact import Artifact, Shard
 from quire.errors import UserError
+from quire.storage import Storage
 
 ROOT = Path(__file__).parents[1]
 PART_ROWS = 25
@@ -56,7 +58,7 @@ def write_embeddings(root: Path, chunks: list[dict], model: str, **recipe: str) 
     draft.publish(facts={"model_weights": weights})
 
 
-def write_index(root: Path, **changes: str | int) -> Artifact:
+def write_index(root: Path | str, **changes: str | int) -> Artifact:
     """As `pipelines.index` makes it, in this process."""
 
     def run_shards(draft, items, make, arguments, **_) -> None:
@@ -87,7 +89,7 @@ def own(corpus: tuple[Path, list[dict]], tmp_path: Path) -> Path:
     return Path(shutil.copytree(corpus[0], tmp_path / "root"))
 
 
-def ask(root: Path, *words: str, index: str = "i") -> search.Answer:
+def ask(root: Path | str, *words: str, index: str = "i") -> search.Answer:
     return search.run(config.load(search.CONFIG, None, [f"index={index}", f"runtime.root={root}", *words]))
 
 
@@ -201,6 +203,18 @@ def test_texts_that_were_made_again_are_refused(own: Path) -> None:
         UserError, match="chunks 'c' was made again since embeddings 'e': delete .* run pipelines.embed"
     ):
         ask(own, "query=ship")
+
+
+@pytest.mark.parametrize("method", ["flat", "ivf"])
+def test_an_index_is_made_and_searched_on_s3(corpus: tuple, s3_root: str, method: str) -> None:  # noqa: F811
+    root, chunks = corpus
+    for kind in ("chunks", "embeddings"):
+        Storage(s3_root).upload(root / kind, kind)
+    made = write_index(s3_root, name=f"s-{method}", method=method, shard_bytes=40 * 4 * 32)
+    local = write_index(root, name=f"s-{method}", method=method, shard_bytes=40 * 4 * 32)
+    assert made.manifest["files"] == local.manifest["files"]
+    query = f"query={chunks[51]['text']}"
+    assert ask(s3_root, query, index=made.name).hits == ask(root, query, index=made.name).hits
 
 
 def test_rows_are_found_wherever_they_stand(corpus: tuple) -> None:
