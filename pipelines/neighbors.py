@@ -65,7 +65,7 @@ def _searcher(chunks: Artifact, embeddings: Artifact, settings: NeighborsConfig)
         place = pc.index_in(vectors["chunk_id"], value_set=table["chunk_id"].combine_chunks())
         vectors, rows = vectors.filter(pc.is_valid(place)), place.drop_null()
         table = table.take(rows)
-        matrix = _matrix(vectors["embedding"])
+        matrix = schema.matrix(vectors["embedding"])
         works, group = np.unique(np.asarray(table["work_id"].to_pylist(), dtype=str), return_inverse=True)
         found = [_nearest("chunk", split, table["chunk_id"].to_pylist(), matrix, group, settings.num_chunks)]
         if len(works):
@@ -75,15 +75,6 @@ def _searcher(chunks: Artifact, embeddings: Artifact, settings: NeighborsConfig)
         return Shard(table=pa.concat_tables(found), rows_in=table.num_rows, bytes_in=matrix.nbytes, facts=facts)
 
     return process
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """A fixed-size list column as (n, d) float32."""
-    width = column.type.list_size
-    arrays = [
-        chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks if len(chunk)
-    ]
-    return np.concatenate(arrays).astype(np.float32, copy=False) if arrays else np.empty((0, width), np.float32)
 
 
 def _nearest(level: str, split: str, ids: list[str], vectors: np.ndarray, group: np.ndarray, k: int) -> pa.Table:

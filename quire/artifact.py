@@ -30,6 +30,7 @@ KINDS = (
     "documents",
     "chunks",
     "embeddings",
+    "index",
     "neighbors",
     "pairs",
     "tokens",

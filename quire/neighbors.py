@@ -70,11 +70,28 @@ def search(
         raise UserError(f"queries have {queries.shape[1]} values, the corpus {corpus.shape[1]}: use one model")
     if k < 1 or block_size < 1:
         raise UserError(f"k = {k}, block_size = {block_size}: give 1 or more")
+    return _search(_grouped(corpus, corpus_groups, use_gpu(gpu)), queries, query_groups, k, block_size)
+
+
+def search_flat(
+    queries: np.ndarray, flat: faiss.IndexFlatIP, *, k: int, gpu: bool | None = None, block_size: int = 1024
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k rows of a flat FAISS index with the highest inner products, as `search` finds them among its corpus."""
+    queries, num_rows = np.ascontiguousarray(queries, np.float32), flat.ntotal
+    nobody = np.full(len(queries), -1)
+    _check_matrix("queries", queries, nobody)
+    index = _GroupedIndex(flat, np.arange(num_rows), np.zeros(num_rows, np.int8), use_gpu(gpu))
+    return _search(index, queries, nobody, k, block_size)
+
+
+def _search(
+    index: "_GroupedIndex", queries: np.ndarray, query_groups: np.ndarray, k: int, block_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Searched until every query's answer is certain."""
     ids = np.full((len(queries), k), -1, np.int64)
     scores = np.full((len(queries), k), -np.inf, np.float32)
-    if not len(corpus):
+    if not len(index.groups):
         return ids, scores
-    index = _GroupedIndex(corpus, corpus_groups, _use_gpu(gpu))
     order = np.argsort(query_groups, kind="stable")
     pending = [(rows, k + SLACK) for rows in np.split(order, range(block_size, len(order), block_size))]
     while pending:
@@ -88,17 +105,26 @@ def search(
     return ids, scores
 
 
+def flat_vectors(flat: faiss.IndexFlatIP) -> np.ndarray:
+    """The vectors of a flat index, (n, d) float32: its own memory, gone with it and moved by what is added to it."""
+    return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+
+
+def _grouped(corpus: np.ndarray, groups: np.ndarray, gpu: bool) -> "_GroupedIndex":
+    row_id = np.argsort(groups, kind="stable")
+    flat = faiss.IndexFlatIP(corpus.shape[1])
+    for start in range(0, len(corpus), 65536):
+        flat.add(corpus[row_id[start : start + 65536]])
+    return _GroupedIndex(flat, row_id, groups[row_id], gpu)
+
+
 class _GroupedIndex:
     """A flat FAISS index whose rows are sorted by group, so that a group is one range of it."""
 
-    def __init__(self, corpus: np.ndarray, groups: np.ndarray, gpu: bool) -> None:
-        self.row_id = np.argsort(groups, kind="stable")
-        self.groups = groups[self.row_id]
-        self.flat = faiss.IndexFlatIP(corpus.shape[1])
-        for start in range(0, len(corpus), 65536):
-            self.flat.add(corpus[self.row_id[start : start + 65536]])
-        self.vectors = faiss.rev_swig_ptr(self.flat.get_xb(), corpus.size).reshape(corpus.shape)
-        self.longest = float(np.sqrt(np.einsum("nd,nd->n", self.vectors, self.vectors).max()))
+    def __init__(self, flat: faiss.IndexFlatIP, row_id: np.ndarray, groups: np.ndarray, gpu: bool) -> None:
+        self.flat, self.row_id, self.groups = flat, row_id, groups
+        self.vectors = flat_vectors(flat)
+        self.longest = float(np.sqrt(np.einsum("nd,nd->n", self.vectors, self.vectors).max(initial=0)))
         self.fast: Any = faiss.index_cpu_to_all_gpus(self.flat) if gpu else self.flat
 
     def candidates(self, queries: np.ndarray, groups: np.ndarray, fetch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +208,8 @@ def _rank(
     return ids, scores, certain
 
 
-def _use_gpu(gpu: bool | None) -> bool:
+def use_gpu(gpu: bool | None) -> bool:
+    """Whether FAISS is to use a GPU: None means where it finds one. True without one is a UserError."""
     num_gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
     if gpu and not num_gpus:
         raise UserError("gpu = true: FAISS finds no GPU; install faiss-gpu in place of faiss-cpu, or leave it out")

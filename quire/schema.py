@@ -1,5 +1,6 @@
 """The columns of every table, in one place."""
 
+import numpy as np
 import pyarrow as pa
 
 DOCUMENTS = pa.schema(
@@ -35,6 +36,13 @@ CHUNKS = pa.schema(
 REJECTS = pa.schema(
     [("id", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("start", pa.int64()), ("end", pa.int64())]
 )
+INDEX = pa.schema(
+    [
+        ("row", pa.int64()),  # of the embeddings, counted over all parts
+        ("chunk_id", pa.string()),
+        ("part", pa.int32()),  # of the embeddings
+    ]
+)
 NEIGHBORS = pa.schema(
     [
         ("level", pa.string()),  # work | chunk
@@ -64,6 +72,20 @@ PAIRS = pa.schema(
 def embeddings(width: int, number: pa.DataType = pa.float32()) -> pa.Schema:  # noqa: B008
     """Schema of embeddings of `width` numbers: plain fixed-size lists, readable by any Parquet reader."""
     return pa.schema([("chunk_id", pa.string()), ("embedding", pa.list_(number, width)), ("num_tokens", pa.int32())])
+
+
+def matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """A fixed-size list column as (n, d) float32."""
+    width = column.type.list_size
+    arrays = [
+        chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks if len(chunk)
+    ]
+    return np.concatenate(arrays).astype(np.float32, copy=False) if arrays else np.empty((0, width), np.float32)
+
+
+def lists(vectors: np.ndarray) -> pa.FixedSizeListArray:
+    """(n, d) float32 as a fixed-size list column."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), vectors.shape[1])
 
 
 def rejects(rows: list[dict]) -> pa.Table | None:

@@ -176,8 +176,12 @@ class Storage:
         for name in self.files(relative):
             target = Path(folder) / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            with self.filesystem.open_input_file(self.path(f"{relative}/{name}")) as source, target.open("wb") as file:
-                shutil.copyfileobj(source, file, _BLOCK)
+            self.download_file(f"{relative}/{name}", target)
+
+    def download_file(self, relative: str, target: Path) -> None:
+        """Copy one file to a local path; memory holds one block."""
+        with self.filesystem.open_input_file(self.path(relative)) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, _BLOCK)
 
     @contextlib.contextmanager
     def local_folder(self, relative: str) -> Iterator[Path]:
@@ -197,6 +201,13 @@ def cached(storage: Storage, relative: str, key: str) -> Path:
     if storage.is_local:
         return Path(storage.path(relative))
     return made_once(key, lambda target: storage.download(relative, target))
+
+
+def cached_file(storage: Storage, relative: str, key: str) -> Path:
+    """`cached` for one file."""
+    if storage.is_local:
+        return Path(storage.path(relative))
+    return made_once(key, lambda target: storage.download_file(relative, target))
 
 
 def made_once(key: str, make: Callable[[Path], object]) -> Path:

@@ -78,6 +78,19 @@ def test_real_sized_vectors_give_the_same_bits_for_any_block_and_number_of_threa
         np.testing.assert_array_equal(scores, expected_scores)
 
 
+@pytest.mark.parametrize("max_fetch", [1, 2048])
+def test_an_index_that_is_there_is_searched_as_its_vectors_are(max_fetch, monkeypatch):
+    monkeypatch.setattr(neighbors, "MAX_FETCH", max_fetch)
+    queries, corpus, query_groups, _ = _problem(3)
+    flat = faiss.IndexFlatIP(corpus.shape[1])
+    flat.add(corpus)
+    for k in (1, 10, len(corpus) + 5):
+        found = neighbors.search_flat(queries, flat, k=k)
+        expected = _brute_force(queries, corpus, k, np.zeros(len(queries)), np.ones(len(corpus)))
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
 def test_k_is_filled_although_the_nearest_rows_all_share_the_group():
     corpus = np.ones((5000, 4), np.float32)
     corpus[4990:] = -1

@@ -1,0 +1,249 @@
+"""Embeddings to an index that is searched by `pipelines.search`: FAISS, in shards, its recall measured.
+
+    python -m pipelines.index pipelines/experiments/corpus/index.toml [key=value ...]
+
+Shard 0 is the training, on a seeded sample. Each of the others is filled by one worker, which also answers the sampled
+queries, exactly and through the index; merged, the answers are the recall of the whole. Rows that have no direction are
+dropped; `part-*.parquet` says which chunk a row of the index is.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from pipelines.shards import groups, run_shards, speed
+from quire import artifact, config, index, neighbors, schema
+from quire.artifact import WORK, Artifact, Draft, Shard
+from quire.index import Plan
+
+K = 10  # recall@10
+TRAINED = "trained.faiss"
+_QUERIES = f"{WORK}/queries.parquet"
+# A plateau: more lists than the fewest that come this near to the best recall are not worth their time.
+_PLATEAU = 0.005
+_MAX_POWER = 10  # of two: the most lists that are searched
+
+
+class IndexRuntime(config.Runtime):
+    num_gpus: float = Field(default=0.0, ge=0, description="per worker; FAISS uses them where its build can")
+
+
+class IndexConfig(config.Config):
+    """What `pipelines.index` computes."""
+
+    name: str
+    embeddings: str
+    method: Literal["auto", "flat", "ivf", "ivf_pq"] = "auto"
+    max_bytes: int = Field(default=8 * 2**30, gt=0, description="of vectors as float32; auto takes codes above it")
+    shard_bytes: int = Field(default=256 * 2**20, gt=0, description="of vectors as float32; a part is never cut")
+    recall: float = Field(default=0.95, gt=0, le=1, description="@10; as many lists are searched as it takes")
+    num_queries: int = Field(default=256, gt=0, description="rows of the corpus that recall is measured with")
+    seed: int = Field(default=0, ge=0)
+    runtime: IndexRuntime = IndexRuntime()
+
+
+CONFIG = IndexConfig
+
+
+class Cut(NamedTuple):
+    """A shard: its number, its first row in the corpus, and the parts of the embeddings that it is made of."""
+
+    number: int
+    first_row: int
+    parts: tuple[int, ...]
+
+
+def run(settings: IndexConfig) -> Artifact:
+    """Make the `index` artefact. Raises UserError when there is nothing to index."""
+    root = settings.runtime.root
+    embeddings = artifact.open_artifact(root, "embeddings", settings.embeddings)
+    recipe, inputs = config.recipe(settings), {"embeddings": embeddings}
+    draft = artifact.begin(root, "index", settings.name, recipe=recipe, inputs=inputs)
+    if draft.published:
+        return draft.published
+    sizes = [embeddings.storage.read_table(part, []).num_rows for part in embeddings.parts]
+    if not sum(sizes):
+        raise draft.given_up(f"embeddings = {settings.embeddings!r}: no rows to index")
+    dim = embeddings.storage.read_table(embeddings.parts[0], ["embedding"])["embedding"].type.list_size
+    plan = index.plan(sum(sizes), dim, settings.method, settings.max_bytes)
+    cuts = cut(sizes, max(1, settings.shard_bytes // (4 * dim)))
+    runtime, arguments = settings.runtime, (embeddings, draft, plan, settings)
+    options = {"num_workers": runtime.num_workers, "num_gpus": runtime.num_gpus}
+    if 0 not in draft.finished_shards():
+        run_shards(draft, cuts[:1], _worker, arguments, memory=2**30 + 8 * plan.training_rows * dim, **options)
+    # Twice: the vectors as they are read, and in the index.
+    most = max(sum(sizes[part] for part in c.parts) for c in cuts[1:])
+    run_shards(draft, cuts, _worker, arguments, memory=2**30 + 8 * most * dim, **options)
+    return _publish(draft, plan, cuts, settings)
+
+
+def cut(sizes: list[int], max_rows: int) -> list[Cut]:
+    """Shard 0 with all parts, which are `sizes` rows long, and shards of parts of at most `max_rows` rows together."""
+    starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+    parts = [tuple(found) for found in groups(sizes, max_rows)]
+    cuts = [Cut(number, starts[found[0]], found) for number, found in enumerate(parts, start=1)]
+    return [Cut(0, 0, tuple(range(len(sizes)))), *cuts]
+
+
+def _worker(embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfig) -> Callable[[Cut], Shard]:
+    gpu = None if settings.runtime.num_gpus else False
+    held: dict[str, Any] = {}
+
+    def process(item: Cut) -> Shard:
+        if not item.number:
+            return _train(embeddings, draft, plan, settings, gpu)
+        if not held:
+            name = f"{draft.folder}/{TRAINED}"
+            data = b"" if plan.method == "flat" else draft.storage.read_bytes(name)
+            held["trained"] = index.read_trained(data, draft.storage.uri(name), plan)
+            held["queries"] = schema.matrix(draft.storage.read_table(f"{draft.folder}/{_QUERIES}")["query"])
+        return _fill(embeddings, draft, plan, item, held["trained"], held["queries"], gpu)
+
+    return process
+
+
+def _train(embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfig, gpu: bool | None) -> Shard:
+    """Leaves the trained index, and the queries that recall is measured with."""
+    wanted = plan.training_rows, min(plan.rows, settings.num_queries)
+    chosen = [_sample(plan.rows, size, [settings.seed, number]) for number, size in enumerate(wanted)]
+    taken: list[list[np.ndarray]] = [[], []]
+    first = size = 0
+    for part in embeddings.parts:
+        vectors = schema.matrix(embeddings.storage.read_table(part, ["embedding"])["embedding"])
+        for rows, found in zip(chosen, taken, strict=True):
+            low, high = np.searchsorted(rows, [first, first + len(vectors)])
+            found.append(vectors[rows[low:high] - first])
+        first, size = first + len(vectors), size + vectors.nbytes
+    sample, good = index.unit(np.concatenate(taken[0]))
+    trained = index.train(plan, sample[good], seed=settings.seed, gpu=gpu)
+    if trained is not None:
+        draft.storage.write_bytes(f"{draft.folder}/{TRAINED}", memoryview(faiss.serialize_index(trained)))
+    queries, good = index.unit(np.concatenate(taken[1]))
+    columns = {"row": pa.array(chosen[1][good]), "query": schema.lists(queries[good])}
+    draft.storage.write_table(f"{draft.folder}/{_QUERIES}", pa.table(columns))
+    return Shard(bytes_in=size)
+
+
+def _sample(rows: int, size: int, seed: list[int]) -> np.ndarray:
+    return np.sort(np.random.default_rng(seed).choice(rows, size, replace=False))
+
+
+def _fill(
+    embeddings: Artifact,
+    draft: Draft,
+    plan: Plan,
+    item: Cut,
+    trained: faiss.IndexIVF | None,
+    queries: np.ndarray,
+    gpu: bool | None,
+) -> Shard:
+    flat, tables, rejects, first = faiss.IndexFlatIP(plan.dim), [], [], item.first_row
+    for part in item.parts:
+        read = embeddings.storage.read_table(embeddings.parts[part], ["chunk_id", "embedding"])
+        vectors, good = index.unit(schema.matrix(read["embedding"]))
+        flat.add(vectors[good])
+        lost = read["chunk_id"].filter(pa.array(~good)).to_pylist()
+        rejects += [{"id": chunk, "reason": "no_direction"} for chunk in lost]
+        kept = read["chunk_id"].filter(pa.array(good)).combine_chunks()
+        columns = [first + np.flatnonzero(good), kept, np.full(len(kept), part)]
+        tables.append(pa.table(dict(zip(schema.INDEX.names, columns, strict=True)), schema=schema.INDEX))
+        first += len(vectors)
+    table = pa.concat_tables(tables)
+    rows = table["row"].to_numpy()
+    shard = index.fill(trained, flat, rows, gpu=gpu)
+    with draft.storage.local_folder(draft.folder) as folder:
+        index.write(shard, folder / file(item.number))
+    found = {0: index.exact(flat, rows, queries, k=K + 1, gpu=gpu)}
+    for num_probes in ladder(plan):
+        found[num_probes] = index.search([shard], queries, k=K + 1, trained=trained, num_probes=num_probes)
+    draft.storage.write_table(f"{draft.folder}/{_found(item.number)}", _table(found))
+    num_rows = first - item.first_row
+    return Shard(table=table, rows_in=num_rows, rejects=schema.rejects(rejects), bytes_in=4 * plan.dim * num_rows)
+
+
+def file(number: int) -> str:
+    """The name of a shard's file in the artefact."""
+    return f"index-{number:05d}.faiss"
+
+
+def ladder(plan: Plan) -> list[int]:
+    """The numbers of lists searched that recall is measured with; none for a flat index, which has no lists."""
+    return [2**power for power in range(_MAX_POWER + 1) if 2**power <= plan.num_lists]
+
+
+Found = dict[int, tuple[np.ndarray, np.ndarray]]  # number of lists searched (0: the truth) -> rows, scores (q, K + 1)
+
+
+def _found(number: int) -> str:
+    return f"{WORK}/found-{number:05d}.parquet"
+
+
+def _table(found: Found) -> pa.Table:
+    columns = {"num_probes": np.repeat(list(found), [rows.size for rows, _ in found.values()])}
+    columns |= {name: np.concatenate([a[i].ravel() for a in found.values()]) for i, name in enumerate(("row", "score"))}
+    return pa.table(columns)
+
+
+def _measure(draft: Draft, plan: Plan, numbers: list[int]) -> tuple[int, dict[int, float]]:
+    """Number of queries, and recall by the number of lists searched (0: flat), the query's own row left out."""
+    own = draft.storage.read_table(f"{draft.folder}/{_QUERIES}", ["row"])["row"].to_numpy()
+    merged: Found = {}
+    for number in numbers:
+        table = draft.storage.read_table(f"{draft.folder}/{_found(number)}")
+        steps, rows, scores = (table[name].to_numpy() for name in ("num_probes", "row", "score"))
+        for step in [0, *ladder(plan)]:
+            here = steps == step
+            found = rows[here].reshape(len(own), K + 1), scores[here].reshape(len(own), K + 1)
+            merged[step] = index.merge([merged[step], found] if step in merged else [found], K + 1)
+    others = {step: neighbors.drop_range(scores, rows, own, own + 1, K)[0] for step, (rows, scores) in merged.items()}
+    truth = others[0]
+    return len(own), {step: index.recall(others[step], truth) for step in ladder(plan) or [0]}
+
+
+def choose(recall: dict[int, float], wanted: float) -> int:
+    """The fewest lists that reach the wanted recall or, where none do, come near the best there is."""
+    best = max(recall.values())
+    enough = wanted if best >= wanted else best - _PLATEAU
+    return min(step for step, found in recall.items() if found >= enough)
+
+
+def _publish(draft: Draft, plan: Plan, cuts: list[Cut], settings: IndexConfig) -> Artifact:
+    records = draft.finished_shards()
+    numbers = [cut.number for cut in cuts[1:]]
+    rows = {number: records[number]["rows_out"] for number in numbers}
+    if not sum(rows.values()):
+        raise draft.given_up(f"embeddings = {settings.embeddings!r}: none of {plan.rows:,} vectors has a direction")
+    num_queries, recall = _measure(draft, plan, numbers)
+    num_probes = choose(recall, settings.recall)
+    facts = {
+        "plan": plan.facts(),
+        "trained": TRAINED if plan.num_lists else None,
+        "shards": [{"file": file(c.number), "first_row": c.first_row, "rows": rows[c.number]} for c in cuts[1:]],
+        "num_probes": num_probes,
+        "recall": {"k": K, "num_queries": num_queries, "by_num_probes": list(recall.items())},
+    }
+    return draft.publish(num_shards=len(cuts), summary=_told(draft, facts, plan, settings), facts=facts)
+
+
+def _told(draft: Draft, facts: dict[str, Any], plan: Plan, settings: IndexConfig) -> str:
+    rows, recall = sum(shard["rows"] for shard in facts["shards"]), dict(facts["recall"]["by_num_probes"])
+    lists = f" of {plan.num_lists:,} lists" if plan.num_lists else ""
+    codes = f", {plan.code_size} bytes a vector" if plan.code_size else ""
+    reached = recall[facts["num_probes"]]
+    how = f" with {facts['num_probes']} lists searched" if plan.num_lists else ", exact"
+    short = "" if reached >= settings.recall else f", short of the {settings.recall} asked for"
+    steps = "; by lists: " + ", ".join(f"{n} {r:.3f}" for n, r in recall.items()) if plan.num_lists else ""
+    dropped = schema.summarise({"no_direction": plan.rows - rows} if rows < plan.rows else {})
+    return (
+        f"{rows:,} vectors of {plan.dim} values, {plan.method}{lists}{codes}, in {len(facts['shards'])} shards\n"
+        f"recall@{K} {reached:.3f}{how}{short} ({facts['recall']['num_queries']} queries{steps})\n"
+        f"{dropped}; {speed(draft, rows, 'vectors')}"
+    )
+
+
+if __name__ == "__main__":
+    config.main(CONFIG, run)
