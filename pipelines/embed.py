@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 
 from pipelines.shards import connect, run_shards, speed
-from quire import artifact, config, device, embedding_report, embeddings, encoder, hub, ledger, token_chunks
+from quire import artifact, config, device, embedding_report, embeddings, encoder, hub, ledger, schema, token_chunks
 from quire.artifact import Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.packing import Budget
@@ -96,10 +96,14 @@ def estimate(settings: EmbedConfig) -> str:
     tables = [chunks.storage.read_table(part, ["text"]) for part in parts]
     each = _SAMPLE_ROWS[gpu] // len(tables) + 1
     texts = [text for table in tables for text in table["text"].to_pylist()[:: max(1, table.num_rows // each)][:each]]
-    encoder.encode_tokens(model, encoder.tokenize(model, texts[:1], prompt=prompt), budget, **_how(model, prompt))
+    encoder.encode_tokens(
+        model, encoder.tokenize(model, texts[:1], prompt=prompt), budget, autocast=torch.float32, prompt=prompt
+    )
     wall, cpu = time.perf_counter(), time.process_time()
     tokens = encoder.tokenize(model, texts, prompt=prompt)
-    vectors = encoder.encode_tokens(model, tokens, budget, **_how(model, prompt)).astype(settings.stored)
+    vectors = encoder.encode_tokens(model, tokens, budget, autocast=torch.float32, prompt=prompt).astype(
+        settings.stored
+    )
     sample = ledger.Sample(
         share=len(texts) / max(1, _num_rows(chunks, settings.max_chunks)),
         rows=len(texts),
@@ -191,7 +195,7 @@ def _embedder(chunks: Artifact, settings: EmbedConfig, earlier: Earlier | None) 
             new = _taken(rows, earlier, shared, vectors, num_tokens)
         lowered = budget.lowered
         for block, tokens in _prepared(model, rows, new, prompt, with_ids):
-            vectors[block] = encoder.encode_tokens(model, tokens, budget, **_how(model, prompt))
+            vectors[block] = encoder.encode_tokens(model, tokens, budget, autocast=torch.float32, prompt=prompt)
             num_tokens[block] = [len(ids) for ids in tokens]
         ids = rows["chunk_id"].to_pylist()
         facts = {
@@ -206,11 +210,6 @@ def _embedder(chunks: Artifact, settings: EmbedConfig, earlier: Earlier | None) 
         return Shard(table=table, rows_in=rows.num_rows, bytes_in=rows["text"].nbytes, facts=facts)
 
     return process
-
-
-def _how(model: Any, prompt: str) -> dict[str, Any]:
-    """The weights already have the precision; and some models leave their prompt out of the mean."""
-    return {"autocast": torch.float32, "prompt_length": encoder.prompt_tokens(model, prompt) if prompt else None}
 
 
 def _holds_ids(chunks: Artifact, model: Any, prompt: str) -> bool:
@@ -233,7 +232,7 @@ def _taken(
     tables, places = embeddings.known(rows, pairs)
     for number, (_, embedded) in enumerate(pairs):
         there = tables == number
-        vectors[there] = embeddings.matrix(embedded["embedding"])[places[there]]
+        vectors[there] = schema.matrix(embedded["embedding"])[places[there]]
         num_tokens[there] = embedded["num_tokens"].to_numpy()[places[there]]
     return np.flatnonzero(tables < 0)
 
@@ -268,7 +267,7 @@ def _checked(
         raise UserError(f"chunk {bad}: its embedding is not finite in {settings.precision}; set precision=float32")
     chosen = embeddings.sample(ids, settings.runtime.check_rows)
     tokens = [ids for _, block in _prepared(exact, rows, chosen, prompt, with_ids) for ids in block]
-    again = encoder.encode_tokens(exact, tokens, Budget(1), **_how(exact, prompt))
+    again = encoder.encode_tokens(exact, tokens, Budget(1), autocast=torch.float32, prompt=prompt)
     found = embeddings.cosines(vectors[chosen], again)
     if len(found) and found.min() < least:
         raise UserError(

@@ -59,10 +59,8 @@ class Cut(NamedTuple):
 
 def run(settings: IndexConfig) -> Artifact:
     """Make the `index` artefact. Raises UserError when there is nothing to index."""
-    root = settings.runtime.root
-    embeddings = artifact.open_artifact(root, "embeddings", settings.embeddings)
-    recipe, inputs = config.recipe(settings), {"embeddings": embeddings}
-    draft = artifact.begin(root, "index", settings.name, recipe=recipe, inputs=inputs)
+    embeddings = artifact.open_artifact(settings.runtime.root, "embeddings", settings.embeddings)
+    draft = artifact.begin_step(settings, "index", {"embeddings": embeddings})
     if draft.published:
         return draft.published
     sizes = [embeddings.storage.read_table(part, []).num_rows for part in embeddings.parts]

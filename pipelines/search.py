@@ -35,7 +35,7 @@ class SearchConfig(config.Config):
     k: int = Field(default=10, gt=0)
     num_probes: int | None = Field(default=None, gt=0, description="lists searched; default: what the index chose")
     model: str | None = Field(default=None, description="where the model lies now, if not where it was")
-    prompt: str | None = Field(default=None, description="before the query; default: as the embeddings were made")
+    prompt: str | None = Field(default=None, description="before the query; default: the documents' or the model's own")
     whole: bool = Field(default=False, description=f"texts as they are, not their first {_SHOWN_CHARS} characters")
     json_lines: bool = Field(default=False, description="a JSON object a line, with whole texts")
     runtime: config.Runtime = config.Runtime()
@@ -127,11 +127,11 @@ def _encode(settings: SearchConfig, embeddings: Artifact) -> np.ndarray:
             f"model = {name!r}: its files have the SHA-256 {weights[:16]}..., those that made embeddings "
             f"{embeddings.name!r} had {wanted[:16]}...: set model= to the model it was, or embed again"
         )
+    model = encoder.load_encoder(folder, recipe["max_seq_length"])
     prompt = settings.prompt
     if prompt is None:
-        prompt = recipe.get("query_prompt") or recipe.get("prompt") or ""
-    model = encoder.load_encoder(folder, recipe.get("max_seq_length"))
-    vector, good = index.unit(encoder.encode(model, [prompt + settings.query]))
+        prompt = encoder.query_prompt(model, recipe["prompt"], recipe["prompt_name"])
+    vector, good = index.unit(encoder.encode(model, [settings.query], prompt=prompt))
     if not good.all():
         raise UserError(f"query = {settings.query!r}: the model gives it no direction; use other words")
     return vector

@@ -41,20 +41,9 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def table(chunk_ids: Sequence[str], vectors: np.ndarray, num_tokens: Sequence[int]) -> pa.Table:
     """Rows by `schema.embeddings`; `vectors` is (n, D), float32 or float16, and stored as it is."""
-    flat = pa.array(vectors.reshape(-1))
-    columns = [
-        pa.array(chunk_ids, pa.string()),
-        pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
-        pa.array(num_tokens, pa.int32()),
-    ]
-    return pa.Table.from_arrays(columns, schema=schema.embeddings(vectors.shape[1], flat.type))
-
-
-def matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """(n, D) float32 of an `embedding` column, without its values going through Python."""
-    pieces = [piece.flatten().to_numpy(zero_copy_only=False) for piece in column.chunks]
-    flat = np.concatenate([np.zeros(0, np.float32), *pieces])
-    return flat.astype(np.float32, copy=False).reshape(-1, column.type.list_size)
+    rows = schema.lists(vectors)
+    columns = [pa.array(chunk_ids, pa.string()), rows, pa.array(num_tokens, pa.int32())]
+    return pa.Table.from_arrays(columns, schema=schema.embeddings(vectors.shape[1], rows.type.value_type))
 
 
 def known(rows: pa.Table, earlier: Sequence[tuple[pa.Table, pa.Table]]) -> tuple[np.ndarray, np.ndarray]:

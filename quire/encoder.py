@@ -81,6 +81,13 @@ def document_prompt(model: SentenceTransformer, prompt: str | None, prompt_name:
     return model.prompts.get(prompt_name or next(own, ""), "")
 
 
+def query_prompt(model: SentenceTransformer, prompt: str | None, prompt_name: str | None) -> str:
+    """What is written before a query of documents that were embedded with these settings: the same where they name a
+    prompt, else the model's own for queries."""
+    own = "query" if "query" in model.prompts else None
+    return document_prompt(model, prompt, prompt_name or own)
+
+
 def tokenize(
     model: SentenceTransformer, texts: Sequence[str], max_length: int | None = None, prompt: str = ""
 ) -> list[np.ndarray]:
@@ -95,11 +102,6 @@ def tokenize(
     if getattr(model[0], "do_lower_case", False):  # what some older models ask for, beside their tokenizer
         whole = [text.lower() for text in whole]
     return [np.asarray(encoding.ids, dtype=np.int32) for encoding in backend.encode_batch_fast(whole)]
-
-
-def prompt_tokens(model: SentenceTransformer, prompt: str) -> int:
-    """Tokens before the text: the prompt's and the special ones that begin a sequence."""
-    return len(tokenize(model, [""], prompt=prompt)[0]) - len(_around(model)[1])
 
 
 def takes_ids(model: SentenceTransformer, prompt: str) -> bool:
@@ -119,6 +121,11 @@ def framed(model: SentenceTransformer, token_ids: Sequence[np.ndarray], prompt: 
     before = before[: len(before) - len(after)]
     kept = max(0, room - len(before) - len(after))
     return [np.concatenate([before, ids[:kept], after]).astype(np.int32) for ids in token_ids]
+
+
+def _prompt_length(model: SentenceTransformer, prompt: str) -> int:
+    """Tokens before the text: the prompt's and the special ones that begin a sequence."""
+    return len(tokenize(model, [""], prompt=prompt)[0]) - len(_around(model)[1])
 
 
 def _around(model: SentenceTransformer) -> tuple[np.ndarray, np.ndarray]:
@@ -143,19 +150,19 @@ def encode_tokens(
     budget: Budget | None = None,
     *,
     autocast: torch.dtype | None = None,
-    prompt_length: int | None = None,
+    prompt: str = "",
 ) -> np.ndarray:
     """Embeddings (N, D) float32, in the order of `tokens`, normalised if the model normalises.
 
     A batch that the memory does not hold is split and the budget lowered. A batch is prepared while the one before is
-    computed. `autocast` is to `device.precision()` by default; `prompt_length` is for models that do not pool their
-    prompt. Raises UserError when the memory does not hold a single row.
+    computed. `autocast` is to `device.precision()` by default. `prompt` is what the tokens begin with, and some models
+    do not pool. Raises UserError when the memory does not hold a single row.
     """
     lengths = np.fromiter((len(ids) for ids in tokens), dtype=np.int64, count=len(tokens))
     embeddings = np.zeros((len(tokens), model.get_embedding_dimension()), dtype=np.float32)
     budget = budget or batch_budget()
     padding = model.tokenizer.pad_token_id or 0
-    extra = {} if prompt_length is None else {"prompt_length": prompt_length}
+    extra = {"prompt_length": _prompt_length(model, prompt)} if prompt else {}
 
     def start(rows: np.ndarray) -> list[tuple[np.ndarray, torch.Tensor]]:
         ids, mask = pad([tokens[row] for row in rows], padding)
@@ -187,9 +194,11 @@ def _moved(tensor: torch.Tensor, target: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(target, non_blocking=True) if target.type == "cuda" else tensor
 
 
-def encode(model: SentenceTransformer, texts: Sequence[str], budget: Budget | None = None) -> np.ndarray:
-    """Embeddings (N, D) float32 of texts. Equal texts are encoded once."""
+def encode(
+    model: SentenceTransformer, texts: Sequence[str], budget: Budget | None = None, prompt: str = ""
+) -> np.ndarray:
+    """Embeddings (N, D) float32 of texts behind a prompt. Equal texts are encoded once."""
     distinct = list(dict.fromkeys(texts))
-    embeddings = encode_tokens(model, tokenize(model, distinct), budget)
+    embeddings = encode_tokens(model, tokenize(model, distinct, prompt=prompt), budget, prompt=prompt)
     position = {text: row for row, text in enumerate(distinct)}
     return embeddings[[position[text] for text in texts]]

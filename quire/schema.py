@@ -84,8 +84,8 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def lists(vectors: np.ndarray) -> pa.FixedSizeListArray:
-    """(n, d) float32 as a fixed-size list column."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), vectors.shape[1])
+    """(n, d) as a fixed-size list column of the same numbers."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
 
 
 def rejects(rows: list[dict]) -> pa.Table | None:

@@ -10,7 +10,7 @@ import tiny
 from sentence_transformers import SentenceTransformer
 
 from pipelines import embed, token_chunks
-from quire import config, embeddings
+from quire import config, embeddings, schema
 from quire.artifact import Artifact
 from quire.errors import UserError
 
@@ -74,7 +74,7 @@ def test_embeddings_are_those_of_the_users_library_one_a_chunk(corpus: Corpus, e
     rows, table = chunks.read(), made.read()
     assert table["chunk_id"].to_pylist() == rows["chunk_id"].to_pylist() and table.num_rows > 50
     assert table["num_tokens"].to_pylist() == [size + 2 for size in rows["num_tokens"].to_pylist()]
-    found = embeddings.matrix(table["embedding"])
+    found = schema.matrix(table["embedding"])
     theirs = SentenceTransformer(encoder_folder, device="cpu").encode(rows["text"].to_pylist())
     first = np.asarray(rows["index"]) == 0  # later ones may begin within a word, whose ids are then others
     np.testing.assert_allclose(found[first], theirs[first], atol=1e-5)
@@ -99,7 +99,7 @@ def test_a_corpus_that_grew_is_encoded_only_where_it_is_new(corpus: Corpus) -> N
     pairs = zip(before["chunk_id"].to_pylist(), before["embedding"].to_pylist(), strict=True)
     assert all(vectors[name] == vector for name, vector in pairs)
     anew = corpus.embeddings("anew", "chunks=grown").read()
-    np.testing.assert_allclose(embeddings.matrix(table["embedding"]), embeddings.matrix(anew["embedding"]), atol=1e-6)
+    np.testing.assert_allclose(schema.matrix(table["embedding"]), schema.matrix(anew["embedding"]), atol=1e-6)
     with pytest.raises(UserError, match="reuse = 'e': made with another prompt, stored"):
         corpus.embeddings("other", "chunks=grown", "reuse=e", "prompt=x: ", "stored=float16")
 

@@ -43,8 +43,7 @@ def test_a_prompt_is_read_as_the_users_library_reads_it(encoder_folder: str, poo
     theirs = SentenceTransformer(encoder_folder, device="cpu")
     theirs.set_pooling_include_prompt(pooled)
     tokens = encoder.tokenize(theirs, TEXTS, prompt="the ship: ")
-    length = encoder.prompt_tokens(theirs, "the ship: ")
-    ours = encoder.encode_tokens(theirs, tokens, packing.Budget(200), prompt_length=length)
+    ours = encoder.encode_tokens(theirs, tokens, packing.Budget(200), prompt="the ship: ")
     np.testing.assert_allclose(ours, theirs.encode(TEXTS, prompt="the ship: "), atol=1e-5)
 
 
@@ -54,6 +53,12 @@ def test_the_models_own_prompt_for_documents_is_the_default(model: SentenceTrans
     assert chosen == ["p: ", "o: ", ""]
     with pytest.raises(UserError, match="prompt_name = 'clustering': the model has query, passage, other"):
         encoder.document_prompt(model, None, "clustering")
+
+
+def test_a_query_has_the_prompt_of_the_documents_or_the_models_own_for_queries(model: SentenceTransformer) -> None:
+    model.prompts = {"query": "q: ", "passage": "p: ", "other": "o: "}
+    chosen = [encoder.query_prompt(model, *given) for given in [(None, None), (None, "other"), ("x: ", None)]]
+    assert chosen == ["q: ", "o: ", "x: "]
 
 
 def short_of_memory(model: SentenceTransformer, most: int) -> list[int]:

@@ -46,13 +46,13 @@ def write_embeddings(root: Path, chunks: list[dict], model: str, **recipe: str) 
     """What `pipelines.embed` writes, but of every row that is not the third, so that rows and chunks part company."""
     made = artifact.open_artifact(str(root), "chunks", "c")
     weights = hub.weights_sha256(model)
-    recipe = {"model": model, "max_seq_length": 64, **recipe}
+    recipe = {"model": model, "max_seq_length": 64, "prompt": None, "prompt_name": None, **recipe}
     inputs = {"chunks": made, "model_weights": weights}
     draft = artifact.begin(str(root), "embeddings", "e", recipe=recipe, inputs=inputs)
-    loaded, prompt = encoder.load_encoder(model, 64), recipe.get("prompt", "")
+    loaded, prompt = encoder.load_encoder(model, 64), recipe["prompt"] or ""
     for part, start in enumerate(range(0, len(chunks), PART_ROWS)):
         rows = [row for i, row in enumerate(chunks[start : start + PART_ROWS]) if i % 3 != 2]
-        vectors = encoder.encode(loaded, [prompt + row["text"] for row in rows])
+        vectors = encoder.encode(loaded, [row["text"] for row in rows], prompt=prompt)
         columns = [[row["chunk_id"] for row in rows], schema.lists(vectors), [1] * len(rows)]
         draft.write_shard(part, Shard(table=pa.table(columns, schema=schema.embeddings(vectors.shape[1]))))
     draft.publish(facts={"model_weights": weights})
@@ -124,7 +124,7 @@ def test_the_prompt_of_the_embeddings_is_that_of_the_query(corpus: tuple, own: P
     _, chunks = corpus
     for kind in ("embeddings", "index"):
         shutil.rmtree(own / kind)
-    write_embeddings(own, chunks, encoder_folder, prompt="witness: ", query_prompt="witness: ")
+    write_embeddings(own, chunks, encoder_folder, prompt="witness: ")
     write_index(own)
     query = f"query={chunks[0]['text']}"
     assert ask(own, query, "k=1").hits[0]["score"] == pytest.approx(1, abs=1e-4)
