@@ -39,9 +39,9 @@ KINDS = (
 )
 MANIFEST = "manifest.json"
 _DRAFT = "_draft.json"
-_SHARDS = "_shards"
+SHARDS = "_shards"
 WORK = "_work"  # scratch of an unfinished run (checkpoints); removed when the artefact is published
-_SCRATCH = (_SHARDS, WORK, _DRAFT)  # the draft goes last: while it is there, there may be more
+_SCRATCH = (SHARDS, WORK, _DRAFT)  # the draft goes last: while it is there, there may be more
 _VERSIONED = ("ray", "torch", "transformers", "sentence-transformers", "pyarrow", "numpy", "faiss-cpu", "faiss-gpu")
 
 
@@ -171,8 +171,8 @@ class Draft:
 
     def finished_shards(self) -> dict[int, dict[str, Any]]:
         """Records of the shards that this or an interrupted run has completed, by index."""
-        names = self.storage.files(f"{self.folder}/{_SHARDS}")
-        return {int(name.split(".")[0]): self.storage.read_json(f"{self.folder}/{_SHARDS}/{name}") for name in names}
+        names = self.storage.files(f"{self.folder}/{SHARDS}")
+        return {int(name.split(".")[0]): self.storage.read_json(f"{self.folder}/{SHARDS}/{name}") for name in names}
 
     def write_shard(self, index: int, shard: Shard) -> dict[str, Any]:
         """Write one shard: data first, its record last. Doing it again writes the same bytes over the same names."""
@@ -192,7 +192,7 @@ class Draft:
             "facts": shard.facts,
             "item": shard.item,
         }
-        self.storage.write_json(f"{self.folder}/{_SHARDS}/{index:05d}.json", record)
+        self.storage.write_json(f"{self.folder}/{SHARDS}/{index:05d}.json", record)
         return record
 
     def publish(
@@ -285,7 +285,7 @@ def _are_remade(found: Mapping[str, Any], inputs: Mapping[str, Artifact | str]) 
 
 
 def _is_empty(storage: Storage, folder: str) -> bool:
-    return not any(storage.files(f"{folder}/{scratch}") for scratch in (_SHARDS, WORK))
+    return not any(storage.files(f"{folder}/{scratch}") for scratch in (SHARDS, WORK))
 
 
 def _clear(storage: Storage, folder: str) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import re
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -24,6 +25,7 @@ _NAMES = ("pg{id}.txt", "pg{id}-0.txt", "pg{id}.txt.utf-8", "pg{id}-utf8.txt", "
 _UTF8_NAMES = ("pg{id}-0.txt", "pg{id}.txt.utf-8", "pg{id}-utf8.txt", "pg{id}.txt", "pg{id}-8.txt")
 _ID_IN_URL = re.compile(r"/(?:cache/epub|files|ebooks)/(\d{1,9})(?=[/.]|$)")
 _HTML = re.compile(rb"\s*(?:<!doctype\s+html|<html|<\?xml[^>]*>\s*(?:<!doctype\s+html|<html))", re.I)
+_NUM_READERS = 16  # threads
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -119,12 +121,15 @@ class Shelf:
             raise UserError(f"{where} has changed since it was fetched; delete its record {record.key}.json and it")
         return data
 
-    def forget_failed(self) -> list[str]:
-        """Remove the records of what failed, so that it is asked for again; their keys."""
-        keys = [key for key in sorted(self.settled()) if self.record(key).status == "failed"]
-        for key in keys:
-            self.storage.delete(self.record_name(key))
-        return keys
+    def failed(self) -> list[Record]:
+        """The records of what failed, by key."""
+        with ThreadPoolExecutor(_NUM_READERS) as pool:
+            return [record for record in pool.map(self.record, sorted(self.settled())) if record.status == "failed"]
+
+    def forget(self, records: Iterable[Record]) -> None:
+        """Remove them, so that their books are asked for again."""
+        for record in records:
+            self.storage.delete(self.record_name(record.key))
 
 
 class Harvest:

@@ -35,6 +35,25 @@ CHUNKS = pa.schema(
 REJECTS = pa.schema(
     [("id", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("start", pa.int64()), ("end", pa.int64())]
 )
+HARVEST = pa.schema(
+    [
+        ("document_id", pa.string()),
+        ("gutenberg_id", pa.int64()),
+        ("status", pa.string()),  # done | missing | refused (by the selection) | failed
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("source_url", pa.string()),  # where it was found, after redirects; a path in a mirror
+        ("asked_url", pa.string()),
+        ("fetched_at", pa.string()),  # UTC, ISO 8601
+        ("sha256", pa.string()),  # of the bytes as they were fetched
+        ("num_bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("last_modified", pa.string()),
+        ("title", pa.string()),  # this and the next two as the catalogue states them
+        ("languages", pa.list_(pa.string())),
+        ("licence", pa.string()),
+    ]
+)
 NEIGHBORS = pa.schema(
     [
         ("level", pa.string()),  # work | chunk

@@ -23,14 +23,21 @@ def wanted(base: str, numbers: Sequence[int]) -> list[Wanted]:
     return [Wanted(f"pg{number}", urls_of(number, [base])) for number in numbers]
 
 
-def harvest(root: Path | str, books: Sequence[Wanted], *, concurrency: int = 8, limits: Limits = LIMITS, **options):
+def harvest(root: Path | str, books: Sequence[Wanted], **options) -> dict[str, str]:
+    """The status of each, in a folder."""
+    hosts = hosts_of(url for book in books for url in book.urls)
+    return harvest_on(shelf(root), books, hosts=hosts, **options)
+
+
+def harvest_on(
+    place: Shelf, books: Sequence[Wanted], *, hosts, concurrency: int = 8, limits: Limits = LIMITS, **options
+) -> dict[str, str]:
     """The status of each."""
 
     async def run() -> list[str]:
         gate = asyncio.Semaphore(concurrency)
-        hosts = hosts_of(url for book in books for url in book.urls)
         async with Client(Pace(1e9), limits, agent="test", hosts=hosts, max_bytes=8 * 2**20) as client:
-            harvester = Harvest(client, shelf(root), **options)
+            harvester = Harvest(client, place, **options)
 
             async def settle(book: Wanted) -> str:
                 async with gate:

@@ -114,7 +114,9 @@ def test_failures_alone_are_tried_again(tmp_path: Path) -> None:
         books = harvesting.wanted(server.base, [1, 2, 3])
         assert harvesting.harvest(tmp_path, books) == {"pg1": "done", "pg2": "failed", "pg3": "missing"}
         assert harvesting.harvest(tmp_path, books)["pg2"] == "failed"
-        assert harvesting.shelf(tmp_path).forget_failed() == ["pg2"]
+        failed = harvesting.shelf(tmp_path).failed()
+        assert [(record.key, record.reason) for record in failed] == [("pg2", "server_error")]
+        harvesting.shelf(tmp_path).forget(failed)
         begun = len(server.paths)
         assert harvesting.harvest(tmp_path, books) == {"pg1": "done", "pg2": "done", "pg3": "missing"}
         assert {number_of(path) for path in server.paths[begun:]} == {2}
