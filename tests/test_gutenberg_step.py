@@ -1,9 +1,5 @@
 """From ids to a `documents` artefact: fetched politely, resumed, refused, retried; the book flow reads the result."""
 
-import random
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import harvesting
@@ -253,51 +249,3 @@ def test_workers_share_one_rate_and_go_on_where_a_run_was_stopped(tmp_path: Path
         resumed = step.run(again)
         assert len(server.paths) == begun
     assert contents(resumed) == contents(made) and made.manifest["rows_out"] == 11
-
-
-@pytest.mark.system
-def test_two_thousand_ids_killed_ten_times_end_in_the_same_bytes(tmp_path: Path) -> None:
-    numbers, draw = range(1, 2001), random.Random(1)
-    files = {path_of(n, "pg{id}.txt" if n % 5 else "pg{id}-0.txt"): small_book(n, 8) for n in numbers if n % 11}
-    faults = {n: Fault("status", 1, "503 Busy") for n in range(7, 2000, 97)} | {n: Fault("half", 1) for n in (3, 400)}
-    command = [sys.executable, "-m", "pipelines.gutenberg", "select.first=1", "select.last=2000", "keep_raw=true"]
-    command += ["runtime.contact=tests@example.org", "runtime.rate=1000000", "english=false", "runtime.concurrency=8"]
-    command += ["runtime.limits.first_wait=0.01", f"runtime.root={tmp_path / 'root'}"]
-
-    def start(server: Server, name: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*command, f"name={name}", f'runtime.base_urls=["{server.base}"]'], cwd=Path(__file__).parents[1]
-        )
-
-    def settled(name: str) -> set[str]:
-        folder = tmp_path / "root/documents" / name / "_work/records"
-        return {file.stem for file in folder.glob("pg*.json")}
-
-    with Server(files, faults) as server:
-        assert start(server, "whole").wait() == 0
-    with Server(files, faults) as server:
-        twice: list[str] = []
-        for _ in range(10):
-            known, begun = settled("killed"), len(server.paths)
-            goal = len(known) + draw.randrange(20, 200)
-            run = start(server, "killed")
-            while len(settled("killed")) < goal and run.poll() is None:
-                time.sleep(draw.random() / 10)
-            run.kill()
-            run.wait()
-            twice += [path for path in server.paths[begun:] if f"pg{number_of(path)}" in known]
-        known, begun = settled("killed"), len(server.paths)
-        assert start(server, "killed").wait() == 0
-        twice += [path for path in server.paths[begun:] if f"pg{number_of(path)}" in known]
-        assert not twice
-    whole, killed = (
-        step.artifact.open_artifact(str(tmp_path / "root"), "documents", name) for name in ("whole", "killed")
-    )
-
-    def comparable(made: Artifact) -> dict[str, object]:
-        rows = [row | {"source_url": None, "asked_url": None} for row in contents(made)["metadata"]]  # ports differ
-        raw = {name: facts for name, facts in made.manifest["files"].items() if name.startswith("raw/")}
-        return {"raw": raw, "rows": rows, "texts": made.read(["document_id", "text", "title", "author"])}
-
-    assert comparable(whole) == comparable(killed)
-    assert killed.manifest["rows_in"] == 2000 and len(comparable(killed)["raw"]) == len(files)
