@@ -207,9 +207,8 @@ def _fetch(draft: Draft, settings: GutenbergConfig, shelf: Shelf, asked: Sequenc
     """Bring every book that is not refused to its record. Raises UserError when too many failed."""
     runtime = settings.runtime
     if runtime.retry_failed and (failed := shelf.failed()):
-        draft.storage.delete(
-            f"{draft.folder}/{artifact.SHARDS}"
-        )  # they tell of the failures; first, should we die here
+        # Shards tell of the failures; they go first, should we die in between.
+        draft.storage.delete(f"{draft.folder}/{artifact.SHARDS}")
         shelf.forget(failed)
     previous, known = _previous(draft.storage, runtime.previous)
     plan = Plan(
@@ -302,7 +301,7 @@ def _publish(draft: Draft, settings: GutenbergConfig, num_shards: int) -> Artifa
     records = draft.finished_shards().values()
     kept = {k: v for record in records for k, v in record["facts"]["kept"].items()}
     if losses := documents.losses(kept, settings.min_kept, settings.allow_losses):
-        raise draft.given_up(losses)
+        raise UserError(losses)  # not given up: what was fetched stays
     rows = sum(record["rows_out"] for record in records)
     dropped: dict[str, int] = {}
     for record in records:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pipelines.shards import connect
 from quire.fetch import Client, Limits
-from quire.harvest import Harvest, Record, Shelf, Wanted
+from quire.harvest import Harvest, Patience, Record, Shelf, Wanted
 from quire.pace import Pace
 
 _MOST_WORKERS = 4  # by default: what bounds a harvest is the host's patience, not our processors
@@ -56,7 +56,7 @@ class _Worker:
         harvest = {"previous": plan.previous, "known": known, "may_lack_end": plan.may_lack_end}
         self.harvest = Harvest(plan.client(_Pacer(pace)), plan.shelf, **harvest)
 
-    async def settle(self, wanted: Wanted) -> str:
+    async def settle(self, wanted: Wanted) -> Record:
         return await self.harvest.settle(wanted)
 
 
@@ -72,40 +72,49 @@ def fetch_all(
 ) -> None:
     """Bring every book to its record. `rate`: requests a second of all workers; `concurrency`: books at a time of each.
 
-    Raises what a worker raises that is no answer of a server: a full disk, a store that cannot be reached.
+    Raises UserError when the hosts cannot be had or want to be left alone; and what a worker raises that is no answer
+    of a server: a full disk, a store that cannot be reached.
     """
     settled = plan.shelf.settled()
     pending = [book for book in wanted if book.key not in settled]
     if not pending:
         return
     connect()
-    most = num_workers or min(_MOST_WORKERS, max(1, int(ray.cluster_resources().get("CPU", 1))))
+    # No more than there is room for: a book that is given to a worker that never starts would be waited for.
+    most = min(num_workers or _MOST_WORKERS, max(1, int(ray.cluster_resources().get("CPU", 1))))
     pace = ray.remote(num_cpus=0)(Pace).remote(rate)
     worker = ray.remote(num_cpus=1, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="SPREAD")(
         _Worker
     )
     held = ray.put(dict(known or {}))
     workers = [worker.remote(plan, pace, held) for _ in range(min(most, len(pending)))]
+    try:
+        _settle(pending, workers, concurrency, len(wanted), label)
+    finally:
+        for actor in (*workers, pace):
+            ray.kill(actor)
+
+
+def _settle(pending: Sequence[Wanted], workers: Sequence[Any], concurrency: int, total: int, label: str) -> None:
+    """Give every worker so many books at a time, the next as soon as one is settled."""
     bar = tqdm(
-        total=len(wanted),
-        initial=len(wanted) - len(pending),
+        total=total,
+        initial=total - len(pending),
         desc=f"      {label}",
         unit="book",
         file=sys.stderr,
         mininterval=0.5 if sys.stderr.isatty() else 10,
     )
-    queue, running = iter(pending), {}
+    queue, running, patience = iter(pending), {}, Patience()
     with bar:
         for slot in range(len(workers) * concurrency):
             _give(queue, running, workers[slot % len(workers)])
         while running:
             (done,), _ = ray.wait(list(running), num_returns=1)
             idle = running.pop(done)
-            ray.get(done)
+            patience.told(ray.get(done))
             bar.update()
             _give(queue, running, idle)
-    for actor in (*workers, pace):
-        ray.kill(actor)
 
 
 def _give(queue: Any, running: dict[Any, Any], worker: Any) -> None:

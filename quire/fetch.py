@@ -19,13 +19,14 @@ import httpx2 as httpx
 from pydantic import Field
 
 from quire.config import Config
+from quire.errors import UserError
 
 _RETRIED = {408: "timeout", 425: "server_error", 429: "throttled", 503: "throttled"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _BLOCK = 2**16  # bytes
 ABSENT = "absent"
 # About the host, not about one of its files: asking for the next file at once would only add to its troubles.
-_OF_HOST = ("throttled", "unreachable")
+OF_HOST = ("throttled", "unreachable")
 
 
 class Limits(Config):
@@ -37,7 +38,7 @@ class Limits(Config):
     max_redirects: int = Field(default=3, ge=0)
     attempts: int = Field(default=4, gt=0, description="requests for one URL; what is not there is asked for once")
     first_wait: float = Field(default=0.5, ge=0, description="before the second attempt; doubles from then on")
-    max_wait: float = Field(default=300, gt=0, description="a host that asks for a longer pause is left alone")
+    max_wait: float = Field(default=300, gt=0, description="a host that asks for a longer pause ends the run")
 
 
 class Pacer(Protocol):
@@ -150,12 +151,13 @@ class Client:
             except NotFetched as trouble:
                 if trouble.reason != ABSENT:
                     troubles.append(trouble)
-                if trouble.reason in _OF_HOST:
+                if trouble.reason in OF_HOST:
                     troubled.add(netloc(url))
         raise troubles[0] if troubles else NotFetched(ABSENT, f"none of {len(urls)} addresses, first {urls[0]}")
 
     async def get(self, url: str, check: Callable[[bytes, str], None], known: Known | None = None) -> Fetched:
-        """One address, retried as far as that makes sense. Raises NotFetched."""
+        """One address, retried as far as that makes sense. Raises NotFetched, and UserError when a host asks for a
+        pause longer than `max_wait`."""
         for attempt in range(1, self.limits.attempts + 1):
             try:
                 fetched, kind = await self._follow(url, known)
@@ -170,10 +172,13 @@ class Client:
 
     async def _wait(self, trouble: NotFetched, attempt: int) -> None:
         """Exponential, with jitter so that many workers do not come back as one, and never less than is asked for."""
-        backoff = self.limits.first_wait * 2 ** (attempt - 1) * (1 + self.draw())
-        wait = max(min(backoff, self.limits.max_wait), trouble.wait or 0.0)
-        if wait > self.limits.max_wait:
-            raise NotFetched(trouble.reason, f"{trouble.detail}: it asks for a pause of {wait:.0f} s") from trouble
+        asked, most = trouble.wait or 0.0, self.limits.max_wait
+        if asked > most:
+            raise UserError(
+                f"{trouble.detail}: the host asks to be left alone for {asked:,.0f} s, longer than "
+                f"max_wait = {most:g}: run the same line again after that, what is fetched stays"
+            )
+        wait = max(min(self.limits.first_wait * 2 ** (attempt - 1) * (1 + self.draw()), most), asked)
         if trouble.reason == "throttled":
             await self.pacer.hold(wait)  # the host means everybody
         await self.sleep(wait)

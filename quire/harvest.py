@@ -148,11 +148,11 @@ class Harvest:
         self.client, self.shelf, self.previous, self.known = client, shelf, previous, known or {}
         self.may_lack_end = frozenset(may_lack_end)
 
-    async def settle(self, wanted: Wanted) -> str:
-        """Bring one book to its record; its status. Nothing is asked for when there is a record."""
+    async def settle(self, wanted: Wanted) -> Record:
+        """Bring one book to its record. Nothing is asked for when there is one."""
         name = self.shelf.record_name(wanted.key)
         if await asyncio.to_thread(self.shelf.storage.exists, name):
-            return (await asyncio.to_thread(self.shelf.record, wanted.key)).status
+            return await asyncio.to_thread(self.shelf.record, wanted.key)
         try:
             record, body = await self._fetched(wanted)
             await asyncio.to_thread(self.shelf.storage.write_bytes, self.shelf.body_name(wanted.key), body)
@@ -160,7 +160,7 @@ class Harvest:
             status = "missing" if trouble.reason == ABSENT else "failed"
             record = Record(wanted.key, status, trouble.reason, trouble.detail[:1_000])
         await asyncio.to_thread(self.shelf.storage.write_json, name, asdict(record))
-        return record.status
+        return record
 
     async def _fetched(self, wanted: Wanted) -> tuple[Record, bytes]:
         old, old_body = await asyncio.to_thread(self._previous, wanted)
@@ -192,6 +192,23 @@ class Harvest:
         if not old or old.asked not in wanted.urls or not (old.etag or old.last_modified):
             return None, b""
         return old, self.previous.body(old)
+
+
+class Patience:
+    """Ends a harvest whose hosts do not answer, before thousands of books are recorded as failed for it."""
+
+    def __init__(self, most: int = 20):
+        self.most, self.count = most, 0
+
+    def told(self, record: Record) -> None:
+        """Raises UserError once `most` books in a row failed for a reason that lies with the host."""
+        self.count = self.count + 1 if record.reason in fetch.OF_HOST else 0
+        if self.count >= self.most:
+            raise UserError(
+                f"the last {self.count} books failed since no host could be had, of the last: {record.detail}\n"
+                "See whether the network and runtime.base_urls are right, wait if the host is busy, lower runtime.rate "
+                "and run the same line with runtime.retry_failed=true: what is fetched stays"
+            )
 
 
 def hosts_of(urls: Iterable[str]) -> set[str]:

@@ -41,7 +41,7 @@ def harvest_on(
 
             async def settle(book: Wanted) -> str:
                 async with gate:
-                    return await harvester.settle(book)
+                    return (await harvester.settle(book)).status
 
             return await asyncio.gather(*map(settle, books))
 

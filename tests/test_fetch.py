@@ -7,6 +7,7 @@ import pytest
 from gutenberg_server import LAST_MODIFIED, Clock, Fault, Server, path_of, small_book
 
 from quire import fetch, harvest
+from quire.errors import UserError
 from quire.fetch import Client, Fetched, Known, Limits, NotFetched
 from quire.pace import Pace
 
@@ -154,10 +155,11 @@ def test_a_pause_asked_for_by_date_is_kept() -> None:
     assert fetch.retry_after("soon", 0) is None and fetch.retry_after(None, 0) is None
 
 
-def test_a_pause_beyond_the_limit_ends_the_attempts() -> None:
+def test_a_host_that_asks_for_a_longer_pause_ends_the_run() -> None:
     with Server(FILES, {5: Fault("status", value="503 Busy|7200")}) as server:
-        found = trouble(server, max_wait=60.0)
-        assert found.reason == "throttled" and "7200 s" in found.detail and len(server.paths) == 1
+        with pytest.raises(UserError, match="left alone for 7,200 s, longer than max_wait = 60: run the same line"):
+            get(server, f"{server.base}/5/pg5.txt", f"{server.base}/5/pg5-0.txt", max_wait=60.0)
+        assert len(server.paths) == 1
 
 
 def test_a_throttled_request_pauses_every_other() -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cluster
 import harvesting
 import pytest
 from gutenberg_server import Fault, Server, number_of, path_of, small_book
@@ -38,7 +39,7 @@ def serial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "fetch_all", fetch_here)
 
 
-def settings(root: Path, server: Server | None, *changes: str) -> step.GutenbergConfig:
+def settings(root: Path | str, server: Server | None, *changes: str) -> step.GutenbergConfig:
     base = f'runtime.base_urls=["{server.base}"]' if server else "runtime.rate=1000"
     given = ["name=g", f"runtime.root={root}", base, "runtime.contact=tests@example.org", "runtime.rate=1000000"]
     given += ["shard_books=5", "runtime.limits.attempts=2", "runtime.limits.first_wait=0.01", "runtime.limits.read=2"]
@@ -179,6 +180,23 @@ def test_a_list_of_addresses_is_followed(tmp_path: Path, serial: None) -> None:
         made = step.run(settings(tmp_path, server, f"select.urls={tmp_path / 'urls.txt'}"))
     first, second = made.read()["document_id"].to_pylist()
     assert first == "pg3" and second.startswith("url-")
+
+
+def test_a_bucket_holds_a_harvest_as_a_folder_does(
+    tmp_path: Path, serial: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster.s3_server() as environment, Server(FILES, {2: Fault("status", 2, "500 No")}) as server:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        asked = ["select.ids=[1, 2, 3]", "keep_raw=true"]
+        with pytest.raises(UserError, match="pg2: server_error"):
+            step.run(settings("s3://corpora/q", server, *asked))
+        begun = len(server.paths)
+        made = step.run(settings("s3://corpora/q", server, *asked, "runtime.retry_failed=true"))
+        assert {number_of(path) for path in server.paths[begun:]} == {2}
+        local = step.run(settings(tmp_path, server, *asked))
+        assert contents(made) == contents(local)
+        assert not made.storage.files("documents/g/_work")
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,14 @@ def test_a_second_harvest_is_sent_only_what_changed(tmp_path: Path) -> None:
         harvesting.harvest(tmp_path / "c", books, previous=old, known=known)
 
 
+def test_a_host_that_cannot_be_had_ends_the_harvest_and_bad_books_do_not() -> None:
+    patience = harvest.Patience(3)
+    for reason in ("unreachable", "throttled", "html", "unreachable", "throttled"):
+        patience.told(harvest.Record("pg1", "failed", reason))
+    with pytest.raises(UserError, match="the last 3 books failed since no host could be had, of the last: no route"):
+        patience.told(harvest.Record("pg1", "failed", "unreachable", "no route"))
+
+
 def test_lists_of_addresses_are_keyed_by_their_ids() -> None:
     text = """# books
         https://www.gutenberg.org/files/1342/1342-0.txt
