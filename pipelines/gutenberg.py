@@ -10,7 +10,6 @@ asked for: status, reason, address, SHA-256, rights, and when it was fetched, wh
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from pydantic import Field
 
 from pipelines.harvest import Plan, fetch_all
 from pipelines.shards import run_shards, speed
-from quire import artifact, catalogue, config, documents, fetch, harvest, mirror, schema, selection, settled
+from quire import artifact, catalogue, config, documents, fetch, harvest, mirror, robots, schema, selection, settled
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.catalogue import Entry
 from quire.errors import UserError
@@ -29,7 +28,8 @@ from quire.selection import Book, Selection
 from quire.storage import Storage
 
 _MAX_CATALOGUE_BYTES = 2**30  # the RDF archive has 130 million
-_NUM_READERS = 16  # threads that read records
+_CATALOGUE_SECONDS = 3_600.0
+_ROBOT = "quire"  # as robots.txt may name us
 
 
 class Http(config.Config):
@@ -53,6 +53,7 @@ class GutenbergRuntime(config.Runtime):
     base_urls: tuple[str, ...] = Field(default=(harvest.BASE_URL,), min_length=1, description="in order; mirrors too")
     hosts: tuple[str, ...] = Field(default=("www.gutenberg.org", "gutenberg.org"), description="redirects may lead to")
     rate: float = Field(default=0.5, gt=0, description="requests a second, of all workers; the Project asks for 0.5")
+    obey_robots: bool = Field(default=True, description="ask no host for what its robots.txt forbids")
     concurrency: int = Field(default=4, gt=0, description="books at a time of each worker")
     limits: fetch.Limits = fetch.Limits()
     retry_failed: bool = Field(default=False, description="ask again for what failed, and for nothing else")
@@ -116,22 +117,8 @@ def _inputs(settings: GutenbergConfig, files: Mapping[int, str]) -> dict[str, st
         if path and not _is_address(path):
             inputs[role] = hashlib.sha256(_local(path, f"select.{role}")).hexdigest()
     if isinstance(settings.source, Mirror):
-        inputs["mirror"] = _digest(Storage(settings.source.folder), list(files.values()))
+        inputs["mirror"] = mirror.content_hash(Storage(settings.source.folder), list(files.values()))
     return inputs
-
-
-def _digest(storage: Storage, files: Sequence[str]) -> str:
-    """Over names and contents, so that a changed book is noticed wherever the mirror lies."""
-
-    def one(file: str) -> str:
-        try:
-            return storage.sha256(file)
-        except PermissionError:
-            return "unreadable"  # it is dropped for that
-
-    with ThreadPoolExecutor(_NUM_READERS) as pool:
-        found = [f"{file}\0{digest}\n" for file, digest in zip(files, pool.map(one, files), strict=True)]
-    return hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 def _mirrored(settings: GutenbergConfig) -> dict[int, str]:
@@ -178,24 +165,29 @@ def _catalogue(settings: GutenbergConfig, draft: Draft) -> dict[int, Entry]:
 
 
 async def _downloaded(settings: GutenbergConfig, url: str) -> bytes:
-    plan = Plan(
-        shelf=None,
-        limits=settings.runtime.limits.model_copy(update={"total": 3_600.0}),
-        agent=_agent(settings),
-        hosts=settings.runtime.hosts,
-        max_bytes=_MAX_CATALOGUE_BYTES,
-    )
-    async with plan.client(Pace(settings.runtime.rate)) as client:
+    limits = settings.runtime.limits.model_copy(update={"total": _CATALOGUE_SECONDS})
+    async with _client(settings, limits, _MAX_CATALOGUE_BYTES) as client:
         try:
             return (await client.get(url, lambda body, kind: None)).body
         except NotFetched as trouble:
             raise UserError(f"select.catalogue = {url!r}: {trouble.reason}: {trouble.detail}") from trouble
 
 
+def _client(settings: GutenbergConfig, limits: fetch.Limits, max_bytes: int) -> fetch.Client:
+    """For what is asked for here and not by a worker."""
+    runtime = settings.runtime
+    return fetch.Client(Pace(runtime.rate), limits, agent=_agent(settings), hosts=runtime.hosts, max_bytes=max_bytes)
+
+
+async def _refuse_forbidden(settings: GutenbergConfig, wanted: Sequence[Wanted]) -> None:
+    async with _client(settings, settings.runtime.limits, settings.max_bytes) as client:
+        await robots.refuse_forbidden(client, (url for book in wanted for url in book.urls), _ROBOT)
+
+
 def _agent(settings: GutenbergConfig) -> str:
     if settings.runtime.contact is None:
         raise UserError("runtime.contact: missing; a host must be able to reach you: give an e-mail or a web page")
-    return f"quire/0.1 (+{settings.runtime.contact})"
+    return f"{_ROBOT}/0.1 (+{settings.runtime.contact})"
 
 
 def _shelf(draft: Draft, settings: GutenbergConfig) -> Shelf:
@@ -210,7 +202,10 @@ def _fetch(draft: Draft, settings: GutenbergConfig, shelf: Shelf, asked: Sequenc
         # Shards tell of the failures; they go first, should we die in between.
         draft.storage.delete(f"{draft.folder}/{artifact.SHARDS}")
         shelf.forget(failed)
-    previous, known = _previous(draft.storage, runtime.previous)
+    wanted = [Wanted(book.key, book.urls or _urls(settings, book)) for book in asked if not book.refusal[0]]
+    if runtime.obey_robots and {book.key for book in wanted} - shelf.settled():
+        asyncio.run(_refuse_forbidden(settings, wanted))
+    previous, known = settled.earlier(draft.storage, runtime.previous)
     plan = Plan(
         shelf=shelf,
         limits=runtime.limits,
@@ -221,7 +216,7 @@ def _fetch(draft: Draft, settings: GutenbergConfig, shelf: Shelf, asked: Sequenc
         previous=previous,
     )
     fetch_all(
-        [Wanted(book.key, book.urls or _urls(settings, book)) for book in asked if not book.refusal[0]],
+        wanted,
         plan,
         rate=runtime.rate,
         concurrency=runtime.concurrency,
@@ -247,24 +242,6 @@ def _refuse_failures(draft: Draft, failed: Sequence[Record], most: int) -> None:
         f"{draft.storage.uri(name)}. To try them again, and nothing else, set runtime.retry_failed=true; to go on "
         f"without them runtime.max_failed={len(failed)}. A book that truly lacks its END line goes into allow_unended."
     )
-
-
-def _previous(storage: Storage, name: str | None) -> tuple[Shelf | None, dict[str, Record]]:
-    """The bytes of an earlier artefact and what was recorded of them."""
-    if name is None:
-        return None, {}
-    earlier = artifact.open_artifact(storage, "documents", name)
-    files = set(earlier.manifest["files"])
-    if not any(file.startswith("raw/") for file in files):
-        raise UserError(f"runtime.previous = {name!r}: it holds no raw/; only one made with keep_raw=true can be asked")
-    columns = {"key": "document_id", "status": "status", "url": "source_url", "asked": "asked_url"}
-    columns |= {name: name for name in ("sha256", "num_bytes", "etag", "last_modified")}
-    known = {}
-    for file in sorted(file for file in files if file.startswith("metadata-")):
-        for row in storage.read_table(f"{earlier.folder}/{file}").to_pylist():
-            if row["status"] == "done" and f"raw/{row['document_id']}.txt" in files:
-                known[row["document_id"]] = Record(**{key: row[column] for key, column in columns.items()})
-    return Shelf(storage, "", f"{earlier.folder}/raw"), known
 
 
 def _reader(settings: GutenbergConfig, draft: Draft) -> Callable[[tuple[int, list[Book]]], Shard]:

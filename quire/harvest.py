@@ -20,7 +20,7 @@ from quire.fetch import ABSENT, Client, Known, NotFetched
 from quire.storage import Storage
 
 BASE_URL = "https://www.gutenberg.org/cache/epub"
-# In the order in which they are asked for. Since 2020 the first is UTF-8 for every book that has a text.
+# In the order in which they are asked for.
 _NAMES = ("pg{id}.txt", "pg{id}-0.txt", "pg{id}.txt.utf-8", "pg{id}-utf8.txt", "pg{id}-8.txt")
 _UTF8_NAMES = ("pg{id}-0.txt", "pg{id}.txt.utf-8", "pg{id}-utf8.txt", "pg{id}.txt", "pg{id}-8.txt")
 _ID_IN_URL = re.compile(r"/(?:cache/epub|files|ebooks)/(\d{1,9})(?=[/.]|$)")

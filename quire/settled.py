@@ -7,10 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from quire import documents, fetch, harvest, schema
+from quire import artifact, documents, fetch, harvest, schema
 from quire.artifact import Shard
+from quire.errors import UserError
 from quire.fetch import NotFetched
-from quire.harvest import Shelf
+from quire.harvest import Record, Shelf
 from quire.selection import Book
 from quire.storage import Storage
 
@@ -61,6 +62,24 @@ class Fetched:
         found |= {"source_url": record.url, "asked_url": record.asked, "fetched_at": record.fetched}
         found |= {"last_modified": record.last_modified}
         return found, self.shelf.body(record) if record.status == "done" else b""
+
+
+def earlier(storage: Storage, name: str | None) -> tuple[Shelf | None, dict[str, Record]]:
+    """The bytes of an earlier artefact of books and what was recorded of them. Raises UserError when it kept none."""
+    if name is None:
+        return None, {}
+    earlier = artifact.open_artifact(storage, "documents", name)
+    files = set(earlier.manifest["files"])
+    if not any(file.startswith("raw/") for file in files):
+        raise UserError(f"runtime.previous = {name!r}: it holds no raw/; only one made with keep_raw=true can be asked")
+    columns = {"key": "document_id", "status": "status", "url": "source_url", "asked": "asked_url"}
+    columns |= {name: name for name in ("sha256", "num_bytes", "etag", "last_modified")}
+    known = {}
+    for file in sorted(file for file in files if file.startswith("metadata-")):
+        for row in storage.read_table(f"{earlier.folder}/{file}").to_pylist():
+            if row["status"] == "done" and f"raw/{row['document_id']}.txt" in files:
+                known[row["document_id"]] = Record(**{key: row[column] for key, column in columns.items()})
+    return Shelf(storage, "", f"{earlier.folder}/raw"), known
 
 
 def to_documents(books: Sequence[Book], source: Mirror | Fetched, *, only_english: bool) -> tuple[Shard, pa.Table]:

@@ -72,6 +72,7 @@ class Server:
         self.paths: list[str] = []  # one for each request, in order
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
+        self.robots = b""
         self.max_open = self.open = 0
         self.closing = threading.Event()
         self.lock = threading.Lock()
@@ -125,6 +126,10 @@ class Server:
             name, _, value = header.partition(":")
             headers[name.lower()] = value.strip()
         path = line[1]
+        if path == "/robots.txt":  # not noted: what tests count are books
+            status = "200 OK" if self.robots else "404 Not Found"
+            handler.wfile.write(_head(status, content_length=len(self.robots)) + self.robots)
+            return
         with self.lock:
             self.paths.append(path)
             self.headers.append(headers)

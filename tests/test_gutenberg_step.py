@@ -228,6 +228,18 @@ def test_a_host_is_told_whom_to_write_to(tmp_path: Path, serial: None) -> None:
         step.run(plain)
 
 
+@pytest.mark.parametrize("rules", [b"User-agent: *\nDisallow: /cache/\n", b"User-agent: quire\nDisallow: /"])
+def test_what_a_host_forbids_robots_is_not_asked_for(tmp_path: Path, serial: None, rules: bytes) -> None:
+    with Server(FILES) as server:
+        server.robots = rules
+        with pytest.raises(UserError, match="/robots.txt forbids robots .*/1/pg1.txt: set runtime.base_urls"):
+            step.run(settings(tmp_path, server, "select.ids=[1]"))
+        assert not server.paths
+        made = step.run(settings(tmp_path, server, "select.ids=[1]", "runtime.obey_robots=false"))
+        server.robots = b"User-agent: *\nDisallow: /ebooks/search\n"
+        assert step.run(settings(tmp_path, server, "select.ids=[1]", "name=b")).read() == made.read()
+
+
 def test_rights_that_a_catalogue_does_not_state_choose_nothing_silently(tmp_path: Path, serial: None) -> None:
     (tmp_path / "c.csv").write_text(CSV)
     with pytest.raises(UserError, match="select.rights: .* states none; give the RDF archive"):

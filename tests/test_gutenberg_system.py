@@ -22,8 +22,9 @@ RATE = 100  # requests a second: slow enough to be killed ten times
 
 
 def comparable(made: Artifact) -> dict[str, object]:
-    """All but the addresses, of which the port differs, and what holds them."""
-    rows = [row | {"source_url": None, "asked_url": None} for row in contents(made)["metadata"]]
+    """All but the addresses, of which the port differs, and the sentences that name them."""
+    addressed = dict.fromkeys(("source_url", "asked_url", "detail"))
+    rows = [row | addressed for row in contents(made)["metadata"]]
     raw = {name: facts for name, facts in made.manifest["files"].items() if name.startswith("raw/")}
     columns = [name for name in made.read().column_names if name != "source"]
     return {"raw": raw, "rows": rows, "documents": made.read(columns), "dropped": made.manifest["dropped"]}
