@@ -86,7 +86,7 @@ def fetch_all(
     worker = ray.remote(num_cpus=1, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="SPREAD")(
         _Worker
     )
-    held = ray.put(dict(known or {}))
+    held = ray.put(dict(known)) if known else {}
     workers = [worker.remote(plan, pace, held) for _ in range(min(most, len(pending)))]
     try:
         _settle(pending, workers, concurrency, len(wanted), label)
