@@ -9,13 +9,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal, Self
 
-import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipelines.shards import groups, run_shards, speed
-from quire import artifact, config, decode, docstrings, english, gutenberg, gutenberg_header, identity, names, schema
+from quire import artifact, config, docstrings, documents, identity, names, schema
 from quire.artifact import Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.storage import Storage
@@ -85,15 +85,7 @@ def _recipe(settings: DocumentsConfig) -> dict[str, Any]:
 
 
 def _losses(kept: Mapping[str, float], settings: DocumentsConfig) -> str:
-    """Which documents lost more than is allowed, and what to do; "" when none did."""
-    lost = {k: v for k, v in kept.items() if v < settings.min_kept and k not in settings.allow_losses}
-    if not lost:
-        return ""
-    worst = min(lost, key=lost.get)
-    return (
-        f"{len(lost)} document(s) kept less than min_kept = {settings.min_kept} of their text, the worst {worst!r} "
-        f"({lost[worst]:.0%}): look at the file; to accept it set allow_losses={sorted(lost)!r} or lower min_kept"
-    )
+    return documents.losses(kept, settings.min_kept, settings.allow_losses)
 
 
 def _publish(draft: Draft, settings: DocumentsConfig, num_shards: int) -> Artifact:
@@ -169,67 +161,18 @@ class _Books:
         storage = Storage(settings.source.folder)
 
         def process(items: list[dict[str, Any]]) -> Shard:
-            rows, dropped, kept, size = [], [], {}, 0
+            books = documents.Books(only_english=settings.english)
             for item in items:
                 try:
                     data = storage.read_bytes(item["file"])
-                    size += len(data)
-                    decoded = decode.decode(data)
-                    header = _header(decoded.text, settings.english)
-                    text = gutenberg.clean(decoded.text).text
-                    # Whatever becomes of it: a book that cleaning has emptied must stop the run, as any great loss.
-                    kept[item["id"]] = len(text) / len(decoded.text)
-                    _check_text(text, settings.english)
-                    rows.append(_row(item, header, text, decoded.encoding, kept[item["id"]]))
                 except PermissionError:
-                    dropped.append(_reject(item, "unreadable", "no permission to read it"))
-                except (decode.Unreadable, _Unwanted) as error:
-                    dropped.append(_reject(item, error.reason, error.detail))
-            return _shard(rows, dropped, kept, len(items), size)
+                    books.drop(item["id"], "unreadable", f"{item['file']}: no permission to read it")
+                    continue
+                identify = partial(identity.identify, item["file"], stated=item["stated"])
+                books.add(item["id"], item["file"], data, identify)
+            return books.shard()
 
         return process
-
-
-class _Unwanted(Exception):
-    """A text that can be read and makes no document, and why."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-
-def _reject(item: dict[str, Any], reason: str, detail: str) -> dict[str, str]:
-    return {"id": item["id"], "reason": reason, "detail": f"{item['file']}: {detail}"}
-
-
-def _header(text: str, only_english: bool) -> gutenberg_header.Header:
-    header = gutenberg_header.parse_header(text)
-    if only_english and header.languages and "english" not in header.languages:
-        raise _Unwanted("not_english", f"its header says {', '.join(header.languages)}")
-    return header
-
-
-def _check_text(text: str, only_english: bool) -> None:
-    if not text.strip():
-        raise _Unwanted("empty", "nothing left after cleaning")
-    if only_english and not english.looks_english(text):
-        raise _Unwanted("not_english", "few English function words")
-
-
-def _row(item: dict, header: gutenberg_header.Header, text: str, encoding: str, kept: float) -> dict[str, Any]:
-    found = identity.identify(item["file"], header, item["stated"])
-    return {
-        "document_id": item["id"],
-        "author": found.author,
-        "authors": found.authors,
-        "author_name": found.author_name,
-        "anonymous": not found.authors,
-        "title": found.title,
-        "text": text,
-        "source": item["file"],
-        "encoding": encoding,
-        "kept": kept,
-    }
 
 
 def _document_ids(files: Sequence[str], suffix: str) -> dict[str, str]:
@@ -285,20 +228,9 @@ class _Packages:
                         }
                     )
             kept = {row["document_id"]: 1.0 for row in rows}
-            return _shard(rows, dropped, kept, len(rows) + len(dropped), size)
+            return documents.shard(rows, dropped, kept, size)
 
         return process
-
-
-def _shard(rows: list[dict], dropped: list[dict], kept: dict[str, float], rows_in: int, size: int) -> Shard:
-    columns = {name: [row[name] for row in rows] for name in schema.DOCUMENTS.names}
-    return Shard(
-        table=pa.table(columns, schema=schema.DOCUMENTS),
-        rows_in=rows_in,
-        rejects=schema.rejects(dropped),
-        bytes_in=size,
-        facts={"kept": {document: round(share, 4) for document, share in kept.items()}},
-    )
 
 
 if __name__ == "__main__":

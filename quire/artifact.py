@@ -40,10 +40,10 @@ KINDS = (
     "reports",
 )
 MANIFEST = "manifest.json"
-_DRAFT = "_draft.json"
-_SHARDS = "_shards"
+DRAFT = "_draft.json"
+SHARDS = "_shards"
 WORK = "_work"  # scratch of an unfinished run (checkpoints); removed when the artefact is published
-_SCRATCH = (_SHARDS, WORK, _DRAFT)  # the draft goes last: while it is there, there may be more
+_SCRATCH = (SHARDS, WORK, DRAFT)  # the draft goes last: while it is there, there may be more
 # A card that tells `datasets.load_dataset(folder)`, and the hub, which files are the rows.
 _CARD = """---
 configs:
@@ -138,7 +138,7 @@ def open_artifact(root: str | Storage, kind: str, name: str) -> Artifact:
     storage = root if isinstance(root, Storage) else Storage(root)
     _check_name(kind, name)
     if not storage.exists(f"{kind}/{name}/{MANIFEST}"):
-        unfinished = storage.exists(f"{kind}/{name}/{_DRAFT}")
+        unfinished = storage.exists(f"{kind}/{name}/{DRAFT}")
         why = "is unfinished: run its step again" if unfinished else "does not exist: run the step that makes it first"
         raise UserError(f"{kind} {name!r} ({storage.uri(f'{kind}/{name}')}) {why}")
     return Artifact(storage, kind, name, storage.read_json(f"{kind}/{name}/{MANIFEST}"))
@@ -180,14 +180,14 @@ class Draft:
 
     def given_up(self, message: str) -> UserError:
         """The error to raise when a run cannot end well by its recipe: from now on another recipe takes its place."""
-        name = f"{self.folder}/{_DRAFT}"
+        name = f"{self.folder}/{DRAFT}"
         self.storage.write_json(name, self.storage.read_json(name) | {"given_up": True})
         return UserError(message)
 
     def finished_shards(self) -> dict[int, dict[str, Any]]:
         """Records of the shards that this or an interrupted run has completed, by index."""
-        names = self.storage.files(f"{self.folder}/{_SHARDS}")
-        return {int(name.split(".")[0]): self.storage.read_json(f"{self.folder}/{_SHARDS}/{name}") for name in names}
+        names = self.storage.files(f"{self.folder}/{SHARDS}")
+        return {int(name.split(".")[0]): self.storage.read_json(f"{self.folder}/{SHARDS}/{name}") for name in names}
 
     def write_shard(self, index: int, shard: Shard) -> dict[str, Any]:
         """Write one shard: data first, its record last. Doing it again writes the same bytes over the same names."""
@@ -207,7 +207,7 @@ class Draft:
             "facts": shard.facts,
             "item": shard.item,
         }
-        self.storage.write_json(f"{self.folder}/{_SHARDS}/{index:05d}.json", record)
+        self.storage.write_json(f"{self.folder}/{SHARDS}/{index:05d}.json", record)
         return record
 
     def publish(
@@ -226,7 +226,7 @@ class Draft:
         missing = sorted(set(range(num_shards or 0)) - set(records))
         if missing:
             raise UserError(f"{self.folder}: {len(missing)} of {num_shards} shards are missing, first {missing[0]}")
-        draft = self.storage.read_json(f"{self.folder}/{_DRAFT}")
+        draft = self.storage.read_json(f"{self.folder}/{DRAFT}")
         draft.pop("given_up", None)
         if any(name.startswith("part-") for name in self.storage.files(self.folder)):
             self.storage.write_bytes(f"{self.folder}/README.md", _CARD.format(kind=self.kind).encode())
@@ -285,7 +285,7 @@ def begin(
     mark = fingerprint(recipe, print_of_inputs)
     wanted = {"recipe": recipe, "inputs": _described(inputs), "fingerprint": mark}
     folder = f"{kind}/{name}"
-    state = next((file for file in (MANIFEST, _DRAFT) if storage.exists(f"{folder}/{file}")), None)
+    state = next((file for file in (MANIFEST, DRAFT) if storage.exists(f"{folder}/{file}")), None)
     found = storage.read_json(f"{folder}/{state}") if state else wanted
     if found["fingerprint"] != mark or _are_remade(found["inputs"], inputs):
         if state == MANIFEST or not (found.get("given_up") or _is_empty(storage, folder)):
@@ -293,8 +293,8 @@ def begin(
         storage.delete(folder)
         state = None
     if state is None:
-        storage.write_json(f"{folder}/{_DRAFT}", wanted | {"started": time.time()})
-    if state == MANIFEST and storage.exists(f"{folder}/{_DRAFT}"):  # killed between the manifest and the clearing
+        storage.write_json(f"{folder}/{DRAFT}", wanted | {"started": time.time()})
+    if state == MANIFEST and storage.exists(f"{folder}/{DRAFT}"):  # killed between the manifest and the clearing
         _clear(storage, folder)
     published = Artifact(storage, kind, name, found) if state == MANIFEST else None
     return Draft(storage, kind, name, mark, published)
@@ -316,7 +316,7 @@ def _are_remade(found: Mapping[str, Any], inputs: Mapping[str, Artifact | str]) 
 
 
 def _is_empty(storage: Storage, folder: str) -> bool:
-    return not any(storage.files(f"{folder}/{scratch}") for scratch in (_SHARDS, WORK))
+    return not any(storage.files(f"{folder}/{scratch}") for scratch in (SHARDS, WORK))
 
 
 def _clear(storage: Storage, folder: str) -> None:

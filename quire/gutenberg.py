@@ -97,6 +97,12 @@ def header_of(text: str) -> str:
     return header[: starts[0].start()] if starts else header
 
 
+def lacks_end(text: str) -> bool:
+    """A START line and no line that ends the book: what a file is that was cut on its way."""
+    started = _marks(text, _START, *_GUTENBERG)
+    return bool(started) and not any(_marks(text, pattern, *_GUTENBERG) for pattern in (_END, _END_WORDS))
+
+
 def clean(text: str) -> Cleaned:
     """A book without Project Gutenberg's header, footer, licence, credits, notes and illustration marks.
 

@@ -43,6 +43,25 @@ INDEX = pa.schema(
         ("part", pa.int32()),  # of the embeddings
     ]
 )
+HARVEST = pa.schema(
+    [
+        ("document_id", pa.string()),
+        ("gutenberg_id", pa.int64()),
+        ("status", pa.string()),  # done | missing | refused (by the selection) | failed
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("source_url", pa.string()),  # where it was found, after redirects; a path in a mirror
+        ("asked_url", pa.string()),
+        ("fetched_at", pa.string()),  # UTC, ISO 8601
+        ("sha256", pa.string()),  # of the bytes as they were fetched
+        ("num_bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("last_modified", pa.string()),
+        ("title", pa.string()),  # this and the next two as the catalogue states them
+        ("languages", pa.list_(pa.string())),
+        ("licence", pa.string()),
+    ]
+)
 NEIGHBORS = pa.schema(
     [
         ("level", pa.string()),  # work | chunk

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import tiny
 
@@ -195,7 +196,7 @@ def test_settings_that_contradict_each_other_show_when_they_are_read(build, mess
 
 def test_documents_without_the_columns_are_refused(tmp_path: Path) -> None:
     draft = documents.artifact.begin(str(tmp_path), "documents", "old", recipe={}, inputs={})
-    draft.write_shard(0, Shard(table=documents.pa.table({"document_id": ["a"]})))
+    draft.write_shard(0, Shard(table=pa.table({"document_id": ["a"]})))
     draft.publish(num_shards=1)
     values = {"name": "c", "documents": "old", "runtime": {"root": str(tmp_path)}}
     with pytest.raises(UserError, match="no column 'anonymous'.*pipelines.documents"):

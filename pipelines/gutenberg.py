@@ -1,0 +1,304 @@
+"""Books of Project Gutenberg to documents: chosen, fetched politely or read from a mirror, cleaned.
+
+    python -m pipelines.gutenberg pipelines/experiments/gutenberg/documents.toml runtime.contact=you@example.org
+
+Killed at any moment, the same line goes on: a book is settled by itself, and what is settled is not asked for again.
+The documents are those of `pipelines.documents`. Beside them stands `metadata-*.parquet`, one row for every id that was
+asked for: status, reason, address, SHA-256, rights, and when it was fetched, which alone differs from run to run.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipelines.harvest import Plan, fetch_all
+from pipelines.shards import run_shards, speed
+from quire import artifact, catalogue, config, documents, fetch, harvest, mirror, robots, schema, selection, settled
+from quire.artifact import WORK, Artifact, Draft, Shard
+from quire.catalogue import Entry
+from quire.errors import UserError
+from quire.fetch import NotFetched
+from quire.harvest import Record, Shelf, Wanted
+from quire.pace import Pace
+from quire.selection import Book, Selection
+from quire.storage import Storage
+
+_MAX_CATALOGUE_BYTES = 2**30  # the RDF archive has 130 million
+_CATALOGUE_SECONDS = 3_600.0
+_ROBOT = "quire"  # as robots.txt may name us
+
+
+class Http(config.Config):
+    """The Project's server or mirrors of it: `runtime.base_urls` says which."""
+
+    kind: Literal["http"] = "http"
+    utf8_first: bool = Field(default=False, description="ask for pgN-0.txt before pgN.txt")
+
+
+class Mirror(config.Config):
+    """A mirror on disk or at s3://, such as rsync makes: files N-0.txt, N-8.txt, N.txt, pgN.txt in any folders."""
+
+    kind: Literal["mirror"] = "mirror"
+    folder: str
+
+
+class GutenbergRuntime(config.Runtime):
+    """How politely, and from where. Seconds, unless a key says otherwise."""
+
+    contact: str | None = Field(default=None, pattern=r"^[!-~]+$", description="an e-mail or page for the User-Agent")
+    base_urls: tuple[str, ...] = Field(default=(harvest.BASE_URL,), min_length=1, description="in order; mirrors too")
+    hosts: tuple[str, ...] = Field(default=("www.gutenberg.org", "gutenberg.org"), description="redirects may lead to")
+    rate: float = Field(default=0.5, gt=0, description="requests a second, of all workers; the Project asks for 0.5")
+    obey_robots: bool = Field(default=True, description="ask no host for what its robots.txt forbids")
+    concurrency: int = Field(default=4, gt=0, description="books at a time of each worker")
+    limits: fetch.Limits = fetch.Limits()
+    retry_failed: bool = Field(default=False, description="ask again for what failed, and for nothing else")
+    max_failed: int = Field(default=0, ge=0, description="books that may fail without stopping the run")
+    previous: str | None = Field(default=None, description="an artefact with keep_raw: only what changed is sent again")
+
+
+class GutenbergConfig(config.Config):
+    """What `pipelines.gutenberg` computes."""
+
+    name: str
+    source: Http | Mirror = Field(default=Http(), discriminator="kind")
+    select: Selection = Selection()
+    max_bytes: int = Field(default=64 * 2**20, gt=0, description="of one book")
+    keep_raw: bool = Field(default=False, description="the bytes as they were fetched stay in raw/")
+    shard_books: int = Field(default=100, gt=0)
+    min_kept: float = Field(default=0.5, ge=0, le=1, description="a document keeping less of itself stops the run")
+    allow_losses: tuple[str, ...] = Field(default=(), description="document ids allowed to keep less than min_kept")
+    allow_unended: tuple[str, ...] = Field(default=(), description="document ids allowed to lack the END line")
+    english: bool = True
+    runtime: GutenbergRuntime = GutenbergRuntime()
+
+
+CONFIG = GutenbergConfig
+
+
+def run(settings: GutenbergConfig) -> Artifact:
+    """Make the `documents` artefact. Raises UserError where too many books failed, and what to do about it."""
+    files = _mirrored(settings)
+    draft = artifact.begin_step(settings, "documents", _inputs(settings, files), recipe=_recipe(settings))
+    if draft.published:
+        return _published(draft.published, settings)
+    asked = _asked(settings, draft, files)
+    shelf = _shelf(draft, settings)
+    if isinstance(settings.source, Http):
+        _fetch(draft, settings, shelf, asked)
+    cut = [asked[at : at + settings.shard_books] for at in range(0, len(asked), settings.shard_books)]
+    run_shards(draft, list(enumerate(cut)), _reader, (settings, draft), num_workers=settings.runtime.num_workers)
+    return _publish(draft, settings, len(cut))
+
+
+def _recipe(settings: GutenbergConfig) -> dict[str, Any]:
+    """Local files count by their content, which is an input; what may be lost decides whether to stop."""
+    recipe = config.recipe(settings)
+    recipe["source"].pop("folder", None)
+    recipe["select"].pop("urls")
+    if not _is_address(settings.select.catalogue):
+        recipe["select"].pop("catalogue")
+    # A harvest that failed may be told to allow them; a mirror is read but once.
+    allowed = ("allow_unended",) if isinstance(settings.source, Http) else ()
+    return {k: v for k, v in recipe.items() if k not in ("min_kept", "allow_losses", *allowed)}
+
+
+def _inputs(settings: GutenbergConfig, files: Mapping[int, str]) -> dict[str, str]:
+    """SHA-256 of every local file that decides what is made."""
+    inputs = {}
+    for role in ("urls", "catalogue"):
+        path = getattr(settings.select, role)
+        if path and not _is_address(path):
+            inputs[role] = hashlib.sha256(_local(path, f"select.{role}")).hexdigest()
+    if isinstance(settings.source, Mirror):
+        inputs["mirror"] = mirror.content_hash(Storage(settings.source.folder), list(files.values()))
+    return inputs
+
+
+def _mirrored(settings: GutenbergConfig) -> dict[int, str]:
+    """id -> file of a mirror, of the ids that are named, else of all."""
+    if not isinstance(settings.source, Mirror):
+        return {}
+    files = mirror.best_files(Storage(settings.source.folder).files())
+    if not files:
+        raise UserError(
+            f"source.folder = {settings.source.folder!r}: no file such as 1342-0.txt or pg1342.txt below it"
+        )
+    named = set(settings.select.numbers)
+    return {number: file for number, file in files.items() if not named or number in named}
+
+
+def _is_address(path: str | None) -> bool:
+    return (path or "").startswith(("http://", "https://"))
+
+
+def _local(path: str, key: str) -> bytes:
+    if not Path(path).is_file():
+        raise UserError(f"{key} = {path!r}: no such file")
+    return Path(path).read_bytes()
+
+
+def _asked(settings: GutenbergConfig, draft: Draft, files: Mapping[int, str]) -> list[Book]:
+    select, listed = settings.select, []
+    if select.urls:
+        if isinstance(settings.source, Mirror):
+            raise UserError("select.urls: a mirror is read by ids; give select.ids")
+        listed = harvest.read_urls(_local(select.urls, "select.urls").decode("utf-8", "replace"), select.urls)
+    return selection.ask(select, _catalogue(settings, draft) if select.catalogue else {}, files, listed)
+
+
+def _catalogue(settings: GutenbergConfig, draft: Draft) -> dict[int, Entry]:
+    """Read; from an address once, so that a resumed run has the catalogue that it began with."""
+    where = settings.select.catalogue
+    if not _is_address(where):
+        return catalogue.read_catalogue(_local(where, "select.catalogue"), where)
+    name = f"{draft.folder}/{WORK}/catalogue"
+    if not draft.storage.exists(name):
+        draft.storage.write_bytes(name, asyncio.run(_downloaded(settings, where)))
+    return catalogue.read_catalogue(draft.storage.read_bytes(name), where)
+
+
+async def _downloaded(settings: GutenbergConfig, url: str) -> bytes:
+    limits = settings.runtime.limits.model_copy(update={"total": _CATALOGUE_SECONDS})
+    async with _client(settings, limits, _MAX_CATALOGUE_BYTES) as client:
+        try:
+            return (await client.get(url, lambda body, kind: None)).body
+        except NotFetched as trouble:
+            raise UserError(f"select.catalogue = {url!r}: {trouble.reason}: {trouble.detail}") from trouble
+
+
+def _client(settings: GutenbergConfig, limits: fetch.Limits, max_bytes: int) -> fetch.Client:
+    """For what is asked for here and not by a worker."""
+    runtime = settings.runtime
+    return fetch.Client(Pace(runtime.rate), limits, agent=_agent(settings), hosts=runtime.hosts, max_bytes=max_bytes)
+
+
+async def _refuse_forbidden(settings: GutenbergConfig, wanted: Sequence[Wanted]) -> None:
+    async with _client(settings, settings.runtime.limits, settings.max_bytes) as client:
+        await robots.refuse_forbidden(client, (url for book in wanted for url in book.urls), _ROBOT)
+
+
+def _agent(settings: GutenbergConfig) -> str:
+    if settings.runtime.contact is None:
+        raise UserError("runtime.contact: missing; a host must be able to reach you: give an e-mail or a web page")
+    return f"{_ROBOT}/0.1 (+{settings.runtime.contact})"
+
+
+def _shelf(draft: Draft, settings: GutenbergConfig) -> Shelf:
+    bodies = f"{draft.folder}/raw" if settings.keep_raw else f"{draft.folder}/{WORK}/raw"
+    return Shelf(draft.storage, f"{draft.folder}/{WORK}/records", bodies)
+
+
+def _fetch(draft: Draft, settings: GutenbergConfig, shelf: Shelf, asked: Sequence[Book]) -> None:
+    """Bring every book that is not refused to its record. Raises UserError when too many failed."""
+    runtime = settings.runtime
+    if runtime.retry_failed and (failed := shelf.failed()):
+        # Shards tell of the failures; they go first, should we die in between.
+        draft.storage.delete(f"{draft.folder}/{artifact.SHARDS}")
+        shelf.forget(failed)
+    wanted = [Wanted(book.key, book.urls or _urls(settings, book)) for book in asked if not book.refusal[0]]
+    if runtime.obey_robots and {book.key for book in wanted} - shelf.settled():
+        asyncio.run(_refuse_forbidden(settings, wanted))
+    previous, known = settled.earlier(draft.storage, runtime.previous)
+    plan = Plan(
+        shelf=shelf,
+        limits=runtime.limits,
+        agent=_agent(settings),
+        hosts=(*harvest.hosts_of(runtime.base_urls), *runtime.hosts),
+        max_bytes=settings.max_bytes,
+        may_lack_end=settings.allow_unended,
+        previous=previous,
+    )
+    fetch_all(
+        wanted,
+        plan,
+        rate=runtime.rate,
+        concurrency=runtime.concurrency,
+        num_workers=runtime.num_workers,
+        known=known,
+        label=draft.folder,
+    )
+    _refuse_failures(draft, shelf.failed(), runtime.max_failed)
+
+
+def _urls(settings: GutenbergConfig, book: Book) -> tuple[str, ...]:
+    return harvest.urls_of(book.number, settings.runtime.base_urls, utf8_first=settings.source.utf8_first)
+
+
+def _refuse_failures(draft: Draft, failed: Sequence[Record], most: int) -> None:
+    if len(failed) <= most:
+        return
+    name = f"{draft.folder}/{WORK}/failed.json"
+    draft.storage.write_json(name, [{"id": r.key, "reason": r.reason, "detail": r.detail} for r in failed])
+    shown = "\n".join(f"  {record.key}: {record.reason}: {record.detail[:200]}" for record in failed[:10])
+    raise UserError(
+        f"{len(failed)} book(s) failed, more than runtime.max_failed = {most}:\n{shown}\nAll of them: "
+        f"{draft.storage.uri(name)}. To try them again, and nothing else, set runtime.retry_failed=true; to go on "
+        f"without them runtime.max_failed={len(failed)}. A book that truly lacks its END line goes into allow_unended."
+    )
+
+
+def _reader(settings: GutenbergConfig, draft: Draft) -> Callable[[tuple[int, list[Book]]], Shard]:
+    shelf = _shelf(draft, settings)
+    source: settled.Mirror | settled.Fetched = settled.Fetched(shelf)
+    if isinstance(settings.source, Mirror):
+        kept = shelf if settings.keep_raw else None
+        unended = frozenset(settings.allow_unended)
+        source = settled.Mirror(Storage(settings.source.folder), settings.max_bytes, unended, kept)
+
+    def process(item: tuple[int, list[Book]]) -> Shard:
+        index, books = item
+        shard, metadata = settled.to_documents(books, source, only_english=settings.english)
+        draft.storage.write_table(f"{draft.folder}/metadata-{index:05d}.parquet", metadata)
+        return shard
+
+    return process
+
+
+def _published(made: Artifact, settings: GutenbergConfig) -> Artifact:
+    facts = made.manifest["facts"]
+    if losses := documents.losses(facts["kept"], settings.min_kept, settings.allow_losses):
+        raise UserError(losses)
+    if settings.runtime.retry_failed and facts["failed"]:
+        raise UserError(
+            f"{made.storage.uri(made.folder)} is published without {len(facts['failed'])} book(s) that failed, and "
+            "stays as it is: give another name="
+            + (f", and runtime.previous={made.name} to be sent only what changed" if settings.keep_raw else "")
+        )
+    return made
+
+
+def _publish(draft: Draft, settings: GutenbergConfig, num_shards: int) -> Artifact:
+    records = draft.finished_shards().values()
+    kept = {k: v for record in records for k, v in record["facts"]["kept"].items()}
+    if losses := documents.losses(kept, settings.min_kept, settings.allow_losses):
+        raise UserError(losses)  # not given up: what was fetched stays
+    rows = sum(record["rows_out"] for record in records)
+    dropped: dict[str, int] = {}
+    for record in records:
+        for reason, count in record["dropped"].items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    if not rows:
+        raise draft.given_up(f"no document survived: {schema.summarise(dropped)}; look at rejects in {draft.folder}")
+    total = sum(record["bytes_in"] for record in records) / 1e6
+    summary = (
+        f"{rows:,} documents from {total:.1f} MB; "
+        f"kept {sum(kept.values()) / len(kept):.1%} of the text on average, least {min(kept.values()):.1%}; "
+        f"{schema.summarise(dropped)}; {speed(draft, total, 'MB')}"
+    )
+    return draft.publish(num_shards=num_shards, summary=summary, facts={"kept": kept, "failed": _failed(draft)})
+
+
+def _failed(draft: Draft) -> dict[str, str]:
+    """id -> reason of every book that failed."""
+    files = [name for name in draft.storage.files(draft.folder) if name.startswith("metadata-")]
+    tables = (draft.storage.read_table(f"{draft.folder}/{f}", ["document_id", "status", "reason"]) for f in files)
+    return {row["document_id"]: row["reason"] for t in tables for row in t.to_pylist() if row["status"] == "failed"}
+
+
+if __name__ == "__main__":
+    config.main(CONFIG, run)

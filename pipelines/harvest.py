@@ -1,0 +1,124 @@
+"""Fetch what a harvest lacks on Ray workers, under one rate for all of them; each book is settled by itself.
+
+A worker that dies takes its books' requests with it and no more: whatever has a record is not asked for again.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+from pipelines.shards import connect
+from quire.fetch import Client, Limits
+from quire.harvest import Harvest, Patience, Record, Shelf, Wanted
+from quire.pace import Pace
+
+_MOST_WORKERS = 4  # by default: what bounds a harvest is the host's patience, not our processors
+_RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every worker needs to know."""
+
+    shelf: Shelf
+    limits: Limits
+    agent: str
+    hosts: tuple[str, ...]
+    max_bytes: int
+    may_lack_end: tuple[str, ...] = ()
+    previous: Shelf | None = None
+
+    def client(self, pacer: Any) -> Client:
+        return Client(pacer, self.limits, agent=self.agent, hosts=self.hosts, max_bytes=self.max_bytes)
+
+
+class _Pacer:
+    """The one `Pace` of all workers, as it is seen from one of them."""
+
+    def __init__(self, actor: Any):
+        self.actor = actor
+
+    async def turn(self) -> float:
+        return await self.actor.turn.remote()
+
+    async def hold(self, seconds: float) -> None:
+        await self.actor.hold.remote(seconds)
+
+
+class _Worker:
+    """One connection pool; settles as many books at a time as it is given."""
+
+    def __init__(self, plan: Plan, pace: Any, known: Mapping[str, Record]):
+        harvest = {"previous": plan.previous, "known": known, "may_lack_end": plan.may_lack_end}
+        self.harvest = Harvest(plan.client(_Pacer(pace)), plan.shelf, **harvest)
+
+    async def settle(self, wanted: Wanted) -> Record:
+        return await self.harvest.settle(wanted)
+
+
+def fetch_all(
+    wanted: Sequence[Wanted],
+    plan: Plan,
+    *,
+    rate: float,
+    concurrency: int,
+    num_workers: int | None = None,
+    known: Mapping[str, Record] | None = None,
+    label: str = "fetch",
+) -> None:
+    """Bring every book to its record. `rate`: requests a second of all workers; `concurrency`: books at a time of each.
+
+    Raises UserError when the hosts cannot be had or want to be left alone; and what a worker raises that is no answer
+    of a server: a full disk, a store that cannot be reached.
+    """
+    settled = plan.shelf.settled()
+    pending = [book for book in wanted if book.key not in settled]
+    if not pending:
+        return
+    connect()
+    # No more than there is room for: a book that is given to a worker that never starts would be waited for.
+    most = min(num_workers or _MOST_WORKERS, max(1, int(ray.cluster_resources().get("CPU", 1))))
+    pace = ray.remote(num_cpus=0)(Pace).remote(rate)
+    worker = ray.remote(num_cpus=1, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="SPREAD")(
+        _Worker
+    )
+    held = ray.put(dict(known)) if known else {}
+    workers = [worker.remote(plan, pace, held) for _ in range(min(most, len(pending)))]
+    try:
+        _settle(pending, workers, concurrency, len(wanted), label)
+    finally:
+        for actor in (*workers, pace):
+            ray.kill(actor)
+
+
+def _settle(pending: Sequence[Wanted], workers: Sequence[Any], concurrency: int, total: int, label: str) -> None:
+    """Give every worker so many books at a time, the next as soon as one is settled."""
+    bar = tqdm(
+        total=total,
+        initial=total - len(pending),
+        desc=f"      {label}",
+        unit="book",
+        file=sys.stderr,
+        mininterval=0.5 if sys.stderr.isatty() else 10,
+    )
+    queue, running, patience = iter(pending), {}, Patience()
+    with bar:
+        for slot in range(len(workers) * concurrency):
+            _give(queue, running, workers[slot % len(workers)])
+        while running:
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            idle = running.pop(done)
+            patience.told(ray.get(done))
+            bar.update()
+            _give(queue, running, idle)
+
+
+def _give(queue: Any, running: dict[Any, Any], worker: Any) -> None:
+    """The next book to a worker that has room for one."""
+    book = next(queue, None)
+    if book is not None:
+        running[worker.settle.remote(book)] = worker

@@ -1,0 +1,216 @@
+"""Books by their ids: where each may lie, whether what came is it, and one record of each as soon as it is settled.
+
+A record is written after the bytes it speaks of, both atomically; what has a record is never asked for again. So a
+harvest that is killed at any moment goes on with the ids that have none.
+"""
+
+import asyncio
+import hashlib
+import re
+import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from quire import decode, fetch, gutenberg
+from quire.errors import UserError
+from quire.fetch import ABSENT, Client, Known, NotFetched
+from quire.storage import Storage
+
+BASE_URL = "https://www.gutenberg.org/cache/epub"
+# In the order in which they are asked for.
+_NAMES = ("pg{id}.txt", "pg{id}-0.txt", "pg{id}.txt.utf-8", "pg{id}-utf8.txt", "pg{id}-8.txt")
+_UTF8_NAMES = ("pg{id}-0.txt", "pg{id}.txt.utf-8", "pg{id}-utf8.txt", "pg{id}.txt", "pg{id}-8.txt")
+_ID_IN_URL = re.compile(r"/(?:cache/epub|files|ebooks)/(\d{1,9})(?=[/.]|$)")
+_HTML = re.compile(rb"\s*(?:<!doctype\s+html|<html|<\?xml[^>]*>\s*(?:<!doctype\s+html|<html))", re.I)
+_NUM_READERS = 16  # threads
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A book by its key, `pg1342`, and the addresses where it may lie, best first."""
+
+    key: str
+    urls: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of a book that was asked for. `reason` and `detail` are "" for what is done."""
+
+    key: str
+    status: Literal["done", "missing", "failed"]
+    reason: str = ""
+    detail: str = ""
+    url: str | None = None  # where it was found, after redirects
+    asked: str | None = None
+    fetched: str | None = None  # UTC, ISO 8601: the one thing that differs when the same bytes are fetched again
+    sha256: str | None = None
+    num_bytes: int | None = None
+    etag: str | None = None
+    last_modified: str | None = None
+
+
+def urls_of(number: int, base_urls: Sequence[str], *, utf8_first: bool = False) -> tuple[str, ...]:
+    """The addresses of a book under the Project's layout, every mirror's before the next name."""
+    names = _UTF8_NAMES if utf8_first else _NAMES
+    return tuple(f"{base.rstrip('/')}/{number}/{name.format(id=number)}" for name in names for base in base_urls)
+
+
+def read_urls(text: str, where: str) -> list[Wanted]:
+    """A list of addresses, one a line; blank lines and lines with # are none. Those of one id are one book's.
+
+    An address without a Gutenberg id has a key of its own hash. Raises UserError that names the line.
+    """
+    found: dict[str, list[str]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        url = line.strip()
+        if not url or url.startswith("#"):
+            continue
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"{where}, line {number}: {url[:200]!r} is no http:// or https:// address")
+        match = _ID_IN_URL.search(parts.path)
+        key = f"pg{int(match[1])}" if match else f"url-{hashlib.sha256(url.encode()).hexdigest()[:10]}"
+        if url not in found.setdefault(key, []):
+            found[key].append(url)
+    return [Wanted(key, tuple(urls)) for key, urls in found.items()]
+
+
+def check_book(body: bytes, kind: str, *, may_lack_end: bool = False) -> None:
+    """Raises NotFetched for a body that is no text, or a book that lacks its end. `kind`: the Content-Type."""
+    if "html" in kind.lower() or _HTML.match(body[:1_000].removeprefix(_BOM)):
+        raise NotFetched("html", f"a page in place of a text: {body[:80]!r}")
+    try:
+        text = decode.decode(body).text
+    except decode.Unreadable as error:
+        raise NotFetched(error.reason, error.detail) from error
+    if not may_lack_end and gutenberg.lacks_end(text):
+        raise NotFetched("truncated", f"a START line and no END line in {len(body)} bytes", again=True)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where records and bytes of a harvest lie. No name but a key's ever becomes part of a path."""
+
+    storage: Storage
+    records: str  # folders
+    bodies: str
+
+    def record_name(self, key: str) -> str:
+        return f"{self.records}/{key}.json"
+
+    def body_name(self, key: str) -> str:
+        return f"{self.bodies}/{key}.txt"
+
+    def settled(self) -> set[str]:
+        """Keys of all that have a record."""
+        return {name.removesuffix(".json") for name in self.storage.files(self.records)}
+
+    def record(self, key: str) -> Record:
+        return Record(**self.storage.read_json(self.record_name(key)))
+
+    def body(self, record: Record) -> bytes:
+        """Raises UserError when the bytes are no longer those of the record."""
+        data = self.storage.read_bytes(self.body_name(record.key))
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            where = self.storage.uri(self.body_name(record.key))
+            raise UserError(f"{where} has changed since it was fetched; delete its record {record.key}.json and it")
+        return data
+
+    def failed(self) -> list[Record]:
+        """The records of what failed, by key."""
+        with ThreadPoolExecutor(_NUM_READERS) as pool:
+            return [record for record in pool.map(self.record, sorted(self.settled())) if record.status == "failed"]
+
+    def forget(self, records: Iterable[Record]) -> None:
+        """Remove them, so that their books are asked for again."""
+        for record in records:
+            self.storage.delete(self.record_name(record.key))
+
+
+class Harvest:
+    """Settles one book after another, or many at a time."""
+
+    def __init__(
+        self,
+        client: Client,
+        shelf: Shelf,
+        *,
+        previous: Shelf | None = None,
+        known: Mapping[str, Record] | None = None,
+        may_lack_end: Iterable[str] = (),
+    ):
+        """`known`: records of an earlier harvest, whose bytes lie on `previous`: only what changed since is sent."""
+        self.client, self.shelf, self.previous, self.known = client, shelf, previous, known or {}
+        self.may_lack_end = frozenset(may_lack_end)
+
+    async def settle(self, wanted: Wanted) -> Record:
+        """Bring one book to its record. Nothing is asked for when there is one."""
+        name = self.shelf.record_name(wanted.key)
+        if await asyncio.to_thread(self.shelf.storage.exists, name):
+            return await asyncio.to_thread(self.shelf.record, wanted.key)
+        try:
+            record, body = await self._fetched(wanted)
+            await asyncio.to_thread(self.shelf.storage.write_bytes, self.shelf.body_name(wanted.key), body)
+        except NotFetched as trouble:
+            status = "missing" if trouble.reason == ABSENT else "failed"
+            record = Record(wanted.key, status, trouble.reason, trouble.detail[:1_000])
+        await asyncio.to_thread(self.shelf.storage.write_json, name, asdict(record))
+        return record
+
+    async def _fetched(self, wanted: Wanted) -> tuple[Record, bytes]:
+        old, old_body = await asyncio.to_thread(self._previous, wanted)
+        urls, known = wanted.urls, {}
+        if old:
+            urls = (old.asked, *(url for url in urls if url != old.asked))
+            known = {old.asked: Known(old.etag, old.last_modified)}
+        may_lack_end = wanted.key in self.may_lack_end
+        found = await self.client.first(
+            urls, lambda body, kind: check_book(body, kind, may_lack_end=may_lack_end), known
+        )
+        body = old_body if found.unchanged else found.body
+        record = Record(
+            key=wanted.key,
+            status="done",
+            url=old.url if found.unchanged else found.url,
+            asked=found.asked,
+            fetched=datetime.now(UTC).isoformat(timespec="seconds"),
+            sha256=hashlib.sha256(body).hexdigest(),
+            num_bytes=len(body),
+            etag=found.etag,
+            last_modified=found.last_modified,
+        )
+        return record, body
+
+    def _previous(self, wanted: Wanted) -> tuple[Record | None, bytes]:
+        """The earlier record and its bytes, where a server can be asked whether they still hold."""
+        old = self.known.get(wanted.key)
+        if not old or old.asked not in wanted.urls or not (old.etag or old.last_modified):
+            return None, b""
+        return old, self.previous.body(old)
+
+
+class Patience:
+    """Ends a harvest whose hosts do not answer, before thousands of books are recorded as failed for it."""
+
+    def __init__(self, most: int = 20):
+        self.most, self.count = most, 0
+
+    def told(self, record: Record) -> None:
+        """Raises UserError once `most` books in a row failed for a reason that lies with the host."""
+        self.count = self.count + 1 if record.reason in fetch.OF_HOST else 0
+        if self.count >= self.most:
+            raise UserError(
+                f"the last {self.count} books failed since no host could be had, of the last: {record.detail}\n"
+                "See whether the network and runtime.base_urls are right, wait if the host is busy, lower runtime.rate "
+                "and run the same line with runtime.retry_failed=true: what is fetched stays"
+            )
+
+
+def hosts_of(urls: Iterable[str]) -> set[str]:
+    """`host` or `host:port` of each address."""
+    return {fetch.netloc(url) for url in urls}

@@ -1,0 +1,111 @@
+"""Which artefacts below a root would be deleted, how large they are, and their deletion: nothing outside is touched.
+
+Only `<root>/<kind>/<name>` with a manifest or a draft in it is an artefact; whatever else lies there (caches, links to
+elsewhere) is left and said to be left. Links are never followed.
+"""
+
+import os
+import shutil
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from quire.artifact import DRAFT, KINDS, MANIFEST
+from quire.errors import UserError
+from quire.storage import Storage
+
+
+class Found(NamedTuple):
+    """A folder or file below the root. `left`: why it stays, "" for an artefact that may go."""
+
+    path: str  # relative to the root
+    num_files: int
+    num_bytes: int
+    left: str = ""
+
+
+def find(storage: Storage, kinds: Collection[str], names: Collection[str] = ()) -> list[Found]:
+    """What lies below the root, by path: the artefacts of `kinds` (and of `names`, if there are any) that may go, and
+    what is left. Raises UserError for an unknown kind."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"kinds: {kind!r} is none of {', '.join(KINDS)}")
+    entries = _local(storage) if storage.is_local else _remote(storage)
+    return sorted(_judged(path, files, kinds, names) for path, files in entries)
+
+
+def delete(storage: Storage, found: Iterable[Found]) -> None:
+    """Delete the artefacts among them. Killed half-way, what is left of one is a draft, never half an artefact."""
+    for entry in found:
+        if not entry.left:
+            _delete_local(Path(storage.path(entry.path))) if storage.is_local else _delete_remote(storage, entry.path)
+
+
+_Files = dict[str, int] | str  # relative path -> bytes; or why it cannot be looked into
+
+
+def _judged(path: str, files: _Files, kinds: Collection[str], names: Collection[str]) -> Found:
+    kind, _, name = path.partition("/")
+    if isinstance(files, str):
+        return Found(path, 0, 0, files)
+    left = ""
+    if kind not in KINDS or not {MANIFEST, DRAFT} & set(files):
+        left = "no artefact"
+    elif kind not in kinds:
+        left = f"kind {kind} is kept"
+    elif names and name not in names:
+        left = "not among names"
+    return Found(path, len(files), sum(files.values()), left)
+
+
+def _local(storage: Storage) -> list[tuple[str, _Files]]:
+    root = Path(storage.root)
+    found: list[tuple[str, _Files]] = []
+    for entry in sorted(root.iterdir()) if root.is_dir() else ():
+        if entry.name not in KINDS or entry.is_symlink() or not entry.is_dir():
+            found.append((entry.name, _files(entry)))
+        else:
+            found += [(f"{entry.name}/{inner.name}", _files(inner)) for inner in sorted(entry.iterdir())]
+    return found
+
+
+def _files(path: Path) -> _Files:
+    if path.is_symlink():
+        return "a link, which is not followed"
+    if not path.is_dir():
+        return {"": path.lstat().st_size}
+    return {
+        str((Path(folder) / name).relative_to(path)): (Path(folder) / name).lstat().st_size
+        for folder, _, names in os.walk(path, followlinks=False)
+        for name in names
+    }
+
+
+def _remote(storage: Storage) -> list[tuple[str, _Files]]:
+    found: dict[str, dict[str, int]] = {}
+    for file in storage.files():
+        parts = file.split("/")
+        depth = 2 if parts[0] in KINDS and len(parts) > 2 else 1
+        found.setdefault("/".join(parts[:depth]), {})["/".join(parts[depth:])] = storage.size(file)
+    return list(found.items())
+
+
+def _delete_local(folder: Path) -> None:
+    if (folder / MANIFEST).exists():
+        os.replace(folder / MANIFEST, folder / DRAFT)
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)  # does not follow links
+        elif entry.name != DRAFT:
+            entry.unlink()
+    shutil.rmtree(folder)
+
+
+def _delete_remote(storage: Storage, folder: str) -> None:
+    if storage.exists(f"{folder}/{MANIFEST}"):
+        storage.write_bytes(f"{folder}/{DRAFT}", storage.read_bytes(f"{folder}/{MANIFEST}"))
+        storage.delete(f"{folder}/{MANIFEST}")
+    for file in storage.files(folder):
+        if file != DRAFT:
+            storage.delete(f"{folder}/{file}")
+    storage.delete(folder)
