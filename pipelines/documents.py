@@ -89,30 +89,15 @@ def _losses(kept: Mapping[str, float], settings: DocumentsConfig) -> str:
 
 
 def _publish(draft: Draft, settings: DocumentsConfig, num_shards: int) -> Artifact:
-    records = draft.finished_shards().values()
-    kept = {k: v for record in records for k, v in record["facts"]["kept"].items()}
+    kept = {k: v for record in draft.finished_shards().values() for k, v in record["facts"]["kept"].items()}
     if losses := _losses(kept, settings):
         raise draft.given_up(losses)
-    total = sum(record["bytes_in"] for record in records)
-    rows = sum(record["rows_out"] for record in records)
-    if not rows:
-        raise draft.given_up(
-            f"no document survived: {schema.summarise(_dropped(records))}; look at rejects in {draft.folder}"
-        )
-    summary = (
-        f"{rows:,} documents from {total / 1e6:.1f} MB; "
-        f"kept {sum(kept.values()) / len(kept):.1%} of the text on average, least {min(kept.values()):.1%}; "
-        f"{schema.summarise(_dropped(records))}; {speed(draft, total / 1e6, 'MB')}"
-    )
+    totals = draft.totals()
+    if not totals["rows_out"]:
+        dropped = schema.summarise(totals["dropped"])
+        raise draft.given_up(f"no document survived: {dropped}; look at rejects in {draft.folder}")
+    summary = f"{documents.told(kept, totals)}; {speed(draft, totals['cost']['bytes_in'] / 1e6, 'MB')}"
     return draft.publish(num_shards=num_shards, summary=summary, facts={"kept": kept})
-
-
-def _dropped(records: Any) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for record in records:
-        for reason, count in record["dropped"].items():
-            total[reason] = total.get(reason, 0) + count
-    return total
 
 
 class _Books:

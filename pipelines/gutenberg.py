@@ -273,23 +273,14 @@ def _published(made: Artifact, settings: GutenbergConfig) -> Artifact:
 
 
 def _publish(draft: Draft, settings: GutenbergConfig, num_shards: int) -> Artifact:
-    records = draft.finished_shards().values()
-    kept = {k: v for record in records for k, v in record["facts"]["kept"].items()}
+    kept = {k: v for record in draft.finished_shards().values() for k, v in record["facts"]["kept"].items()}
     if losses := documents.losses(kept, settings.min_kept, settings.allow_losses):
         raise UserError(losses)  # not given up: what was fetched stays
-    rows = sum(record["rows_out"] for record in records)
-    dropped: dict[str, int] = {}
-    for record in records:
-        for reason, count in record["dropped"].items():
-            dropped[reason] = dropped.get(reason, 0) + count
-    if not rows:
-        raise draft.given_up(f"no document survived: {schema.summarise(dropped)}; look at rejects in {draft.folder}")
-    total = sum(record["bytes_in"] for record in records) / 1e6
-    summary = (
-        f"{rows:,} documents from {total:.1f} MB; "
-        f"kept {sum(kept.values()) / len(kept):.1%} of the text on average, least {min(kept.values()):.1%}; "
-        f"{schema.summarise(dropped)}; {speed(draft, total, 'MB')}"
-    )
+    totals = draft.totals()
+    if not totals["rows_out"]:
+        dropped = schema.summarise(totals["dropped"])
+        raise draft.given_up(f"no document survived: {dropped}; look at rejects in {draft.folder}")
+    summary = f"{documents.told(kept, totals)}; {speed(draft, totals['cost']['bytes_in'] / 1e6, 'MB')}"
     return draft.publish(num_shards=num_shards, summary=summary, facts={"kept": kept, "failed": _failed(draft)})
 
 

@@ -182,15 +182,10 @@ def _drop_repeated(draft: Draft, num_shards: int) -> None:
 
 
 def _publish(draft: Draft, num_shards: int) -> Artifact:
-    records = draft.finished_shards().values()
-    rows = sum(record["rows_out"] for record in records)
-    dropped: dict[str, int] = {}
-    for record in records:
-        for reason, count in record["dropped"].items():
-            dropped[reason] = dropped.get(reason, 0) + count
+    totals = draft.totals()
+    rows, dropped, size = totals["rows_out"], schema.summarise(totals["dropped"]), totals["cost"]["bytes_in"] / 1e6
     if not rows:
-        raise draft.given_up(f"no document survived: {schema.summarise(dropped)}; look at rejects in {draft.folder}")
-    size = sum(record["bytes_in"] for record in records) / 1e6
+        raise draft.given_up(f"no document survived: {dropped}; look at rejects in {draft.folder}")
     counts: dict[str, int] = {}
     for index in range(num_shards):
         table = draft.storage.read_table(f"{draft.folder}/part-{index:05d}.parquet", ["category"])
@@ -200,7 +195,7 @@ def _publish(draft: Draft, num_shards: int) -> Artifact:
     shown = ", ".join(f"{name} {count:,}" for name, count in top[:8]) + (", ..." if len(top) > 8 else "")
     summary = (
         f"{rows:,} documents, {size:.1f} MB of text, {len(counts)} categories: {shown}\n"
-        f"{schema.summarise(dropped)}; {speed(draft, size, 'MB')}"
+        f"{dropped}; {speed(draft, size, 'MB')}"
     )
     return draft.publish(num_shards=num_shards, summary=summary, facts={"categories": dict(top)})
 

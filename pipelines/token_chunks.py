@@ -10,7 +10,6 @@ read is dropped with its file and place; too much of it stops the run.
 import os
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
@@ -232,19 +231,16 @@ def _seen(table: pa.Table) -> pa.Table:
 
 
 def _check_drops(draft: Draft, settings: TokenChunksConfig) -> None:
-    records = draft.finished_shards().values()
-    dropped: Counter[str] = Counter()
-    for record in records:
-        dropped.update(record["dropped"])
-    bad = {reason: count for reason, count in dropped.items() if reason not in _AFTER_READING}
-    read, limit = sum(record["rows_in"] for record in records), settings.runtime.max_bad_share
+    totals = draft.totals()
+    bad = {reason: count for reason, count in totals["dropped"].items() if reason not in _AFTER_READING}
+    read, limit = totals["rows_in"], settings.runtime.max_bad_share
     told = f"{schema.summarise(bad)} of {read:,} records; look at rejects in {draft.storage.uri(draft.folder)}"
     if sum(bad.values()) > limit * read:
         raise draft.given_up(
             f"runtime.max_bad_share = {limit}: more records than that cannot be read: {told}; mend the source, or "
             "set a higher share, which goes on from here"
         )
-    if not any(record["rows_out"] for record in records):
+    if not totals["rows_out"]:
         raise draft.given_up(f"source.folder = {settings.source.folder!r}: no chunk is left: {told}")
 
 
@@ -295,15 +291,12 @@ def _repeated(table: pa.Table, seen: set[str]) -> tuple[np.ndarray, list[dict[st
 
 
 def _publish(draft: Draft, num_shards: int, found: dict[str, Any]) -> Artifact:
-    records = draft.finished_shards().values()
-    dropped: Counter[str] = Counter()
-    for record in records:
-        dropped.update(record["dropped"])
-    documents, size = sum(record["rows_in"] for record in records), sum(record["bytes_in"] for record in records) / 1e6
+    totals = draft.totals()
+    records, size = totals["rows_in"], totals["cost"]["bytes_in"] / 1e6
     summary = (
-        f"{found['rows']:,} chunks, {found['tokens']:,} tokens of {documents:,} records, {size:,.1f} MB of text\n"
+        f"{found['rows']:,} chunks, {found['tokens']:,} tokens of {records:,} records, {size:,.1f} MB of text\n"
         f"{chunk_statistics.told(found)}\n"
-        f"{schema.summarise(dropped)}; {speed(draft, size, 'MB')}, {speed(draft, found['tokens'], 'tokens')}"
+        f"{schema.summarise(totals['dropped'])}; {speed(draft, size, 'MB')}, {speed(draft, found['tokens'], 'tokens')}"
     )
     return draft.publish(num_shards=num_shards, summary=summary, facts=found)
 

@@ -231,11 +231,7 @@ def _merge(draft: Draft, num_shards: int, tokenizer: Any, vocab_size: int) -> di
 
 
 def _publish(draft: Draft, num_shards: int, facts: dict[str, Any]) -> Artifact:
-    records = draft.finished_shards().values()
-    size = sum(record["bytes_in"] for record in records) / 1e6
-    dropped: Counter[str] = Counter()
-    for record in records:
-        dropped.update(record["dropped"])
+    totals = draft.totals()
     lines = [
         f"{name:<20}{c['tokens']:>14,} tokens " + " ".join(f"{c[split]:>8,} {split}" for split in tokens.SPLITS)
         for name, c in facts["categories"].items()
@@ -244,7 +240,7 @@ def _publish(draft: Draft, num_shards: int, facts: dict[str, Any]) -> Artifact:
         lines = [*lines[:20], f"and {len(lines) - 20} more categories"]
     lines.append(
         f"{facts['num_tokens']:,} tokens of {facts['num_documents']:,} documents, vocabulary {facts['vocab_size']:,}; "
-        f"{schema.summarise(dropped)}; {speed(draft, size, 'MB')}"
+        f"{schema.summarise(totals['dropped'])}; {speed(draft, totals['cost']['bytes_in'] / 1e6, 'MB')}"
     )
     return draft.publish(num_shards=num_shards, summary="\n".join(lines), facts=facts)
 

@@ -8,13 +8,10 @@ draft of another recipe gives way when nothing would be lost. `publish` writes t
 """
 
 import hashlib
-import importlib.metadata
 import json
-import platform
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from quire import config, ledger
+from quire import manifest as manifests
 from quire import storage as storages
 from quire.errors import UserError
 from quire.storage import Storage
@@ -44,17 +42,6 @@ DRAFT = "_draft.json"
 SHARDS = "_shards"
 WORK = "_work"  # scratch of an unfinished run (checkpoints); removed when the artefact is published
 _SCRATCH = (SHARDS, WORK, DRAFT)  # the draft goes last: while it is there, there may be more
-# A card that tells `datasets.load_dataset(folder)`, and the hub, which files are the rows.
-_CARD = """---
-configs:
-- config_name: default
-  data_files: part-*.parquet
----
-# {kind}
-
-Made by Quire; `manifest.json` says from what and how, `rejects-*.parquet` what was dropped and why.
-"""
-_VERSIONED = ("ray", "torch", "transformers", "sentence-transformers", "pyarrow", "numpy", "faiss-cpu", "faiss-gpu")
 
 
 def fingerprint(recipe: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
@@ -189,6 +176,10 @@ class Draft:
         names = self.storage.files(f"{self.folder}/{SHARDS}")
         return {int(name.split(".")[0]): self.storage.read_json(f"{self.folder}/{SHARDS}/{name}") for name in names}
 
+    def totals(self) -> dict[str, Any]:
+        """`manifest.totals` of the finished shards."""
+        return manifests.totals(self.finished_shards().values())
+
     def write_shard(self, index: int, shard: Shard) -> dict[str, Any]:
         """Write one shard: data first, its record last. Doing it again writes the same bytes over the same names."""
         written = 0
@@ -229,7 +220,7 @@ class Draft:
         draft = self.storage.read_json(f"{self.folder}/{DRAFT}")
         draft.pop("given_up", None)
         if any(name.startswith("part-") for name in self.storage.files(self.folder)):
-            self.storage.write_bytes(f"{self.folder}/README.md", _CARD.format(kind=self.kind).encode())
+            self.storage.write_bytes(f"{self.folder}/README.md", manifests.CARD.format(kind=self.kind).encode())
         files = [name for name in self.storage.files(self.folder) if name.split("/")[0] not in _SCRATCH]
         ended = time.time()
         manifest = {
@@ -237,11 +228,11 @@ class Draft:
             "kind": self.kind,
             "name": self.name,
             "files": {name: self._describe(name) for name in files},
-            **_totals(records.values()),
+            **manifests.totals(records.values()),
             "facts": dict(facts or {}),
             "summary": summary,
-            "git_commit": _git_commit(),
-            "versions": _versions(),
+            "git_commit": manifests.git_commit(),
+            "versions": manifests.versions(),
             "ended": ended,
         }
         manifest["cost"] |= {"wall": round(ended - draft["started"], 3), **(cost or {})}
@@ -289,7 +280,12 @@ def begin(
     found = storage.read_json(f"{folder}/{state}") if state else wanted
     if found["fingerprint"] != mark or _are_remade(found["inputs"], inputs):
         if state == MANIFEST or not (found.get("given_up") or _is_empty(storage, folder)):
-            raise UserError(_refusal(storage.uri(folder), state, found, wanted))
+            lines = "".join(f"  {line}\n" for line in manifests.differing(found, wanted))
+            what = "was made" if state == MANIFEST else "was begun"
+            raise UserError(
+                f"{storage.uri(folder)} {what} by another recipe or from other inputs:\n{lines}"
+                "Choose another name=, or delete that folder to make it again."
+            )
         storage.delete(folder)
         state = None
     if state is None:
@@ -324,68 +320,8 @@ def _clear(storage: Storage, folder: str) -> None:
         storage.delete(f"{folder}/{name}")
 
 
-def _refusal(where: str, state: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    old, new = (
-        _flat(found["recipe"] | {"input": found["inputs"]}),
-        _flat(wanted["recipe"] | {"input": wanted["inputs"]}),
-    )
-    differing = [
-        f"  {key}: {old.get(key, '(unset)')!r} there, {new.get(key, '(unset)')!r} asked for"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    what = "was made" if state == MANIFEST else "was begun"
-    return (
-        f"{where} {what} by another recipe or from other inputs:\n"
-        + "\n".join(differing)
-        + "\nChoose another name=, or delete that folder to make it again."
-    )
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": inner}
-    return flat
-
-
-def _totals(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    records = list(records)
-    dropped: Counter[str] = Counter()
-    for record in records:
-        dropped.update(record["dropped"])
-    total = {key: sum(record[key] for record in records) for key in ("rows_in", "rows_out", "bytes_in", "bytes_out")}
-    cost = {
-        "cpu": round(sum(record["cpu"] for record in records), 3),
-        "gpu": round(sum(record["gpu"] for record in records), 3),
-        "bytes_in": total.pop("bytes_in"),
-        "bytes_out": total.pop("bytes_out"),
-    }
-    return {**total, "dropped": dict(sorted(dropped.items())), "cost": cost}
-
-
 def _check_name(kind: str, name: str) -> None:
     if kind not in KINDS:
         raise UserError(f"kind {kind!r}: one of {', '.join(KINDS)}")
     if not name or name.startswith((".", "_")) or not all(c.isalnum() or c in "-_." for c in name):
         raise UserError(f"name = {name!r}: letters, digits, '-', '_' and '.', starting with a letter or digit")
-
-
-def _git_commit() -> str | None:
-    """The commit of the code that runs, or None outside a checkout (a shipped working directory has no .git)."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _VERSIONED:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -89,3 +89,12 @@ def losses(kept: Mapping[str, float], min_kept: float, allowed: Sequence[str]) -
         f"{len(lost)} document(s) kept less than min_kept = {min_kept} of their text, the worst {worst!r} "
         f"({lost[worst]:.0%}): look at the file; to accept it set allow_losses={sorted(lost)!r} or lower min_kept"
     )
+
+
+def told(kept: Mapping[str, float], totals: Mapping[str, Any]) -> str:
+    """One line on documents that were made: how many, from how much, and how much of each text was kept."""
+    return (
+        f"{totals['rows_out']:,} documents from {totals['cost']['bytes_in'] / 1e6:.1f} MB; "
+        f"kept {sum(kept.values()) / len(kept):.1%} of the text on average, least {min(kept.values()):.1%}; "
+        f"{schema.summarise(totals['dropped'])}"
+    )
