@@ -39,7 +39,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def totals(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of the records of shards: rows_in, rows_out, dropped by reason, cost (seconds of cpu and gpu, bytes in and out)."""
+    """Of the records of shards: rows_in, rows_out, dropped by reason, cost (cpu and gpu seconds, bytes)."""
     records = list(records)
     dropped: Counter[str] = Counter()
     for record in records:
