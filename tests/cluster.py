@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
+import httpx
 import psutil
 from moto.server import ThreadedMotoServer
 
@@ -124,6 +125,7 @@ def s3_server() -> Iterator[dict[str, str]]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     endpoint = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    httpx.post(f"{endpoint}/moto-api/reset").raise_for_status()  # all servers of a process share what they hold
     keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
     boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys).create_bucket(Bucket="corpora")
     yield {
