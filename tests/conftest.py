@@ -10,6 +10,7 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 os.environ["RAY_AUTH_MODE"] = "disabled"  # tests start private clusters and tear them down
 os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"  # so often Ray Train looks whether workers are done; else 2
 
 import tiny  # noqa: E402
 

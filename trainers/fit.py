@@ -5,6 +5,7 @@ Ray is imported where a run starts: a trainer's task can be built, measured and 
 
 import importlib
 import math
+import os
 import sys
 import time
 import uuid
@@ -55,7 +56,7 @@ def fit(module: str, settings: Any, draft: Draft) -> None:
             raise UserError(
                 f"runtime.num_workers = {workers}: needs {need} {what}, the cluster has {total.get(what, 0):g}"
             )
-    # Workers run in folders of their own: addresses must not be relative.
+    stay_in_folder()
     places = {"root": draft.storage.root, "wandb_folder": str(tracker.folder(runtime))}
     settings = settings.model_copy(update={"runtime": runtime.model_copy(update=places)})
     resources = {"CPU": cpus, **({"GPU": runtime.gpus_per_worker} if use_gpu else {})}
@@ -76,6 +77,11 @@ def fit(module: str, settings: Any, draft: Draft) -> None:
     mistake = trainer.fit().return_value
     if mistake is not None:
         raise UserError(mistake)
+
+
+def stay_in_folder() -> None:
+    """Have Ray leave workers and trials where they start: in a folder of their own no relative path leads anywhere."""
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 
 def reachable() -> dict[str, float]:

@@ -54,6 +54,7 @@ def run(settings: Any, draft: Draft, trials: Mapping[str, Any]) -> dict[str, str
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level="WARNING")  # the trials' own lines would bury the table
     runtime, started = settings.runtime, time.monotonic()
+    fit.stay_in_folder()
     tuner = tune.Tuner(
         # The trainer's workers hold what a trial takes; Tune wants a trial to hold something itself.
         tune.with_resources(_trial(settings.trainer, loops[0], list(trials.values())), {"CPU": 0, "memory": 2**20}),
