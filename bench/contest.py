@@ -1,5 +1,6 @@
 """Contenders side by side in one run: rounds in turn, a ratio each round, and a record of where it was measured."""
 
+import argparse
 import json
 import os
 import platform
@@ -48,6 +49,14 @@ def contest(
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}-{_slug(result['processor'])}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     return result
+
+
+def options(doc: str, **defaults: float) -> argparse.Namespace:
+    """The command line of a bench: `--name number` for each default, and its docstring for `--help`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    return parser.parse_args()
 
 
 def where() -> dict[str, Any]:

@@ -8,7 +8,6 @@ where the processor has it, in half precision. Ours starts from the token ids th
 does, and from the texts as well. Least cosines to float32 are told beside.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from bench.contest import contest
+from bench.contest import contest, options
 from bench.corpus import corpus
 from quire import device, embeddings, encoder, hub, token_chunks
 
@@ -56,10 +55,7 @@ def speed(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--chunks", type=int, default=256)
-    asked = parser.parse_args()
+    asked = options(__doc__, rounds=3, chunks=256)
     folder, half = hub.find_model(hub.MINILM), device.inference_precision()
     theirs = SentenceTransformer(folder, device=str(device.device()))
     ours = encoder.load_encoder(folder, dtype=half)

@@ -9,7 +9,6 @@ start. They write the bytes and no more: no check, no hash, no record, no retry.
 actors, not that of Ray.
 """
 
-import argparse
 import asyncio
 import http.server
 import multiprocessing
@@ -21,7 +20,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from bench.contest import contest
+from bench.contest import contest, options
 from pipelines.harvest import Plan, fetch_all
 from quire.fetch import Limits
 from quire.harvest import Shelf, Wanted, hosts_of, urls_of
@@ -102,12 +101,7 @@ def asyncio_speed(base: str, books: int, rate: float) -> float:
 def main() -> None:
     import ray
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--books", type=int, default=400)
-    parser.add_argument("--rate", type=float, default=100.0)
-    parser.add_argument("--latency", type=float, default=0.05)
-    parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
+    asked = options(__doc__, books=400, rate=100.0, latency=0.05, rounds=3)
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     server = spawn.Process(target=serve, args=(asked.latency, there), daemon=True)

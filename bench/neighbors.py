@@ -10,7 +10,6 @@ vectors are drawn from a mixture in 32 dimensions and laid into `dim` with some 
 search for its recall depends on the vectors, and on texts is another number; the speed of flat search is the same.
 """
 
-import argparse
 import hashlib
 import multiprocessing
 import resource
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bench.contest import contest
+from bench.contest import contest, options
 from pipelines import index as index_step
 from pipelines import search
 from quire import artifact, index, neighbors, schema
@@ -150,10 +149,7 @@ def alone(name: str, root: str, k: int) -> tuple[np.ndarray, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"rows": 1_000_000, "dim": 384, "queries": 2_000, "k": 10, "rounds": 3}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    asked = parser.parse_args()
+    asked = options(__doc__, rows=1_000_000, dim=384, queries=2_000, k=10, rounds=3)
     peaks: dict[str, float] = {}
 
     def speed(name: str) -> float:

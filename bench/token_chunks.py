@@ -9,7 +9,6 @@ is the documentation of installed Python packages, repeated until it is large en
 around 2,000 characters (log-normal, sigma 1).
 """
 
-import argparse
 import os
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.contest import contest
+from bench.contest import contest, options
 from bench.corpus import corpus
 from pipelines import token_chunks
 from quire import hub
@@ -123,10 +122,7 @@ def check_equal(root: str) -> int:
 def main() -> None:
     import ray
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
+    asked = options(__doc__, megabytes=40, rounds=3)
     ray.init(log_to_driver=False, logging_level="WARNING")
     with tempfile.TemporaryDirectory() as root:
         megabytes = prepare(root, asked.megabytes)

@@ -8,7 +8,6 @@ no splits, cannot resume, and does not check the ids. The corpus is the document
 repeated until it is large enough, in documents of about 2,000 characters; the tokenizer is a BPE of 4,096 words.
 """
 
-import argparse
 import os
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.contest import contest
+from bench.contest import contest, options
 from bench.corpus import corpus
 from pipelines import papers, tokenize
 from quire import bpe
@@ -86,10 +85,7 @@ def datasets_map(root: str, files: list[Path], megabytes: float) -> float:
 def main() -> None:
     import ray
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
+    asked = options(__doc__, megabytes=40, rounds=3)
     ray.init(log_to_driver=False, logging_level="WARNING")
     with tempfile.TemporaryDirectory() as root:
         files, megabytes = prepare(root, asked.megabytes)
