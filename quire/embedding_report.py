@@ -1,4 +1,7 @@
-"""What a run of embedding made, as one page: how much, how long the chunks are, how near float32, what it took."""
+"""What a run of embedding made, as one page: how much, how long the chunks are, how near float32.
+
+No time stands on it: the same input and recipe give the same bytes. What it took is in the manifest.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,7 +39,7 @@ def page(name: str, facts: Mapping[str, Any], records: Sequence[Mapping[str, Any
     return report.render(
         report.Report(
             title=f"Embeddings: {name}",
-            question="What was embedded, can it be trusted, and what did it take?",
+            question="What was embedded, and can it be trusted?",
             headline=f"{rows:,} chunks, {facts['tokens']:,} tokens{near}.",
             plots=[report.Plot(title, svg, text) for title, (svg, text) in drawn.items()],
             sections=[_whole(facts, records, chunks), _shards(records)],
@@ -47,8 +50,6 @@ def page(name: str, facts: Mapping[str, Any], records: Sequence[Mapping[str, Any
 
 def _whole(facts: Mapping[str, Any], records: Sequence[Mapping[str, Any]], chunks: Mapping[str, Any]) -> report.Section:
     rows = sum(record["rows_out"] for record in records)
-    cpu, gpu = (sum(record[key] for record in records) for key in ("cpu", "gpu"))
-    busy = gpu or cpu
     lines = [
         ("chunks in", f"{chunks['rows_out']:,}"),
         ("chunks embedded", f"{rows:,}"),
@@ -58,8 +59,6 @@ def _whole(facts: Mapping[str, Any], records: Sequence[Mapping[str, Any]], chunk
         ("precision, in shards", ", ".join(f"{name}: {count}" for name, count in facts["precision"].items())),
         ("prompt", repr(facts["prompt"]) if facts["prompt"] else "none"),
         ("batches that memory did not hold", f"{facts['budget_lowered']:,}"),
-        ("CPU seconds, GPU seconds", f"{cpu:,.1f}, {gpu:,.1f}"),
-        ("tokens a second of the GPU" if gpu else "tokens a CPU second", f"{facts['tokens'] / max(busy, 1e-9):,.0f}"),
     ]
     return report.Section("The whole", "", ("what", "value"), lines)
 
@@ -69,9 +68,7 @@ def _shards(records: Sequence[Mapping[str, Any]]) -> report.Section:
     for number, record in enumerate(records):
         found = spread(np.asarray(record["facts"]["cosines"]))
         least = f"{found['min']:.6f}" if found else "-"
-        lines.append(
-            (number, f"{record['rows_out']:,}", f"{record['facts']['tokens']:,}", least, f"{record['cpu']:,.1f}")
-        )
-    columns = ("shard", "chunks", "tokens", "least cosine", "CPU seconds")
+        lines.append((number, f"{record['rows_out']:,}", f"{record['facts']['tokens']:,}", least))
+    columns = ("shard", "chunks", "tokens", "least cosine")
     shown = "" if len(lines) <= 200 else f"The first 200 of {len(lines):,}."
     return report.Section("By shard", shown, columns, lines[:200])

@@ -10,7 +10,7 @@ import tiny
 from sentence_transformers import SentenceTransformer
 
 from pipelines import embed, token_chunks
-from quire import config, embeddings, schema
+from quire import config, embedding_report, embeddings, schema
 from quire.artifact import Artifact
 from quire.errors import UserError
 
@@ -34,6 +34,18 @@ def test_only_chunks_of_the_same_id_and_text_are_known() -> None:
 def test_cosines_of_a_zero_vector_are_zero() -> None:
     a = np.asarray([[1.0, 0.0], [0.0, 0.0], [3.0, 4.0]])
     assert embeddings.cosines(a, np.asarray([[2.0, 0.0], [1.0, 0.0], [4.0, 3.0]])).tolist() == [1.0, 0.0, 0.96]
+
+
+def test_the_page_tells_nothing_that_another_run_of_the_same_recipe_would_tell_otherwise() -> None:
+    facts = {"tokens": 9, "new_rows": 3, "precision": {"float32": 1}, "prompt": "", "budget_lowered": 0}
+    facts |= {"cosine_to_float32": {"rows": 2, "min": 0.9, "median": 0.95, "mean": 0.95}}
+    chunks = {"rows_out": 3, "dropped": {"no_text": 2}, "facts": {}}
+
+    def page(seconds: float) -> str:
+        shard = {"rows_out": 3, "cpu": seconds, "gpu": seconds, "facts": {"tokens": 9, "cosines": [0.9, 1.0]}}
+        return embedding_report.page("e", facts, [shard], chunks)
+
+    assert page(1.0) == page(2.0) and "2 no_text" in page(1.0)
 
 
 def write(folder: Path, file: str, topic: str, count: int) -> None:
@@ -80,6 +92,7 @@ def test_embeddings_are_those_of_the_users_library_one_a_chunk(corpus: Corpus, e
     np.testing.assert_allclose(found[first], theirs[first], atol=1e-5)
     facts = made.manifest["facts"]
     assert facts["cosine_to_float32"]["min"] > 0.99999 and facts["cosine_to_float32"]["rows"] >= len(made.parts)
+    assert corpus.embeddings("one", "chunks=c", "runtime.num_workers=1").content == made.content
     page = made.storage.read_bytes(f"{made.folder}/index.html").decode()
     assert f"{table.num_rows:,} chunks" in page and "Cosine to float32" in page and "Length of chunks" in page
 
