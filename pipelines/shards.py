@@ -9,6 +9,7 @@ import hashlib
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from quire.errors import UserError
 
 Process = Callable[[Any], Shard]
 _DROPS = f"{WORK}/drops.json"
+_RETRIES = 3  # of a shard whose worker dies: one that kills every worker it meets must not be tried for ever
 # A worker's bars about loading a model say nothing here.
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
 
@@ -38,13 +40,21 @@ class Worker:
             wall, cpu = time.perf_counter(), time.process_time()
             try:
                 shard = self.process(self.items[index])
-            except UserError as error:  # raised, it would reach the user as the text of a long trace through Ray
-                return {"index": batch["index"], "mistake": np.asarray([str(error)])}
-            shard.item = _digest(self.items[index])
-            shard.cpu += time.process_time() - cpu
-            shard.gpu += (time.perf_counter() - wall) if ray.get_gpu_ids() else 0.0
-            self.draft.write_shard(index, shard)
-        return {"index": batch["index"], "mistake": np.asarray([""])}
+                shard.item = _digest(self.items[index])
+                shard.cpu += time.process_time() - cpu
+                shard.gpu += (time.perf_counter() - wall) if ray.get_gpu_ids() else 0.0
+                self.draft.write_shard(index, shard)
+            # Raised, either would reach the user inside a long trace through Ray, and its frames would hold the CPUs
+            # of all workers for as long as anything holds the exception.
+            except UserError as error:
+                return _told(batch, mistake=str(error))
+            except Exception:
+                return _told(batch, trace=traceback.format_exc())
+        return _told(batch)
+
+
+def _told(batch: dict[str, Any], mistake: str = "", trace: str = "") -> dict[str, Any]:
+    return {"index": batch["index"], "mistake": np.asarray([mistake]), "trace": np.asarray([trace])}
 
 
 def connect() -> None:
@@ -69,9 +79,9 @@ def run_shards(
     """Bring every item's shard into the draft. `make(*arguments)` runs once per worker and returns the function that
     turns an item into a `Shard`.
 
-    Raises what a worker raises: a step that lost a shard never ends well; and UserError when an interrupted run has cut
-    its shards otherwise. One worker holds one CPU (and `num_gpus`); `num_workers` is the most at a time, by default as
-    many as the cluster has or gets room for.
+    Raises the UserError of a worker, and RuntimeError with the trace of whatever else it raises: a step that lost a
+    shard never ends well; and UserError when an interrupted run has cut its shards otherwise. One worker holds one CPU
+    (and `num_gpus`); `num_workers` is the most at a time, by default as many as the cluster has or gets room for.
     """
     _finish_drops(draft)
     done = draft.finished_shards()
@@ -80,20 +90,6 @@ def run_shards(
     if not pending:
         return
     connect()
-    most = min(len(pending), num_workers or len(pending))
-    # Rows are indices alone: an item need not be anything Arrow can hold.
-    dataset = ray.data.from_items([{"index": index} for index in pending], override_num_blocks=len(pending))
-    dataset = dataset.map_batches(
-        Worker,
-        batch_size=1,
-        batch_format="numpy",
-        fn_constructor_args=(make, arguments, draft, items),
-        # As many as there is room for now; more as an autoscaling cluster grows, which Ray Data asks it to.
-        compute=ray.data.ActorPoolStrategy(min_size=min(most, _places(num_gpus, num_workers)), max_size=most),
-        num_cpus=1,
-        num_gpus=num_gpus or None,
-        memory=memory,
-    )
     bar = tqdm(
         total=len(items),
         initial=len(done),
@@ -102,11 +98,46 @@ def run_shards(
         file=sys.stderr,
         mininterval=0.5 if sys.stderr.isatty() else 10,
     )
+    workers = (num_workers, num_gpus, memory)
     with bar:
-        for row in dataset.iter_rows():
-            if row["mistake"]:
-                raise UserError(row["mistake"])
-            bar.update()
+        failed = _first_failure(pending, (make, arguments, draft, items), workers, bar)
+    if failed is None:
+        return
+    if failed["mistake"]:
+        raise UserError(failed["mistake"])
+    raise RuntimeError(
+        f"{draft.storage.uri(draft.folder)}: shard {failed['index']} failed in its worker\n{failed['trace']}"
+    )
+
+
+def _first_failure(
+    pending: Sequence[int], constructor: tuple[Any, ...], workers: tuple[int | None, float, int], bar: tqdm
+) -> dict[str, Any] | None:
+    """Run the pending shards up to the first one that fails, whose row is returned.
+
+    A function of its own: a data set that an exception's frames hold keeps its workers, and they their CPUs.
+    """
+    num_workers, num_gpus, memory = workers
+    most = min(len(pending), num_workers or len(pending))
+    # Rows are indices alone: an item need not be anything Arrow can hold.
+    dataset = ray.data.from_items([{"index": index} for index in pending], override_num_blocks=len(pending))
+    dataset = dataset.map_batches(
+        Worker,
+        batch_size=1,
+        batch_format="numpy",
+        fn_constructor_args=constructor,
+        # As many as there is room for now; more as an autoscaling cluster grows, which Ray Data asks it to.
+        compute=ray.data.ActorPoolStrategy(min_size=min(most, _places(num_gpus, num_workers)), max_size=most),
+        num_cpus=1,
+        num_gpus=num_gpus or None,
+        memory=memory,
+        max_task_retries=_RETRIES,
+    )
+    for row in dataset.iter_rows():
+        if row["mistake"] or row["trace"]:
+            return row
+        bar.update()
+    return None
 
 
 def _digest(item: Any) -> str:

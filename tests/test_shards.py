@@ -1,5 +1,7 @@
 """A killed step goes on to the same bytes, and never with shards that were cut otherwise."""
 
+import gc
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from pipelines import chunk, papers, shards
@@ -140,3 +143,46 @@ def test_a_stage_begins_on_a_cluster_without_workers_and_grows_with_it(
     finally:
         shards.ray.shutdown()
         cluster.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("raised", "told"), [(RuntimeError("broken"), "shard 0 failed"), (UserError("wrong"), "wrong")]
+)
+def test_a_failed_run_gives_its_workers_back_at_once(
+    raised: Exception, told: str, tmp_path: Path, local_ray: None
+) -> None:
+    def make() -> Callable[[int], Shard]:
+        def process(item: int) -> Shard:
+            time.sleep(item)
+            raise raised
+
+        return process
+
+    gc.collect()
+    gc.disable()  # as in a process with a large heap, which hardly ever looks for cycles
+    try:
+        with pytest.raises(type(raised), match=told) as caught:
+            shards.run_shards(begun(tmp_path), list(range(3)), make)
+        until = time.monotonic() + 8  # a shard under way still ends; Ray itself looks for garbage every 10 seconds
+        while ray.available_resources().get("CPU") != 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        assert ray.available_resources().get("CPU") == 2
+    finally:
+        gc.enable()
+    assert str(raised) in str(caught.value)
+
+
+@pytest.mark.ray
+def test_a_shard_that_kills_every_worker_ends_the_run(tmp_path: Path, local_ray: None) -> None:
+    def make() -> Callable[[int], Shard]:
+        def process(item: int) -> Shard:
+            if item:
+                os._exit(1)
+            return Shard(table=pa.table({"a": [item]}))
+
+        return process
+
+    with pytest.raises(ray.exceptions.RayError):
+        shards.run_shards(begun(tmp_path), [0, 1], make)
+    assert set(begun(tmp_path).finished_shards()) <= {0}
