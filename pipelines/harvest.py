@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pipelines.shards import connect
 from quire.fetch import Client, Limits
 from quire.harvest import Harvest, Patience, Record, Shelf, Wanted
-from quire.pace import Pace
+from quire.pace import Pace, Turn
 
 _MOST_WORKERS = 4  # by default: what bounds a harvest is the host's patience, not our processors
 _RESTARTS = 3
@@ -42,8 +42,8 @@ class _Pacer:
     def __init__(self, actor: Any):
         self.actor = actor
 
-    async def turn(self) -> float:
-        return await self.actor.turn.remote()
+    async def turn(self, slot: float | None = None) -> Turn:
+        return await self.actor.turn.remote(slot)
 
     async def hold(self, seconds: float) -> None:
         await self.actor.hold.remote(seconds)

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from quire.config import Config
 from quire.errors import UserError
+from quire.pace import Turn
 
 _RETRIED = {408: "timeout", 425: "server_error", 429: "throttled", 503: "throttled"}
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -44,7 +45,7 @@ class Limits(Config):
 class Pacer(Protocol):
     """`quire.pace.Pace`, or what stands in for one elsewhere."""
 
-    async def turn(self) -> float: ...
+    async def turn(self, slot: float | None = None) -> Turn: ...
 
     async def hold(self, seconds: float) -> None: ...
 
@@ -188,8 +189,10 @@ class Client:
         seen = [url]
         allowed = self.hosts | {netloc(url)}
         while True:
-            while wait := await self.pacer.turn():
-                await self.sleep(wait)
+            turn = await self.pacer.turn()
+            while turn.wait:
+                await self.sleep(turn.wait)
+                turn = await self.pacer.turn(turn.slot)
             try:
                 async with asyncio.timeout(self.limits.total):
                     answer = await self._request(seen[-1], url, known)

@@ -179,7 +179,7 @@ def test_a_throttled_request_pauses_every_other() -> None:
             async with Client(pace, Limits(), sleep=sleep, **options) as client:
                 task = asyncio.create_task(client.get(f"{server.base}/5/pg5.txt", harvest.check_book))
                 await gate.wait()
-                wait = await pace.turn()
+                wait = (await pace.turn()).wait
                 await task
                 return wait
 
