@@ -116,13 +116,14 @@ class Storage:
                 raise
             return
         folder = os.path.dirname(target)
-        os.makedirs(folder, exist_ok=True)
+        _make_folder(folder)
         temporary = f"{folder}/{_TEMPORARY}{os.getpid()}-{os.path.basename(target)}"
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
+        _sync_folder(folder)
 
     def sha256(self, relative: str) -> str:
         """Of the file's bytes, in hexadecimal; memory holds one block."""
@@ -162,6 +163,8 @@ class Storage:
             self.filesystem.delete_file(info.path)
         elif info.type == fs.FileType.Directory:
             self.filesystem.delete_dir(info.path)
+        if self.is_local and info.type != fs.FileType.NotFound:
+            _sync_folder(os.path.dirname(info.path))
 
     def upload(self, folder: str | Path, relative: str) -> None:
         """Copy every file below a local folder to `relative`, each atomically; memory holds one block."""
@@ -194,6 +197,28 @@ class Storage:
 _BLOCK = 2**20  # bytes
 _CACHE_SECONDS = 2 * 86_400  # a file that is mapped or open stays readable after it has gone
 _TEMPORARY = ".tmp-"  # an interrupted write leaves such a file; `files` does not show it
+
+
+def _sync_folder(folder: str) -> None:
+    """Bring to the disk which names the folder holds.
+
+    A rename or a deletion lasts only with its folder. Without this a machine that loses power may keep a record, a
+    manifest, and lose the file that was written before it: what all resuming relies on is that order.
+    """
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _make_folder(folder: str) -> None:
+    """With all above it, each of them safe in the one that holds it."""
+    if not os.path.isdir(folder):
+        above = os.path.dirname(folder)
+        _make_folder(above)
+        os.makedirs(folder, exist_ok=True)  # another process may make it, too
+        _sync_folder(above)
 
 
 def cached(storage: Storage, relative: str, key: str) -> Path:

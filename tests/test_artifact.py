@@ -285,3 +285,25 @@ def test_a_published_folder_is_a_data_set_though_a_part_is_empty(tmp_path: Path)
     made = draft.publish(num_shards=2)
     rows = datasets.load_dataset(made.storage.uri(made.folder), split="train", cache_dir=str(tmp_path / "cache"))
     assert rows.num_rows == made.read().num_rows == 3
+
+
+def test_a_name_is_on_the_disk_before_the_next_thing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What power loss leaves cannot be tried here; what is asked of the disk, and when, can."""
+    synced: list[tuple[str, set[str]]] = []  # a folder or file, and what stood in the folder
+    fsync = os.fsync
+
+    def spy(opened: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{opened}")
+        synced.append((path, set(os.listdir(path)) if os.path.isdir(path) else set()))
+        fsync(opened)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    storage = Storage(str(tmp_path))
+    storage.write_json("a/b/data.json", 1)
+    here = [(os.path.relpath(path, tmp_path), names) for path, names in synced]
+    assert here[:2] == [(".", {"a"}), ("a", {"b"})]
+    assert here[-1] == ("a/b", {"data.json"}) and ("a/b/.tmp-" in here[-2][0])
+    storage.delete("a/b")
+    assert synced[-1] == (str(tmp_path / "a"), set())
