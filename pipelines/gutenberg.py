@@ -58,7 +58,9 @@ class GutenbergRuntime(config.Runtime):
     limits: fetch.Limits = fetch.Limits()
     retry_failed: bool = Field(default=False, description="ask again for what failed, and for nothing else")
     max_failed: int = Field(default=0, ge=0, description="books that may fail without stopping the run")
-    previous: str | None = Field(default=None, description="an artefact with keep_raw: only what changed is sent again")
+    previous: str | None = Field(
+        default=None, description="one with keep_raw, or an unfinished one: only what changed is sent"
+    )
 
 
 class GutenbergConfig(config.Config):
@@ -87,7 +89,7 @@ def run(settings: GutenbergConfig) -> Artifact:
     if draft.published:
         return _published(draft.published, settings)
     asked = _asked(settings, draft, files)
-    shelf = _shelf(draft, settings)
+    shelf = settled.shelf(draft.storage, draft.folder, keep_raw=settings.keep_raw)
     if isinstance(settings.source, Http):
         _fetch(draft, settings, shelf, asked)
     cut = [asked[at : at + settings.shard_books] for at in range(0, len(asked), settings.shard_books)]
@@ -188,11 +190,6 @@ def _agent(settings: GutenbergConfig) -> str:
     return f"{_ROBOT}/0.1 (+{settings.runtime.contact})"
 
 
-def _shelf(draft: Draft, settings: GutenbergConfig) -> Shelf:
-    bodies = f"{draft.folder}/raw" if settings.keep_raw else f"{draft.folder}/{WORK}/raw"
-    return Shelf(draft.storage, f"{draft.folder}/{WORK}/records", bodies)
-
-
 def _fetch(draft: Draft, settings: GutenbergConfig, shelf: Shelf, asked: Sequence[Book]) -> None:
     """Bring every book that is not refused to its record. Raises UserError when too many failed."""
     runtime = settings.runtime
@@ -243,7 +240,7 @@ def _refuse_failures(draft: Draft, failed: Sequence[Record], most: int) -> None:
 
 
 def _reader(settings: GutenbergConfig, draft: Draft) -> Callable[[tuple[int, list[Book]]], Shard]:
-    shelf = _shelf(draft, settings)
+    shelf = settled.shelf(draft.storage, draft.folder, keep_raw=settings.keep_raw)
     source: settled.Mirror | settled.Fetched = settled.Fetched(shelf)
     if isinstance(settings.source, Mirror):
         kept = shelf if settings.keep_raw else None

@@ -121,10 +121,14 @@ class Shelf:
             raise UserError(f"{where} has changed since it was fetched; delete its record {record.key}.json and it")
         return data
 
+    def every_record(self) -> list[Record]:
+        """By key."""
+        with ThreadPoolExecutor(_NUM_READERS) as pool:
+            return list(pool.map(self.record, sorted(self.settled())))
+
     def failed(self) -> list[Record]:
         """The records of what failed, by key."""
-        with ThreadPoolExecutor(_NUM_READERS) as pool:
-            return [record for record in pool.map(self.record, sorted(self.settled())) if record.status == "failed"]
+        return [record for record in self.every_record() if record.status == "failed"]
 
     def forget(self, records: Iterable[Record]) -> None:
         """Remove them, so that their books are asked for again."""

@@ -15,6 +15,8 @@ from quire.harvest import Record, Shelf
 from quire.selection import Book
 from quire.storage import Storage
 
+RAW = "raw"  # the folder of bytes as they were fetched
+
 
 @dataclass(frozen=True)
 class Mirror:
@@ -64,22 +66,41 @@ class Fetched:
         return found, self.shelf.body(record) if record.status == "done" else b""
 
 
+def shelf(storage: Storage, folder: str, *, keep_raw: bool) -> Shelf:
+    """Where a harvest in the making has its records and bytes; the bytes outlive it if they are to be kept."""
+    bodies = f"{folder}/{RAW}" if keep_raw else f"{folder}/{artifact.WORK}/{RAW}"
+    return Shelf(storage, f"{folder}/{artifact.WORK}/records", bodies)
+
+
 def earlier(storage: Storage, name: str | None) -> tuple[Shelf | None, dict[str, Record]]:
-    """The bytes of an earlier artefact of books and what was recorded of them. Raises UserError when it kept none."""
+    """The bytes of an earlier artefact of books, or of one that was never finished, and what was recorded of them.
+
+    Raises UserError when there are none.
+    """
     if name is None:
         return None, {}
-    earlier = artifact.open_artifact(storage, "documents", name)
-    files = set(earlier.manifest["files"])
-    if not any(file.startswith("raw/") for file in files):
-        raise UserError(f"runtime.previous = {name!r}: it holds no raw/; only one made with keep_raw=true can be asked")
+    folder = f"documents/{name}"
+    if storage.exists(f"{folder}/{artifact.DRAFT}") and not storage.exists(f"{folder}/{artifact.MANIFEST}"):
+        recipe = storage.read_json(f"{folder}/{artifact.DRAFT}")["recipe"]
+        begun = shelf(storage, folder, keep_raw=bool(recipe.get("keep_raw")))
+        known = {record.key: record for record in begun.every_record() if record.status == "done"}
+        if not known:
+            raise UserError(f"runtime.previous = {name!r}: it is unfinished and has fetched no book; leave it out")
+        return begun, known
+    made = artifact.open_artifact(storage, "documents", name)
+    files = set(made.manifest["files"])
+    if not any(file.startswith(f"{RAW}/") for file in files):
+        raise UserError(
+            f"runtime.previous = {name!r}: it holds no {RAW}/; only one made with keep_raw=true can be asked"
+        )
     columns = {"key": "document_id", "status": "status", "url": "source_url", "asked": "asked_url"}
     columns |= {name: name for name in ("sha256", "num_bytes", "etag", "last_modified")}
     known = {}
     for file in sorted(file for file in files if file.startswith("metadata-")):
-        for row in storage.read_table(f"{earlier.folder}/{file}").to_pylist():
-            if row["status"] == "done" and f"raw/{row['document_id']}.txt" in files:
+        for row in storage.read_table(f"{folder}/{file}").to_pylist():
+            if row["status"] == "done" and f"{RAW}/{row['document_id']}.txt" in files:
                 known[row["document_id"]] = Record(**{key: row[column] for key, column in columns.items()})
-    return Shelf(storage, "", f"{earlier.folder}/raw"), known
+    return Shelf(storage, "", f"{folder}/{RAW}"), known
 
 
 def to_documents(books: Sequence[Book], source: Mirror | Fetched, *, only_english: bool) -> tuple[Shard, pa.Table]:

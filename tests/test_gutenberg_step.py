@@ -174,6 +174,29 @@ def test_a_later_artefact_is_sent_only_what_changed(tmp_path: Path, serial: None
         step.run(settings(tmp_path, server, "name=after", "select.ids=[1]", "runtime.previous=bare"))
 
 
+@pytest.mark.parametrize("kept", ["true", "false"])
+def test_what_an_unfinished_harvest_has_fetched_is_not_sent_again(tmp_path: Path, serial: None, kept: str) -> None:
+    with Server(FILES, {3: Fault("html")}) as server:
+        with pytest.raises(UserError, match=r"1 book\(s\) failed"):
+            step.run(settings(tmp_path, server, "select.ids=[1, 2, 3]", f"keep_raw={kept}"))
+        server.faults.clear()
+        begun = len(server.paths)
+        asked = ["name=wider", "select.ids=[1, 2, 3, 4]", "runtime.previous=g"]
+        made = step.run(settings(tmp_path, server, *asked))
+        conditional = [number_of(p) for p, h in zip(server.paths, server.headers, strict=True) if "if-none-match" in h]
+        assert conditional == [1, 2] and {number_of(path) for path in server.paths[begun:]} == {1, 2, 3, 4}
+        plain = step.run(settings(tmp_path, server, *asked[:2], "name=plain"))
+        assert contents(made) == contents(plain)
+
+
+def test_an_unfinished_harvest_without_a_book_is_none_to_start_from(tmp_path: Path, serial: None) -> None:
+    with Server(FILES, {1: Fault("html")}) as server:
+        with pytest.raises(UserError, match=r"1 book\(s\) failed"):
+            step.run(settings(tmp_path, server, "select.ids=[1]"))
+        with pytest.raises(UserError, match="runtime.previous = 'g': it is unfinished and has fetched no book; leave"):
+            step.run(settings(tmp_path, server, "name=wider", "select.ids=[1]", "runtime.previous=g"))
+
+
 def test_a_list_of_addresses_is_followed(tmp_path: Path, serial: None) -> None:
     with Server(FILES | {"/odd/book.txt": small_book(50)}) as server:
         (tmp_path / "urls.txt").write_text(f"{server.base}/3/pg3.txt\nhttp://{server.host}/odd/book.txt\n")
