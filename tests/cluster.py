@@ -70,14 +70,19 @@ class Head:
 
     def workers(self, part: str) -> list[psutil.Process]:
         """Processes below this head whose title contains `part`."""
-        found = []
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                if part in " ".join(child.cmdline()):
-                    found.append(child)
-            except psutil.NoSuchProcess:
-                continue
-        return found
+        return below(self.process.pid, part)
+
+
+def below(pid: int, part: str) -> list[psutil.Process]:
+    """Processes that this one has started, or that those have, whose title contains `part`."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        try:
+            if part in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
 @contextmanager
@@ -108,10 +113,10 @@ def head(folder: Path, cwd: Path = ROOT, **environment: str):
         wait_for(lambda: _answers(dashboard), 120, "the head's dashboard")
         yield started
     finally:
-        below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
-        for child in below:
+        for child in left:
             try:
                 child.kill()
             except psutil.NoSuchProcess:
