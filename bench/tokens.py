@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from bench.contest import contest, options
 from bench.corpus import corpus
-from pipelines import papers, tokenize
+from pipelines import datasets as labelled_sets
+from pipelines import tokenize
 from quire import bpe
 
 
@@ -33,8 +34,10 @@ def prepare(root: str, megabytes: int) -> tuple[list[Path], float]:
     folder.mkdir()
     pq.write_table(table, folder / "texts.parquet", row_group_size=len(texts) // 16 + 1)
     bpe.save(bpe.train(texts[:3_000], 4_096), Path(root) / "bpe")
-    made = papers.run(
-        papers.PapersConfig(name="bench", source={"kind": "table", "folder": str(folder)}, runtime={"root": root})
+    made = labelled_sets.run(
+        labelled_sets.DatasetsConfig(
+            name="bench", source={"kind": "table", "folder": str(folder)}, runtime={"root": root}
+        )
     )
     return [Path(root) / part for part in made.parts], sum(len(text.encode()) for text in texts) / 1e6
 

@@ -21,7 +21,6 @@ from pydantic import Field, model_validator
 from pipelines.shards import drop_all, run_shards, speed
 from quire import artifact, chunk_statistics, config, hub, ledger, readers, schema, token_chunks, word_tokens
 from quire.artifact import WORK, Artifact, Draft, Shard
-from quire.errors import UserError
 from quire.readers import Dropped, Piece
 from quire.storage import Storage
 
@@ -31,7 +30,8 @@ _AFTER_READING = ("no_token", "repeated_id")  # reasons that say nothing against
 
 
 class Corpus(config.Config):
-    """Files below a folder, local or s3://: JSON lines (plain, .gz, .zst), Parquet, Arrow; or .txt (column `text`)."""
+    """Files below a folder, local or s3://: JSON lines (plain, .gz, .zst), Parquet, Arrow, CSV (every column a string);
+    or .txt (column `text`)."""
 
     folder: str
     files: tuple[str, ...] = Field(default=(), description="of the folder; default: every file of these formats")
@@ -123,9 +123,10 @@ def estimate(settings: TokenChunksConfig) -> str:
 
 def _source(settings: TokenChunksConfig) -> tuple[Storage, list[str], str]:
     """The files, which have the columns that are asked for, and the tokenizer as JSON."""
-    storage = Storage(settings.source.folder)
-    files = readers.list_files(storage, settings.source.files, readers.FORMATS)
-    _check_columns(storage, files, settings.source)
+    storage, source = Storage(settings.source.folder), settings.source
+    files = readers.list_files(storage, source.files, readers.FORMATS)
+    columns = {"source.text": source.text, "source.key": source.key, **{f"source.keep.{n}": n for n in source.keep}}
+    readers.require_columns(storage, files, columns)
     return storage, files, _tokenizer(settings.model)
 
 
@@ -133,21 +134,6 @@ def _tokenizer(model: str) -> str:
     from quire import bpe  # it brings torch: three seconds for every worker, which needs none of it
 
     return bpe.load(hub.find_model(model)).backend_tokenizer.to_str()
-
-
-def _check_columns(storage: Storage, files: list[str], source: Corpus) -> None:
-    """A column that no table has shows before the work; one that some lack is missing from their rows."""
-    names = {"source.text": source.text, "source.key": source.key, **{f"source.keep.{n}": n for n in source.keep}}
-    missing, columns = {key: name for key, name in names.items() if name}, None
-    for file in files:
-        columns = readers.table_columns(storage, file)
-        if columns is None:  # lines and texts show their columns only when they are read
-            return
-        missing = {key: name for key, name in missing.items() if name not in columns}
-        if not missing:
-            return
-    key, name = next(iter(missing.items()))
-    raise UserError(f"{key}: no column {name!r} in any file of {storage.root}; {files[-1]} has {', '.join(columns)}")
 
 
 def _chunker(settings: TokenChunksConfig, tokenizer: str, draft: Draft) -> Callable[[tuple[int, Piece]], Shard]:

@@ -98,8 +98,8 @@ def _check_columns(documents: Artifact) -> None:
         lacking = sorted({"category", "categories", "split"} - set(pq.read_schema(file).names))
     if lacking:
         raise UserError(
-            f"documents = {documents.name!r} has no column {lacking[0]!r}: make it with pipelines.papers, whose "
-            'source.kind = "table" reads any folder with a column of categories'
+            f"documents = {documents.name!r} has no column {lacking[0]!r}: make it with pipelines.arxiv, or with "
+            'pipelines.datasets, whose source.kind = "table" reads any folder with a column of categories'
         )
 
 

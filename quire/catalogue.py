@@ -30,7 +30,7 @@ _RDF_FILE = re.compile(r"(?:^|/)pg(\d{1,9})\.rdf$")
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _TERMS = "{http://purl.org/dc/terms/}"
 _PG = "{http://www.gutenberg.org/2009/pgterms/}"
-csv.field_size_limit(2**24)  # a title may be long
+csv.field_size_limit(max(csv.field_size_limit(), 2**24))  # a title may be long
 
 
 class Person(NamedTuple):

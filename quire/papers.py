@@ -23,16 +23,18 @@ SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validatio
 Row = dict[str, Any]
 
 
-def arxiv_row(record: Mapping[str, Any], source: str) -> Row | Dropped:
+def arxiv_row(record: Mapping[str, Any], source: str, *, text: str | None = None) -> Row | Dropped:
     """A record of the arXiv metadata snapshot (JSON lines as published, or with categories as a list).
 
-    The text is title, blank line, abstract; line breaks inside both are the snapshot's wrapping and go.
+    The text is title, blank line, abstract; line breaks inside both are the snapshot's wrapping and go. Or it is the
+    column `text`, as it stands there.
     """
     title, abstract = (" ".join(str(record.get(key) or "").split()) for key in ("title", "abstract"))
     created = record.get("created") or record.get("update_date")
     if versions := record.get("versions"):
         created = versions[0].get("created", created)
-    found = {"document_id": record.get("id"), "title": title, "text": f"{title}\n\n{abstract}" if abstract else ""}
+    body = f"{title}\n\n{abstract}" if abstract else ""
+    found = {"document_id": record.get("id"), "title": title, "text": body if text is None else record.get(text) or ""}
     categories = record.get("categories")
     names = categories.split() if isinstance(categories, str) else categories
     return _row({**found, "created": created}, names, source)

@@ -1,32 +1,31 @@
-"""Files of records: JSON lines, Parquet, Arrow and text files, read in pieces that can be read in parallel.
+"""Files of records: JSON lines, CSV, Parquet, Arrow and text files, read in pieces that can be read in parallel.
 
-A piece is a plain dictionary: a range of bytes of JSON lines, a row group of Parquet, a range of Arrow batches, some
-text files, or a damage that was found when the pieces were cut. A record is a dictionary by column, or a `Dropped`.
+A piece is a plain dictionary: a range of bytes of JSON lines or of CSV, a row group of Parquet, a range of Arrow
+batches, some text files, or a damage that was found when the pieces were cut. A record is a dictionary by column, or a
+`Dropped`.
 """
 
+import csv
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from quire import decode
+from quire import csv_rows, decode, streams
 from quire.errors import UserError
 from quire.storage import Storage
 
-LINES = (".json", ".jsonl", ".gz", ".zst")  # .gz and .zst are JSON lines, compressed
+LINES = (".json", ".jsonl", ".gz", ".zst")  # .gz and .zst are JSON lines, compressed, unless they are .csv.gz
 ARROW = (".arrow", ".feather")  # of files and of streams, which is what `datasets` writes
-FORMATS = (*LINES, ".parquet", *ARROW, ".txt")
-_CODECS = {".gz": "gzip", ".zst": "zstd"}
-_DAMAGE = (pa.ArrowInvalid, OSError)  # what a file that is cut off raises
+TABLES = (*LINES, ".parquet", *ARROW, *csv_rows.SUFFIXES)
+FORMATS = (*TABLES, ".txt")
 _BATCH_ROWS = 256
-_BLOCK = 2**20  # bytes
 
 Piece = dict[str, Any]
 
@@ -70,14 +69,13 @@ def contents(storage: Storage, files: Iterable[str]) -> str:
 def cut(storage: Storage, files: Sequence[str], piece_bytes: int, *, strict: bool = False) -> list[Piece]:
     """Pieces that tile the files, each record in one of them, in the order of the files, text files last.
 
-    A piece of JSON lines, Arrow or text files has about `piece_bytes` (decompressed); Parquet is read by row group.
-    What a damaged file still holds is read, and its damage is a piece of its own, whose one record is dropped as
-    `damaged`; if `strict`, it raises UserError. Compressed lines and Arrow are read through once for it.
+    A piece of JSON lines, CSV, Arrow or text files has about `piece_bytes` (decompressed); Parquet is read by row
+    group. What a damaged file still holds is read, and its damage is a piece of its own, whose one record is dropped as
+    `damaged`; if `strict`, it raises UserError. CSV, compressed lines and Arrow are read through once for it.
     """
     pieces: list[Piece] = []
     for file in (file for file in files if not file.endswith(".txt")):
-        kind = _parquet if file.endswith(".parquet") else _arrow if file.endswith(ARROW) else _lines
-        found, damage = kind(storage, file, piece_bytes)
+        found, damage = _cutter(file)(storage, file, piece_bytes)
         if damage and strict:
             raise UserError(f"{storage.uri(file)}: {damage}; fetch it again")
         pieces += found + ([{"file": file, "damage": damage}] if damage else [])
@@ -91,11 +89,40 @@ def cut(storage: Storage, files: Sequence[str], piece_bytes: int, *, strict: boo
     return pieces
 
 
+def _cutter(file: str) -> Callable[[Storage, str, int], tuple[list[Piece], str | None]]:
+    if file.endswith(".parquet"):
+        return _parquet
+    if file.endswith(ARROW):
+        return _arrow
+    return _csv if _delimiter(file) else _lines
+
+
+def _delimiter(file: str) -> str | None:
+    """Of a CSV or TSV file, compressed or not; None for any other."""
+    path = Path(file)
+    return csv_rows.SUFFIXES.get(Path(path.stem).suffix if path.suffix in streams.CODECS else path.suffix)
+
+
+def _step(file: str, size: int, piece_bytes: int) -> int:
+    """A compressed file is read from its beginning for every range: more than 16 cost more than they give."""
+    return max(piece_bytes, -(-size // 16)) if file.endswith(tuple(streams.CODECS)) else piece_bytes
+
+
+def _csv(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], str | None]:
+    size, damage = streams.readable_size(storage, file)
+    try:
+        with streams.opened(storage, file, size if damage else None) as stream:
+            step = _step(file, size, piece_bytes)
+            names, ranges = csv_rows.cut(stream, _delimiter(file), step, whole=damage is None)
+    except csv.Error as error:
+        return [], damage or f"not CSV ({error})"
+    more = {"readable": size} if damage else {}
+    return [{"file": file, "columns": names, **part._asdict(), **more} for part in ranges], damage
+
+
 def _lines(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], str | None]:
-    size, damage = readable_size(storage, file)
-    step = piece_bytes
-    if file.endswith(tuple(_CODECS)):  # read from its beginning for every range: more than 16 cost more than they give
-        step = max(step, -(-size // 16))
+    size, damage = streams.readable_size(storage, file)
+    step = _step(file, size, piece_bytes)
     ranges = [{"file": file, "start": at, "end": min(at + step, size)} for at in range(0, size, step)]
     return [piece | {"readable": size} for piece in ranges] if damage else ranges, damage
 
@@ -105,8 +132,8 @@ def _parquet(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece]
     try:
         with storage.filesystem.open_input_file(storage.path(file)) as opened:
             groups = pq.ParquetFile(opened).num_row_groups
-    except _DAMAGE as error:
-        return [], f"cut off or not Parquet ({_damage(error)})"
+    except streams.DAMAGE as error:
+        return [], f"cut off or not Parquet ({streams.about_bytes(error)})"
     return [{"file": file, "row_group": number} for number in range(groups)], None
 
 
@@ -120,34 +147,9 @@ def _arrow(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], 
                 room = piece_bytes
             pieces[-1]["batches"][1] = number + 1
             row, room = row + batch.num_rows, room - batch.nbytes
-    except _DAMAGE as error:
-        return pieces, f"cut off after {row:,} rows or not Arrow ({_damage(error)})"
+    except streams.DAMAGE as error:
+        return pieces, f"cut off after {row:,} rows or not Arrow ({streams.about_bytes(error)})"
     return pieces, None
-
-
-def _damage(error: Exception) -> Exception:
-    """The error, if it is about a file's bytes; raises it if the disk or the network is to blame."""
-    if isinstance(error, OSError) and (error.errno is not None or "AWS" in str(error)):
-        raise error
-    return error
-
-
-def readable_size(storage: Storage, file: str) -> tuple[int, str | None]:
-    """Bytes of a JSON-lines file once decompressed, as far as they can be read; and why no further."""
-    if not file.endswith(tuple(_CODECS)):
-        return storage.size(file), None
-    size, block, damage = 0, _BLOCK, None
-    while block:  # a read that fails gives nothing: what is left is found by reading less and less at once
-        try:
-            with _decompressed(storage, file) as stream:
-                _skip(stream, size)
-                while data := stream.read(block):
-                    size += len(data)
-            return size, None
-        except _DAMAGE as error:
-            damage = f"cut off or not {_CODECS[Path(file).suffix]} ({_damage(error)})"
-            block //= 32
-    return size, damage
 
 
 def table_columns(storage: Storage, file: str) -> list[str] | None:
@@ -159,9 +161,31 @@ def table_columns(storage: Storage, file: str) -> list[str] | None:
         if file.endswith(ARROW):
             batch = next(_arrow_batches(storage, file), None)
             return None if batch is None else batch.schema.names
-    except _DAMAGE as error:
-        _damage(error)
+        if delimiter := _delimiter(file):
+            with streams.opened(storage, file, None) as stream:
+                return csv_rows.header(stream, delimiter)
+    except streams.DAMAGE as error:
+        streams.about_bytes(error)
+    except csv.Error:  # `cut` says so
+        return None
     return None
+
+
+def require_columns(storage: Storage, files: Sequence[str], columns: Mapping[str, str | None]) -> None:
+    """Raises UserError for a column (by the key that names it, None where it names none) that no table has.
+
+    One that some lack is missing from their rows; lines and texts show their columns only when they are read.
+    """
+    missing, found = {key: name for key, name in columns.items() if name}, None
+    for file in files:
+        found = table_columns(storage, file)
+        if found is None:
+            return
+        missing = {key: name for key, name in missing.items() if name not in found}
+        if not missing:
+            return
+    key, name = next(iter(missing.items()))
+    raise UserError(f"{key}: no column {name!r} in any file of {storage.root}; {files[-1]} has {', '.join(found)}")
 
 
 def records(storage: Storage, piece: Piece, columns: Sequence[str] | None = None) -> Iterator[Found]:
@@ -174,6 +198,8 @@ def records(storage: Storage, piece: Piece, columns: Sequence[str] | None = None
         yield from ((file, None, _text_file(storage, file)) for file in piece["files"])
     elif "damage" in piece:
         yield piece["file"], "end", Dropped("damaged", piece["damage"])
+    elif "columns" in piece:
+        yield from _csv_records(storage, piece, columns)
     elif "start" in piece:
         lines = json_lines(storage, piece["file"], piece["start"], piece["end"], piece.get("readable"))
         yield from ((piece["file"], place, parse(line)) for place, line in lines)
@@ -189,10 +215,10 @@ def json_lines(
     Ranges that tile a file give each of its lines once. Memory holds one line. Of a damaged file no more than the first
     `readable` bytes are asked for.
     """
-    with _opened(storage, file, readable) as stream:
+    with streams.opened(storage, file, readable) as stream:
         place = start
         if start:
-            _skip(stream, start - 1)
+            streams.skip(stream, start - 1)
             place = start - 1 + len(stream.readline())  # the line that begins before belongs to the range before
         while place < end and (line := stream.readline()):
             if line.strip():
@@ -233,6 +259,14 @@ def document(record: Mapping[str, Any], file: str, place: Any, *, text: str, key
     return Named(str(name), found)
 
 
+def _csv_records(storage: Storage, piece: Piece, columns: Sequence[str] | None) -> Iterator[Found]:
+    file, part = piece["file"], csv_rows.Range(piece["start"], piece["end"], piece["first_row"])
+    with streams.opened(storage, file, piece.get("readable")) as stream:
+        streams.skip(stream, part.start)
+        for row, found in csv_rows.records(stream, part, piece["columns"], _delimiter(file), columns):
+            yield file, row, Dropped(*found) if isinstance(found, csv_rows.Trouble) else found
+
+
 def _table_records(storage: Storage, piece: Piece, columns: Sequence[str] | None) -> Iterator[Found]:
     file, row = piece["file"], piece.get("first_row", 0)
     if "batches" in piece:
@@ -249,8 +283,8 @@ def _table_records(storage: Storage, piece: Piece, columns: Sequence[str] | None
             for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names):
                 yield from ((file, row + at, record) for at, record in enumerate(_rows(batch)))
                 row += batch.num_rows
-        except _DAMAGE as error:
-            yield file, row, Dropped("damaged", f"row group {group} from row {row} on ({_damage(error)})")
+        except streams.DAMAGE as error:
+            yield file, row, Dropped("damaged", f"row group {group} from row {row} on ({streams.about_bytes(error)})")
 
 
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Dropped]:
@@ -285,42 +319,3 @@ def _text_file(storage: Storage, file: str) -> dict[str, Any] | Dropped:
         return {"text": decode.decode(storage.read_bytes(file)).text, "name": file}
     except decode.Unreadable as error:
         return Dropped("no_text" if error.reason == "empty" else "bad_encoding", error.detail)
-
-
-class _Head(io.RawIOBase):
-    """The first bytes of a stream, which is asked for not one more."""
-
-    def __init__(self, stream: pa.NativeFile, size: int):
-        self.stream, self.left = stream, size
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        data = self.stream.read(min(len(buffer), self.left))
-        buffer[: len(data)] = data
-        self.left -= len(data)
-        return len(data)
-
-    def close(self) -> None:
-        self.stream.close()
-        super().close()
-
-
-def _opened(storage: Storage, file: str, readable: int | None) -> BinaryIO:
-    stream = _decompressed(storage, file)
-    return io.BufferedReader(stream if readable is None else _Head(stream, readable), _BLOCK)
-
-
-def _decompressed(storage: Storage, file: str) -> pa.NativeFile:
-    raw = storage.filesystem.open_input_file(storage.path(file))
-    codec = _CODECS.get(Path(file).suffix)
-    return pa.CompressedInputStream(raw, codec) if codec else raw
-
-
-def _skip(stream: BinaryIO, size: int) -> None:
-    if stream.seekable():
-        stream.seek(size)
-        return
-    while size and (data := stream.read(min(size, _BLOCK))):
-        size -= len(data)

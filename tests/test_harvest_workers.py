@@ -11,10 +11,12 @@ import pytest
 from gutenberg_server import Fault, Server, number_of, path_of, small_book
 
 from pipelines.harvest import Plan, fetch_all
+from quire.fetch import Limits
 
 pytestmark = pytest.mark.ray
 NUMBERS = range(1, 121)
 RATE, WORKERS, CONCURRENCY = 25, 2, 3
+LIMITS = Limits(first_wait=0.01)
 
 
 def test_killed_workers_cost_what_they_had_in_hand_and_no_more(tmp_path: Path, local_ray: None) -> None:
@@ -25,7 +27,7 @@ def test_killed_workers_cost_what_they_had_in_hand_and_no_more(tmp_path: Path, l
         Server(files, {7: Fault("status", 1, "503 Busy|0"), 8: Fault("html")}) as server,
         ThreadPoolExecutor(1) as pool,
     ):
-        plan = Plan(shelf=shelf, limits=harvesting.LIMITS, agent="test", hosts=(server.host,), max_bytes=2**23)
+        plan = Plan(shelf=shelf, limits=LIMITS, agent="test", hosts=(server.host,), max_bytes=2**23)
         books = harvesting.wanted(server.base, NUMBERS)
         run = pool.submit(fetch_all, books, plan, rate=RATE, concurrency=CONCURRENCY, num_workers=WORKERS)
         for goal in (10, 40):

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipelines import papers, tokenize
+from pipelines import arxiv, tokenize
 from quire import artifact
 from quire.config import to_toml
 from quire.errors import UserError
@@ -48,8 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def root(folder: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> str:
     where = str(tmp_path_factory.mktemp("root"))
-    source = {"kind": "arxiv", "folder": str(folder), "shard_bytes": 9_000}
-    papers.run(papers.PapersConfig(name="p", source=source, runtime={"root": where}))
+    source = {"kind": "metadata", "folder": str(folder), "shard_bytes": 9_000}
+    arxiv.run(arxiv.ArxivConfig(name="p", source=source, runtime={"root": where}))
     tokenizer = {"kind": "bpe", "vocab_size": 400}
     categories = {"level": "archive"}
     shares = {"train": 0.6, "validation": 0.2, "test": 0.2}

@@ -1,8 +1,11 @@
 """A record of any source becomes one row with its categories, or is dropped for a reason that fits."""
 
+import csv
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import papers as pipeline
-from quire import config, papers, readers
+from pipelines import arxiv, datasets, labelled
+from quire import config, papers, readers, streams
 from quire.errors import UserError
 from quire.storage import Storage
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "arxiv"
 
 
 def table_row(**record: object) -> papers.Row | readers.Dropped:
@@ -75,7 +80,7 @@ def test_ranges_of_bytes_give_each_line_once(tmp_path_factory: pytest.TempPathFa
     wanted = [line for line in data.split(b"\n") if line.strip()]
     for file in ("a.jsonl", "a.jsonl.gz"):
         storage = Storage(str(folder))
-        size, _ = readers.readable_size(storage, file)
+        size, _ = streams.readable_size(storage, file)
         found = [pair for at in range(0, size, step) for pair in readers.json_lines(storage, file, at, at + step)]
         assert [line.rstrip(b"\n") for _, line in found] == wanted
         assert all(data[place : place + len(line)] == line for place, line in found)
@@ -88,42 +93,73 @@ def test_a_compressed_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
         readers.cut(Storage(str(tmp_path)), ["a.jsonl.gz"], 1000, strict=True)
 
 
-def read(settings: pipeline.PapersConfig) -> list[papers.Row]:
+def read(step: ModuleType, given: list[str]) -> list[papers.Row]:
     """All shards in this process, as the workers would make them."""
-    hub = isinstance(settings.source, pipeline.Hub)
-    items, _ = pipeline._hub_items(settings) if hub else pipeline._file_items(settings)
-    process = pipeline._reader(settings)
-    return [row for item in items for row in process(item).table.to_pylist()]
+    made: list[papers.Row] = []
+
+    def make(settings: object, items: list, content: str, open_source: Callable) -> None:
+        process = labelled.shards(settings, open_source)
+        made.extend(row for item in items for row in process(item).table.to_pylist())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(labelled, "make", make)
+        step.run(config.load(step.CONFIG, None, ["name=x", *given]))
+    return made
 
 
-def test_parquet_is_read_by_row_groups_and_keeps_its_places(tmp_path: Path) -> None:
-    table = pa.table({"body": [f"text {i}" for i in range(10)], "topic": ["a b", "c"] * 5})
+def test_tables_keep_their_places_whatever_their_format(tmp_path: Path) -> None:
+    table = pa.table({"body": [f'text "{i}",\nmore' for i in range(10)], "topic": ["a b", "c"] * 5})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=4)
-    source = {"kind": "table", "folder": str(tmp_path), "text": "body", "category": "topic"}
-    settings = pipeline.PapersConfig(name="x", source=source)
-    assert len(pipeline._file_items(settings)[0]) == 3
-    rows = read(settings)
-    assert [row["document_id"] for row in rows] == [f"t.parquet:{i}" for i in range(10)]
-    assert [row["category"] for row in rows[:2]] == ["a b", "c"]
+    with (tmp_path / "u.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerows([table.column_names, *(row.values() for row in table.to_pylist())])
+    given = ["source.kind=table", f"source.folder={tmp_path}", "source.text=body", "source.category=topic"]
+    rows = read(datasets, [*given, "source.shard_bytes=100"])
+    assert [row["document_id"] for row in rows] == [f"{name}:{i}" for name in ("t.parquet", "u.csv") for i in range(10)]
+    assert [row["text"] for row in rows] == table["body"].to_pylist() * 2
+    assert [row["category"] for row in rows] == table["topic"].to_pylist() * 2
+    with pytest.raises(UserError, match="source.category: no column 'klass' in any file of .*; u.csv has body, topic"):
+        read(datasets, [*given[:3], "source.category=klass"])
+
+
+def test_a_paper_is_its_abstract_or_its_full_text(tmp_path: Path) -> None:
+    record = {"id": "1", "title": "On this", "abstract": "and that", "categories": "cs.LG", "text": "Long ago\n ..."}
+    lines = [record, {**record, "id": "2", "text": None}, {**record, "id": "3", "abstract": ""}]
+    (tmp_path / "a.json").write_text("\n".join(map(json.dumps, lines)))
+    given = [f"source.folder={tmp_path}"]
+    texts = {row["document_id"]: row["text"] for row in read(arxiv, ["source.kind=metadata", *given])}
+    assert texts == {"1": "On this\n\nand that", "2": "On this\n\nand that"}
+    rows = read(arxiv, ["source.kind=full_text", *given])
+    assert {row["document_id"]: row["text"] for row in rows} == {"1": "Long ago\n ...", "3": "Long ago\n ..."}
+    assert rows[0]["title"] == "On this" and rows[0]["categories"] == ["cs.LG"]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared papers")
+def test_every_shared_paper_has_its_categories() -> None:
+    given = [f"source.folder={SHARED}"]
+    whole = read(arxiv, ["source.kind=full_text", 'source.files=["arxiv_fulltext_sample.jsonl.gz"]', *given])
+    assert len(whole) == 32 and sum(len(row["text"]) for row in whole) > 10**6
+    short = read(arxiv, ["source.kind=metadata", 'source.files=["arxiv_fulltext_sample.jsonl.gz"]', *given])
+    assert [row["categories"] for row in short] == [row["categories"] for row in whole]
 
 
 def test_a_labelled_set_in_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
+    import datasets as library
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    names = datasets.ClassLabel(names=["cs.AI\n", "math.ST\n"])
-    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    names = library.ClassLabel(names=["cs.AI\n", "math.ST\n"])
+    features = library.Features({"text": library.Value("string"), "label": names})
     folder = tmp_path / "set"
     folder.mkdir()
     for split, labels in (("train", [1, 0, -1]), ("test", [1])):
         data = {"text": [f"{split} {i}" for i in range(len(labels))], "label": labels}
-        datasets.Dataset.from_dict(data, features=features).to_parquet(folder / f"{split}.parquet")
-    given = ["name=x", "source.kind=hub", f"source.dataset={folder}", "source.shard_rows=2"]
-    rows = read(config.load(pipeline.CONFIG, None, given))
+        library.Dataset.from_dict(data, features=features).to_parquet(folder / f"{split}.parquet")
+    given = ["source.kind=hub", f"source.dataset={folder}", "source.shard_rows=2"]
+    rows = read(datasets, given)
     assert [(r["document_id"], r["split"], r["category"]) for r in rows] == [
         ("train_0", "train", "math.ST"),
         ("train_1", "train", "cs.AI"),
         ("test_0", "test", "math.ST"),
     ]
     with pytest.raises(UserError, match="no column 'klass' in split 'train' .* it has text, label"):
-        read(config.load(pipeline.CONFIG, None, [*given, "source.category=klass"]))
+        read(datasets, [*given, "source.category=klass"])

@@ -176,10 +176,10 @@ def test_a_file_that_is_not_there_is_no_damage(tmp_path: Path) -> None:
 
 
 def test_files_are_chosen_by_format_or_name(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.parquet", "c.csv"):
+    for name in ("b.jsonl", "a.parquet", "c.tsv", "d.html"):
         (tmp_path / name).write_bytes(b"")
     storage = Storage(str(tmp_path))
-    assert readers.list_files(storage, (), readers.FORMATS) == ["a.parquet", "b.jsonl"]
+    assert readers.list_files(storage, (), readers.FORMATS) == ["a.parquet", "b.jsonl", "c.tsv"]
     assert readers.list_files(storage, ("b.jsonl",), readers.FORMATS) == ["b.jsonl"]
     with pytest.raises(UserError, match=r"source.folder = '.*': no file 'd.jsonl'"):
         readers.list_files(storage, ("d.jsonl",), readers.FORMATS)

@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from pipelines import chunk, papers, shards
+from pipelines import chunk, labelled, shards
 from quire import artifact, schema
 from quire.artifact import Draft, Shard
 from quire.errors import UserError
@@ -57,7 +57,7 @@ def named(part: int) -> Shard:
     ("process", "drop", "reason"),
     [
         (chunked, lambda draft: chunk._drop_repeated(draft, 4, 3), "repeated"),
-        (named, lambda draft: papers._drop_repeated(draft, 4), "repeated_id"),
+        (named, lambda draft: labelled.drop_repeated(draft, 4), "repeated_id"),
     ],
 )
 def test_rows_dropped_over_several_shards_are_the_same_wherever_the_run_is_killed(

@@ -19,7 +19,7 @@ TOPICS = sorted(tiny.TOPICS)[:3]
 
 
 def publish_documents(root: str, name: str, rows: list[dict], per_part: int = 10) -> None:
-    """A `documents` artefact of these rows, as pipelines.papers would leave it."""
+    """A `documents` artefact of these rows, as pipelines.arxiv would leave it."""
     draft = artifact.begin(root, "documents", name, recipe={"made": "by a test"}, inputs={})
     parts = [rows[at : at + per_part] for at in range(0, len(rows), per_part)]
     for index, part in enumerate(parts):
@@ -97,7 +97,7 @@ def test_a_tokenizer_of_a_folder_and_a_vocabulary_of_32_bits(root: str, tmp_path
         ({"tokenizer": {"kind": "bpe", "vocab_size": 60_000}}, "tokenizer.vocab_size = 60000: the corpus gives"),
         ({"tokenizer": {"kind": "pretrained", "name": "/nowhere/tok"}}, "tokenizer '/nowhere/tok'"),
         ({"vocab_size": 2**33}, "at most 32 bits"),
-        ({"documents": "books"}, "documents = 'books' has no column 'categories': make it with pipelines.papers"),
+        ({"documents": "books"}, "documents = 'books' has no column 'categories': make it with pipelines.arxiv or"),
     ],
 )
 def test_what_cannot_be_tokenised_is_refused(root: str, changes: dict, message: str) -> None:

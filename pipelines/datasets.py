@@ -1,0 +1,129 @@
+"""Labelled data sets to documents with categories: by name from the hub, or tables in a folder.
+
+python -m pipelines.datasets pipelines/experiments/arxiv/papers_full.toml [key=value ...]
+python -m pipelines.datasets name=NAME source.kind=table source.folder=FOLDER source.category=COLUMN
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipelines import labelled
+from quire import config, papers, readers
+from quire.artifact import Artifact
+from quire.errors import UserError
+from quire.readers import Dropped, Piece
+from quire.storage import Storage
+
+
+class Table(labelled.Files):
+    """Files with a column of text and one of categories (a name or a list)."""
+
+    kind: Literal["table"] = "table"
+    text: str = "text"
+    category: str = "category"
+    title: str | None = None
+    key: str | None = Field(default=None, description="column of ids; default: the place in the file")
+
+
+class Hub(config.Config):
+    """A labelled data set by its name on the hub (ccdv/arxiv-classification) or by a local folder of it.
+
+    Its own splits are kept.
+    """
+
+    kind: Literal["hub"] = "hub"
+    dataset: str
+    subset: str | None = Field(default=None, description="one of the data set's configurations; a folder has none")
+    text: str = "text"
+    category: str = "label"
+    shard_rows: int = Field(default=1000, gt=0)
+
+
+class DatasetsConfig(config.Config):
+    """What `pipelines.datasets` computes."""
+
+    name: str
+    source: Table | Hub = Field(discriminator="kind")
+    runtime: config.Runtime = config.Runtime()
+
+
+CONFIG = DatasetsConfig
+
+
+def run(settings: DatasetsConfig) -> Artifact:
+    """Make the `documents` artefact. Raises UserError when a column is missing or no document is left."""
+    source = settings.source
+    if isinstance(source, Hub):
+        return labelled.make(settings, *_rows(source, _load(source)), open_source)
+    columns = {f"source.{name}": getattr(source, name) for name in ("text", "category", "title", "key")}
+    return labelled.make(settings, *labelled.pieces(source, columns), open_source)
+
+
+def open_source(settings: DatasetsConfig) -> labelled.Reader:
+    """What reads a piece of the files, or some rows of the data set."""
+    source = settings.source
+    if isinstance(source, Hub):
+        loaded = _load(source)
+        return lambda item: _hub_rows(loaded, source, item)
+    storage = Storage(source.folder)
+
+    def read(piece: Piece) -> Iterator[papers.Row | Dropped]:
+        names = {"text": source.text, "category": source.category, "title": source.title, "key": source.key}
+        for file, place, record in readers.records(storage, piece):
+            yield record if isinstance(record, Dropped) else papers.table_row(record, file, place, **names)
+
+    return read
+
+
+def _load(source: Hub) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(source.dataset, source.subset)
+    except (ConnectionError, FileNotFoundError, ValueError) as error:  # what datasets raises for names and networks
+        raise UserError(f"source.dataset = {source.dataset!r} ({source.subset}): cannot be loaded: {error}") from error
+
+
+def _rows(source: Hub, loaded: Any) -> tuple[list[dict[str, Any]], str]:
+    """Ranges of rows of every split, and a hash of what the data set is. Raises UserError for what cannot be read."""
+    unknown = sorted(set(loaded) - set(papers.SPLIT_NAMES))
+    if unknown:
+        raise UserError(
+            f"source.dataset = {source.dataset!r}: split {unknown[0]!r} is none of {', '.join(papers.SPLIT_NAMES)}"
+        )
+    for split, columns in loaded.column_names.items():
+        lacking = [name for name in (source.text, source.category) if name not in columns]
+        if lacking:
+            raise UserError(
+                f"source: no column {lacking[0]!r} in split {split!r} of the data set; it has {', '.join(columns)}"
+            )
+    step = source.shard_rows
+    items = [
+        {"split": split, "start": at, "end": min(at + step, len(loaded[split]))}
+        for split in loaded
+        for at in range(0, len(loaded[split]), step)
+    ]
+    return items, hashlib.sha256(json.dumps({s: loaded[s]._fingerprint for s in loaded}).encode()).hexdigest()
+
+
+def _hub_rows(loaded: Any, source: Hub, item: dict[str, Any]) -> Iterator[papers.Row | Dropped]:
+    split = loaded[item["split"]]
+    label = split.features[source.category]
+    for number in range(item["start"], item["end"]):
+        record = split[number]
+        value = record[source.category]
+        if hasattr(label, "int2str") and value is not None:
+            value = label.int2str(value) if 0 <= value < label.num_classes else None  # -1 is "no label"
+        record = {**record, source.category: value, "split": item["split"]}
+        key = {"key": f"{item['split']}_{number}"}  # as the earlier system numbered them
+        yield papers.table_row(
+            {**record, **key}, source.dataset, number, text=source.text, category=source.category, title=None, key="key"
+        )
+
+
+if __name__ == "__main__":
+    config.main(CONFIG, run)
