@@ -77,11 +77,16 @@ def keep(draft: Draft, write: Callable[[Path], None], step: int, rank: int) -> N
     _barrier()
 
 
-def save_batch(draft: Draft, batch: dict[str, torch.Tensor], step: int, micro: int, rank: int) -> str:
-    """Keep the batch at which the loss went bad; where it lies, for the message."""
-    name = f"{draft.folder}/{WORK}/nonfinite-step-{step:08d}-micro-{micro}-rank-{rank}.safetensors"
-    draft.storage.write_bytes(name, save_tensors(_detached(batch)))
-    return draft.storage.uri(name)
+def batch_name(draft: Draft, step: int, micro: int, rank: int) -> str:
+    """Where a batch at which the loss went bad is kept, without the ending."""
+    return f"{draft.folder}/{WORK}/nonfinite-step-{step:08d}-micro-{micro}-rank-{rank}"
+
+
+def save_batch(draft: Draft, batch: dict[str, torch.Tensor], rows: list[str], name: str) -> None:
+    """Keep a batch, and beside it what each of its rows was made from, if that is known."""
+    draft.storage.write_bytes(f"{name}.safetensors", save_tensors(_detached(batch)))
+    if rows:
+        draft.storage.write_json(f"{name}.json", rows)
 
 
 def _complete(draft: Draft) -> list[str]:

@@ -25,6 +25,7 @@ from quire.errors import UserError
 from quire.loop_config import LoopConfig, learning_rate_factor
 
 Batch = dict[str, torch.Tensor]
+_SHOWN = 8  # rows of a bad batch in its message; all of them stand beside it
 
 
 class Task(Protocol):
@@ -49,6 +50,9 @@ class Task(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write the model as its users load it. Only where checkpoints are kept."""
+
+    def describe(self, step: int, micro: int, rank: int, world: int) -> list[str]:
+        """What each row of that batch was made from, to be named when its loss is no number. A task may lack it."""
 
 
 class NonFinite(RuntimeError):
@@ -162,18 +166,14 @@ def _step(task, wrapped, optimizer, config, state, draft, rank, world, log, batc
     rate = config.learning_rate * learning_rate_factor(config, state.step)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["multiplier"]
-    sums, used = _gradients(task, wrapped, config, batches)
+    sums, used, losses = _gradients(task, wrapped, config, batches)
     norms = {
         "parameter_norm": nn.utils.get_total_norm([p.detach() for p in wrapped.parameters()]),
         "grad_norm": nn.utils.clip_grad_norm_(wrapped.parameters(), config.clip_norm).detach(),
     }
     metrics = _mean_over_ranks({**sums, **norms}, world)
     if not all(math.isfinite(metrics[key]) for key in ("loss", "grad_norm")):
-        where = [checkpoint.save_batch(draft, batch, state.step, micro, rank) for micro, batch in enumerate(used)]
-        raise NonFinite(
-            f"step {state.step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; batch in {where[0]}"
-            + (f" and {len(where) - 1} more beside it" if len(where) > 1 else "")
-        )
+        raise _non_finite(task, state.step, metrics, used, losses, draft)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     state.step += 1
@@ -188,10 +188,36 @@ def _step(task, wrapped, optimizer, config, state, draft, rank, world, log, batc
         log({**record, "tokens_per_second": tokens / seconds, "mfu": mfu, "data_share": waited / seconds})
 
 
-def _gradients(task, wrapped, config, batches) -> tuple[dict[str, torch.Tensor], list[Batch]]:
-    """Add up the gradients of one optimiser step; the mean of what the module returned, and the batches it saw."""
+def _non_finite(
+    task: Task, step: int, metrics: dict[str, float], used: list[Batch], losses: list[torch.Tensor], draft: Draft
+) -> NonFinite:
+    """The error that names the micro-batches at fault, of all workers alike; each worker saves its own of them.
+
+    Where every loss is a number and the gradient is none, any of them may be at fault.
+    """
+    rank, world = rank_and_world()
+    count = len(used)
+    of_all = over_ranks({rank * count + micro: float(loss) for micro, loss in enumerate(losses)}, world * count)
+    bad = [place for place, loss in enumerate(of_all) if not math.isfinite(loss)] or range(world * count)
+    lines = [f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}"]
+    for worker, micro in (divmod(place, count) for place in bad):
+        rows = task.describe(step, micro, worker, world) if hasattr(task, "describe") else []
+        where = checkpoint.batch_name(draft, step, micro, worker)
+        if worker == rank:
+            checkpoint.save_batch(draft, used[micro], rows, where)
+        shown = ", ".join(rows[:_SHOWN]) + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")
+        lines.append(
+            f"  micro-batch {micro} of worker {worker}, loss {of_all[worker * count + micro]}: "
+            f"{draft.storage.uri(where)}{'.safetensors, made from ' if rows else '.safetensors'}{shown}"
+        )
+    return NonFinite("\n".join(lines))
+
+
+def _gradients(task, wrapped, config, batches) -> tuple[dict[str, torch.Tensor], list[Batch], list[torch.Tensor]]:
+    """Add up the gradients of one optimiser step; the mean of what the module returned, the batches it saw, and the
+    loss of each."""
     sums: dict[str, torch.Tensor] = {}
-    used = []
+    used, losses = [], []
     for micro in range(config.accumulation):
         batch = batches.next()
         used.append(batch)
@@ -201,9 +227,10 @@ def _gradients(task, wrapped, config, batches) -> tuple[dict[str, torch.Tensor],
             out = wrapped(on_device)
         with _no_sync(wrapped, last_micro):
             (out["loss"] / config.accumulation).backward()
+        losses.append(out["loss"].detach())
         for key, value in out.items():
             sums[key] = sums.get(key, 0.0) + value.detach().double() / config.accumulation
-    return sums, used
+    return sums, used, losses
 
 
 def _no_sync(wrapped: nn.Module, last_micro: bool) -> Any:

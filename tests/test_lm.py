@@ -226,6 +226,20 @@ def test_training_learns_and_leaves_what_the_reader_needs(root: str, tmp_path: P
     assert task.evaluate(0, 1)["loss"] == pytest.approx(history["best"], abs=1e-5)
 
 
+@pytest.mark.ray
+def test_a_batch_is_described_by_its_documents(root: str) -> None:
+    from trainers import lm as trainer
+
+    task = trainer.LmTask(settings(root, k=2))
+    store = task.data.store
+    windows, told = task.batch(3, 1, 1, 2)["windows"], task.describe(3, 1, 1, 2)
+    assert len(told) == len(windows) == 4
+    for window, words in zip(windows, told, strict=True):
+        document, start = words.split(" from token ")
+        row = store.document_ids.tolist().index(document)
+        assert store.read(row, int(start), 16).tolist() == window.tolist()
+
+
 def _train(rank: int, world: int, root: str, folder: str, log: Callable[[dict], None] = silent) -> None:
     from trainers import lm as trainer
 

@@ -153,10 +153,19 @@ class LmTask:
         self.flops_per_token = lm.flops_per_token(model, settings.sequence_length, settings.runtime.mfu_with_embeddings)
 
     def batch(self, step: int, micro: int, rank: int, world: int) -> loop.Batch:
-        size = self.settings.batch_size
-        first = micro * size  # slots of a step are numbered through its micro-batches
-        windows = torch.from_numpy(self.data.train.batch(step, np.arange(first + rank, first + size, world)))
+        windows = torch.from_numpy(self.data.train.batch(step, self._slots(micro, rank, world)))
         return {"windows": windows.pin_memory() if torch.cuda.is_available() else windows}
+
+    def describe(self, step: int, micro: int, rank: int, world: int) -> list[str]:
+        """The document of each window, and the token that the window begins at."""
+        rows, starts = self.data.train.plan(step, self._slots(micro, rank, world))
+        ids = self.data.store.document_ids
+        return [f"{ids[row]} from token {start}" for row, start in zip(rows, starts, strict=True)]
+
+    def _slots(self, micro: int, rank: int, world: int) -> np.ndarray:
+        """Slots of a step are numbered through its micro-batches."""
+        first = micro * self.settings.batch_size
+        return np.arange(first + rank, first + self.settings.batch_size, world)
 
     def num_tokens(self, batch: loop.Batch) -> int:
         return batch["windows"].numel()
