@@ -19,7 +19,7 @@ import xxhash
 from pydantic import Field, model_validator
 
 from pipelines.shards import drop_all, run_shards, speed
-from quire import artifact, chunk_statistics, config, hub, ledger, readers, schema, token_chunks, word_tokens
+from quire import artifact, bpe, chunk_statistics, config, hub, ledger, readers, schema, token_chunks, word_tokens
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.readers import Dropped, Piece
@@ -130,9 +130,7 @@ def _source(settings: TokenChunksConfig) -> tuple[Storage, list[str], str]:
 
 
 def _tokenizer(model: str) -> str:
-    from quire import bpe  # it brings torch: three seconds for every worker, which needs none of it
-
-    return bpe.load(hub.find_model(model)).backend_tokenizer.to_str()
+    return bpe.load(hub.find_tokenizer(model)).backend_tokenizer.to_str()
 
 
 def _check_columns(storage: Storage, files: list[str], source: Corpus) -> None:
