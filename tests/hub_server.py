@@ -180,11 +180,11 @@ class _Handler(BaseHTTPRequestHandler):
             both = zip(modes, known, strict=True)
             return self._json({"files": [mode | {"shouldIgnore": False, "oid": oid} for mode, oid in both]})
         if verb == "commit":
-            return self._commit(repo, [json.loads(line) for line in body.splitlines()])
+            return self._commit(name, [json.loads(line) for line in body.splitlines()])
         self._missing("Entry")
 
-    def _commit(self, repo: Repo, lines: list[dict[str, Any]]) -> None:
-        paths = []
+    def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        repo, paths = self.hub.repos[name], []
         for line in lines[1:]:
             value = line["value"]
             paths.append(value["path"])
@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 repo.files[value["path"]] = base64.b64decode(value["content"])
         repo.commits.append(paths)
-        self._json({"success": True, "commitOid": repo.sha, "commitUrl": f"{self.hub.url}/commit/{repo.sha}"})
+        self._json({"success": True, "commitOid": repo.sha, "commitUrl": f"{self.hub.url}/{name}/commit/{repo.sha}"})
 
     def _batch(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         objects = []
