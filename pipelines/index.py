@@ -3,8 +3,9 @@
     python -m pipelines.index pipelines/experiments/corpus/index.toml [key=value ...]
 
 Shard 0 is the training, on a seeded sample. Each of the others is filled by one worker, which also answers the sampled
-queries, exactly and through the index; merged, the answers are the recall of the whole. Rows that have no direction are
-dropped; `part-*.parquet` says which chunk a row of the index is.
+queries, exactly and through the index; merged, the answers are the recall of the whole. Where vectors are searched by
+codes, the order of the candidates is made anew from the embeddings. Rows that have no direction are dropped;
+`part-*.parquet` says which chunk a row of the index is.
 """
 
 from collections.abc import Callable
@@ -42,6 +43,9 @@ class IndexConfig(config.Config):
     shard_bytes: int = Field(default=256 * 2**20, gt=0, description="of vectors as float32; a part is never cut")
     recall: float = Field(default=0.95, gt=0, le=1, description="@10; as many lists are searched as it takes")
     num_queries: int = Field(default=256, gt=0, description="rows of the corpus that recall is measured with")
+    rerank: int = Field(
+        default=10, ge=0, description="ivf_pq: candidates for each answer, ordered by their embeddings; 0: by codes"
+    )
     seed: int = Field(default=0, ge=0)
     runtime: IndexRuntime = IndexRuntime()
 
@@ -99,7 +103,7 @@ def _worker(embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfi
             data = b"" if plan.method == "flat" else draft.storage.read_bytes(name)
             held["trained"] = index.read_trained(data, draft.storage.uri(name), plan)
             held["queries"] = schema.matrix(draft.storage.read_table(f"{draft.folder}/{_QUERIES}")["query"])
-        return _fill(embeddings, draft, plan, item, held["trained"], held["queries"], gpu)
+        return _fill(embeddings, draft, plan, item, held["trained"], held["queries"], settings.rerank, gpu)
 
     return process
 
@@ -137,6 +141,7 @@ def _fill(
     item: Cut,
     trained: faiss.IndexIVF | None,
     queries: np.ndarray,
+    rerank: int,
     gpu: bool | None,
 ) -> Shard:
     flat, tables, rejects, first = faiss.IndexFlatIP(plan.dim), [], [], item.first_row
@@ -155,9 +160,11 @@ def _fill(
     shard = index.fill(trained, flat, rows, gpu=gpu)
     with draft.storage.local_folder(draft.folder) as folder:
         index.write(shard, folder / file(item.number))
-    found = {0: index.exact(flat, rows, queries, k=K + 1, gpu=gpu)}
+    found: Found = {0: index.exact(flat, rows, queries, k=K + 1, gpu=gpu)}
+    most, vectors = index.num_candidates(plan, K + 1, rerank), neighbors.flat_vectors(flat)
     for num_probes in ladder(plan):
-        found[num_probes] = index.search([shard], queries, k=K + 1, trained=trained, num_probes=num_probes)
+        answer = index.search([shard], queries, k=most, trained=trained, num_probes=num_probes)
+        found[num_probes] = (*answer, index.exact_scores(queries, answer[0], vectors, rows)) if most > K + 1 else answer
     draft.storage.write_table(f"{draft.folder}/{_found(item.number)}", _table(found))
     num_rows = first - item.first_row
     return Shard(table=table, rows_in=num_rows, rejects=schema.rejects(rejects), bytes_in=4 * plan.dim * num_rows)
@@ -173,7 +180,8 @@ def ladder(plan: Plan) -> list[int]:
     return [2**power for power in range(_MAX_POWER + 1) if 2**power <= plan.num_lists]
 
 
-Found = dict[int, tuple[np.ndarray, np.ndarray]]  # number of lists searched (0: the truth) -> rows, scores (q, K + 1)
+# Number of lists searched (0: the truth) -> rows and scores, (q, K + 1); of candidates, more of both and exact scores.
+Found = dict[int, tuple[np.ndarray, ...]]
 
 
 def _found(number: int) -> str:
@@ -181,25 +189,43 @@ def _found(number: int) -> str:
 
 
 def _table(found: Found) -> pa.Table:
-    columns = {"num_probes": np.repeat(list(found), [rows.size for rows, _ in found.values()])}
-    columns |= {name: np.concatenate([a[i].ravel() for a in found.values()]) for i, name in enumerate(("row", "score"))}
+    names = ("row", "score", "exact")  # where the order is not made anew, a score is as exact as it will be
+    parts = [(*answer, answer[1])[:3] if len(answer) == 2 else answer for answer in found.values()]
+    columns = {"num_probes": np.repeat(list(found), [part[0].size for part in parts])}
+    columns |= {name: np.concatenate([part[i].ravel() for part in parts]) for i, name in enumerate(names)}
     return pa.table(columns)
 
 
-def _measure(draft: Draft, plan: Plan, numbers: list[int]) -> tuple[int, dict[int, float]]:
-    """Number of queries, and recall by the number of lists searched (0: flat), the query's own row left out."""
+class Measured(NamedTuple):
+    """Recall@K by the number of lists searched (0: flat), the query's own row left out, with and without `rerank`."""
+
+    num_queries: int
+    recall: dict[int, float]
+    by_codes: dict[int, float]
+
+
+def _measure(draft: Draft, plan: Plan, numbers: list[int], rerank: int) -> Measured:
     own = draft.storage.read_table(f"{draft.folder}/{_QUERIES}", ["row"])["row"].to_numpy()
+    most = index.num_candidates(plan, K + 1, rerank)
     merged: Found = {}
     for number in numbers:
         table = draft.storage.read_table(f"{draft.folder}/{_found(number)}")
-        steps, rows, scores = (table[name].to_numpy() for name in ("num_probes", "row", "score"))
+        steps, *columns = (table[name].to_numpy() for name in ("num_probes", "row", "score", "exact"))
         for step in [0, *ladder(plan)]:
-            here = steps == step
-            found = rows[here].reshape(len(own), K + 1), scores[here].reshape(len(own), K + 1)
-            merged[step] = index.merge([merged[step], found] if step in merged else [found], K + 1)
-    others = {step: neighbors.drop_range(scores, rows, own, own + 1, K)[0] for step, (rows, scores) in merged.items()}
-    truth = others[0]
-    return len(own), {step: index.recall(others[step], truth) for step in ladder(plan) or [0]}
+            found = tuple(column[steps == step].reshape(len(own), -1) for column in columns)
+            merged[step] = index.merge([merged[step], found] if step in merged else [found], most if step else K + 1)
+
+    def others(rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        rows, scores = index.merge([(rows, scores)], K + 1)
+        return neighbors.drop_range(scores, rows, own, own + 1, K)[0]
+
+    truth = others(*merged[0][:2])
+    recall, by_codes = {}, {}
+    for step in ladder(plan) or [0]:
+        rows, scores, exact = merged[step]
+        recall[step] = index.recall(others(rows, exact), truth)
+        by_codes[step] = index.recall(others(rows, scores), truth)
+    return Measured(len(own), recall, by_codes)
 
 
 def choose(recall: dict[int, float], wanted: float) -> int:
@@ -215,15 +241,18 @@ def _publish(draft: Draft, plan: Plan, cuts: list[Cut], settings: IndexConfig) -
     rows = {number: records[number]["rows_out"] for number in numbers}
     if not sum(rows.values()):
         raise draft.given_up(f"embeddings = {settings.embeddings!r}: none of {plan.rows:,} vectors has a direction")
-    num_queries, recall = _measure(draft, plan, numbers)
-    num_probes = choose(recall, settings.recall)
+    found = _measure(draft, plan, numbers, settings.rerank)
+    num_probes = choose(found.recall, settings.recall)
     facts = {
         "plan": plan.facts(),
         "trained": TRAINED if plan.num_lists else None,
         "shards": [{"file": file(c.number), "first_row": c.first_row, "rows": rows[c.number]} for c in cuts[1:]],
         "num_probes": num_probes,
-        "recall": {"k": K, "num_queries": num_queries, "by_num_probes": list(recall.items())},
+        "recall": {"k": K, "num_queries": found.num_queries, "by_num_probes": list(found.recall.items())},
     }
+    if plan.code_size:
+        facts |= {"rerank": settings.rerank}
+        facts["recall"] |= {"by_codes": list(found.by_codes.items())}
     return draft.publish(num_shards=len(cuts), summary=_told(draft, facts, plan, settings), facts=facts)
 
 
@@ -233,6 +262,11 @@ def _told(draft: Draft, facts: dict[str, Any], plan: Plan, settings: IndexConfig
     codes = f", {plan.code_size} bytes a vector" if plan.code_size else ""
     reached = recall[facts["num_probes"]]
     how = f" with {facts['num_probes']} lists searched" if plan.num_lists else ", exact"
+    if facts.get("rerank"):
+        by_codes = dict(facts["recall"]["by_codes"])[facts["num_probes"]]
+        how += (
+            f" and {settings.rerank} candidates for each answer ordered by their embeddings ({by_codes:.3f} by codes)"
+        )
     short = "" if reached >= settings.recall else f", short of the {settings.recall} asked for"
     steps = "; by lists: " + ", ".join(f"{n} {r:.3f}" for n, r in recall.items()) if plan.num_lists else ""
     dropped = schema.summarise({"no_direction": plan.rows - rows} if rows < plan.rows else {})

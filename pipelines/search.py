@@ -16,9 +16,10 @@ from typing import Any
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
-from quire import artifact, config, index, lookup
+from quire import artifact, config, index, lookup, schema
 from quire.artifact import Artifact
 from quire.errors import UserError
 from quire.storage import cached_file
@@ -34,6 +35,9 @@ class SearchConfig(config.Config):
     query: str
     k: int = Field(default=10, gt=0)
     num_probes: int | None = Field(default=None, gt=0, description="lists searched; default: what the index chose")
+    rerank: int | None = Field(
+        default=None, ge=0, description="of codes, candidates for each answer, ordered by their embeddings"
+    )
     model: str | None = Field(default=None, description="where the model lies now, if not where it was")
     prompt: str | None = Field(default=None, description="before the query; default: the documents' or the model's own")
     whole: bool = Field(default=False, description=f"texts as they are, not their first {_SHOWN_CHARS} characters")
@@ -89,8 +93,7 @@ def run(settings: SearchConfig) -> Answer:
     if settings.k > rows:
         raise UserError(f"k = {settings.k}: the index has {rows:,} rows; ask for fewer")
     query = _encode(settings, embeddings)
-    found, scores = _search(made, query, settings)
-    places = _places(made, found)
+    found, scores, places = nearest(made, embeddings, query, settings)
     texts = lookup.rows_by_id(chunks, dict(places.values()), "chunk_id", _COLUMNS)
     hits = []
     for rank, (row, score) in enumerate(zip(found.tolist(), scores.tolist(), strict=True), start=1):
@@ -137,19 +140,54 @@ def _encode(settings: SearchConfig, embeddings: Artifact) -> np.ndarray:
     return vector
 
 
+Places = dict[int, tuple[str, int]]  # row -> its chunk_id and the number of its part of the embeddings
+
+
+def nearest(
+    made: Artifact, embeddings: Artifact, query: np.ndarray, settings: SearchConfig
+) -> tuple[np.ndarray, np.ndarray, Places]:
+    """Rows, scores, at most k of each, and places of what is nearest to a query's vector (1, d) of length 1."""
+    found, scores = _search(made, query, settings)
+    places = _places(made, found)
+    if len(found) > settings.k:
+        found, scores = _reranked(embeddings, query, found, places, settings.k)
+    return found, scores, {row: places[row] for row in found.tolist()}
+
+
 def _search(made: Artifact, query: np.ndarray, settings: SearchConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and scores, at most k of each."""
+    """Rows and scores, at most k of each; of codes, the candidates for them."""
     plan, trained = opened(made)
     if query.shape[1] != plan.dim:
         raise UserError(f"index {made.name!r} holds {plan.dim} values a vector, the model makes {query.shape[1]}")
-    probes = settings.num_probes or made.manifest["facts"]["num_probes"]
+    facts = made.manifest["facts"]
+    probes = settings.num_probes or facts["num_probes"]
+    rerank = facts.get("rerank", 0) if settings.rerank is None else settings.rerank
+    most = index.num_candidates(plan, settings.k, rerank)
     while True:
         found = shards(made, plan, trained)
-        rows, scores = index.search(found, query, k=settings.k, trained=trained, num_probes=probes)
+        rows, scores = index.search(found, query, k=most, trained=trained, num_probes=probes)
         index.check_rows(rows, plan.rows, made.storage.uri(made.folder))
-        if rows.min() >= 0 or settings.num_probes or probes >= plan.num_lists:
+        if (rows >= 0).sum() >= settings.k or settings.num_probes or probes >= plan.num_lists:
             return rows[0][rows[0] >= 0], scores[0][rows[0] >= 0]
         probes *= 2  # the lists searched held fewer than k
+
+
+def _reranked(
+    embeddings: Artifact, query: np.ndarray, found: np.ndarray, places: Places, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best candidates and their scores by what the embeddings hold; one part of them is in memory at a time."""
+    vectors = np.zeros((len(found), query.shape[1]), np.float32)
+    parts = np.asarray([places[row][1] for row in found.tolist()])
+    for part in np.unique(parts).tolist():
+        table = embeddings.storage.read_table(embeddings.parts[part], ["chunk_id", "embedding"])
+        wanted = np.flatnonzero(parts == part)
+        ids = pa.array([places[row][0] for row in found[wanted].tolist()])
+        at = pc.index_in(ids, table["chunk_id"].combine_chunks())
+        vectors[wanted] = schema.matrix(table["embedding"].take(at))
+    ascending = np.argsort(found)
+    unit = index.unit(vectors[ascending])[0]
+    rows, scores = index.merge([(found[None], index.exact_scores(query, found[None], unit, found[ascending]))], k)
+    return rows[0], scores[0]
 
 
 def opened(made: Artifact) -> tuple[index.Plan, faiss.IndexIVF | None]:
@@ -170,9 +208,9 @@ def shards(made: Artifact, plan: index.Plan, trained: faiss.IndexIVF | None) -> 
         yield index.read(path, plan, trained, rows=shard["rows"], size=stated["bytes"])
 
 
-def _places(made: Artifact, found: np.ndarray) -> dict[int, tuple[str, int]]:
-    """row -> its chunk_id and the number of its part of the embeddings, which most often is that of the chunks."""
-    places: dict[int, tuple[str, int]] = {}
+def _places(made: Artifact, found: np.ndarray) -> Places:
+    """By the index's own parts. The part of the embeddings most often is that of the chunks."""
+    places: Places = {}
     first_rows = [shard["first_row"] for shard in made.manifest["facts"]["shards"]]
     for shard in np.unique(np.searchsorted(first_rows, found, side="right") - 1).tolist():
         table = made.storage.read_table(made.parts[shard])

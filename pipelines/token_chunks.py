@@ -2,6 +2,8 @@
 
     python -m pipelines.token_chunks pipelines/experiments/corpus/token_chunks.toml source.folder=FOLDER \
         [key=value ...] [--estimate]
+    python -m pipelines.token_chunks pipelines/experiments/corpus/token_chunks.toml source.dataset=OWNER/NAME \
+        [source.subset=NAME] [source.split=train]
 
 Files are read in pieces, in parallel; a chunk's text is the source's own and its token ids are kept. What cannot be
 read is dropped with its file and place; too much of it stops the run.
@@ -19,7 +21,19 @@ import xxhash
 from pydantic import Field, model_validator
 
 from pipelines.shards import drop_all, run_shards, speed
-from quire import artifact, chunk_statistics, config, hub, ledger, readers, schema, token_chunks, word_tokens
+from quire import (
+    artifact,
+    bpe,
+    chunk_statistics,
+    config,
+    hub,
+    hub_sets,
+    ledger,
+    readers,
+    schema,
+    token_chunks,
+    word_tokens,
+)
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.readers import Dropped, Piece
 from quire.storage import Storage
@@ -31,9 +45,16 @@ _AFTER_READING = ("no_token", "repeated_id")  # reasons that say nothing against
 
 class Corpus(config.Config):
     """Files below a folder, local or s3://: JSON lines (plain, .gz, .zst), Parquet, Arrow, CSV (every column a string);
-    or .txt (column `text`)."""
+    or .txt (column `text`).
 
-    folder: str
+    Or those of a data set's split: by its name on the hub, or by a folder that `datasets` reads.
+    """
+
+    folder: str | None = None
+    dataset: str | None = Field(default=None, description="instead of a folder; read where it lies, pinned")
+    subset: str | None = Field(default=None, description="one of the data set's configurations")
+    split: str = Field(default="train", description="of the data set")
+    revision: str | None = Field(default=None, description="of the data set: a commit, branch or tag; default: newest")
     files: tuple[str, ...] = Field(default=(), description="of the folder; default: every file of these formats")
     text: str = "text"
     key: str | None = Field(default=None, description="column of ids; default: the place in the file")
@@ -46,6 +67,10 @@ class Corpus(config.Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if (self.folder is None) == (self.dataset is None):
+            raise ValueError("give source.folder or source.dataset, and not both")
+        if self.dataset and self.files:
+            raise ValueError("source.files goes with source.folder; of a data set choose subset and split")
         for name, kind in self.keep.items():
             try:
                 pa.type_for_alias(kind)
@@ -58,7 +83,9 @@ class Corpus(config.Config):
 class TokenChunksRuntime(config.Runtime):
     """What is dropped is never part of a result, so how much of it is borne is no part of the recipe."""
 
-    max_bad_share: float = Field(default=0.05, ge=0, le=1, description="of records that cannot be read")
+    max_bad_share: float = Field(
+        default=0.05, ge=0, le=1, description="of records that cannot be read, and of bytes in files that cannot"
+    )
 
 
 class TokenChunksConfig(config.Config):
@@ -83,15 +110,21 @@ CONFIG = TokenChunksConfig
 
 def run(settings: TokenChunksConfig) -> Artifact:
     """Make the `chunks` artefact. Raises UserError when no chunk is left, or too many records cannot be read."""
-    storage, files, tokenizer = _source(settings)
+    (storage, files, revision), tokenizer = _source(settings)
     recipe = config.recipe(settings)
     recipe["source"].pop("folder")  # where it lies does not matter, only what is in it
+    recipe["source"]["revision"] = revision
+    if settings.source.dataset is None:
+        for key in ("dataset", "subset", "split", "revision"):
+            recipe["source"].pop(key)
     inputs = {"source": readers.contents(storage, files), "tokenizer": token_chunks.digest(tokenizer)}
     draft = artifact.begin_step(settings, "chunks", inputs, recipe=recipe)
     if draft.published:
         return draft.published
-    items = list(enumerate(readers.cut(storage, files, settings.source.shard_bytes)))
-    arguments = (settings, tokenizer, draft)
+    pieces = readers.cut(storage, files, settings.source.shard_bytes)
+    _check_lost(draft, readers.lost_share(storage, files, pieces), pieces, settings)
+    items = list(enumerate(pieces))
+    arguments = (settings, tokenizer, storage, draft)
     run_shards(draft, items, _chunker, arguments, num_workers=settings.runtime.num_workers, memory=2**30)
     _check_drops(draft, settings)
     lengths, hashes = _drop_repeated(draft, len(items))
@@ -101,12 +134,12 @@ def run(settings: TokenChunksConfig) -> Artifact:
 
 def estimate(settings: TokenChunksConfig) -> str:
     """What the whole would take, from a few of its pieces, evenly spaced, done here and thrown away."""
-    storage, files, tokenizer = _source(settings)
+    (storage, files, _), tokenizer = _source(settings)
     items = list(enumerate(readers.cut(storage, files, settings.source.shard_bytes)))
     chosen = items[:: max(1, len(items) // _SAMPLE)][:_SAMPLE]
     with tempfile.TemporaryDirectory() as scratch:
         draft = artifact.begin(scratch, "chunks", settings.name, recipe={}, inputs={})
-        process = _chunker(settings, tokenizer, draft)
+        process = _chunker(settings, tokenizer, storage, draft)
         started = time.process_time()
         records = [draft.write_shard(index, process((index, piece))) for index, piece in chosen]
         cpu = time.process_time() - started
@@ -121,27 +154,31 @@ def estimate(settings: TokenChunksConfig) -> str:
     return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
 
 
-def _source(settings: TokenChunksConfig) -> tuple[Storage, list[str], str]:
+def _source(settings: TokenChunksConfig) -> tuple[hub_sets.Found, str]:
     """The files, which have the columns that are asked for, and the tokenizer as JSON."""
-    storage, source = Storage(settings.source.folder), settings.source
-    files = readers.list_files(storage, source.files, readers.FORMATS)
+    source = settings.source
+    if source.dataset is None:
+        storage = Storage(source.folder)
+        found = hub_sets.Found(storage, readers.list_files(storage, source.files, readers.FORMATS), None)
+    else:
+        found = hub_sets.find(source.dataset, source.subset, source.split, source.revision)
     columns = {"source.text": source.text, "source.key": source.key, **{f"source.keep.{n}": n for n in source.keep}}
-    readers.require_columns(storage, files, columns)
-    return storage, files, _tokenizer(settings.model)
+    readers.require_columns(found.storage, found.files, columns)
+    return found, _tokenizer(settings.model)
 
 
 def _tokenizer(model: str) -> str:
-    from quire import bpe  # it brings torch: three seconds for every worker, which needs none of it
-
-    return bpe.load(hub.find_model(model)).backend_tokenizer.to_str()
+    return bpe.load(hub.find_tokenizer(model)).backend_tokenizer.to_str()
 
 
-def _chunker(settings: TokenChunksConfig, tokenizer: str, draft: Draft) -> Callable[[tuple[int, Piece]], Shard]:
+def _chunker(
+    settings: TokenChunksConfig, tokenizer: str, storage: Storage, draft: Draft
+) -> Callable[[tuple[int, Piece]], Shard]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker has one CPU
     source, backend = settings.source, token_chunks.whole(tokenizer)
     words = word_tokens.WordTokens(backend) if word_tokens.reads_by_words(backend) else None
     columns = [name for name in (source.text, source.key, *source.keep) if name]
-    storage, empty = Storage(source.folder), token_chunks.chunk_schema(source.types).empty_table()
+    empty = token_chunks.chunk_schema(source.types).empty_table()
 
     def process(item: tuple[int, Piece]) -> Shard:
         index, piece = item
@@ -216,6 +253,17 @@ def _seen(table: pa.Table) -> pa.Table:
     return table.select(["document_id", "index", "num_tokens"]).append_column("hash", pa.array(hashes))
 
 
+def _check_lost(draft: Draft, share: float, pieces: list[Piece], settings: TokenChunksConfig) -> None:
+    """A file that cannot be read is one record among the dropped, however many it held."""
+    lost = [piece for piece in pieces if piece.get("lost")]
+    if lost and share > settings.runtime.max_bad_share:
+        raise draft.given_up(
+            f"runtime.max_bad_share = {settings.runtime.max_bad_share}: {share:.1%} of the source's bytes stand in "
+            f"{len(lost)} file(s) that cannot be read, first {lost[0]['file']}: {lost[0]['damage']}; fetch them again, "
+            "or set a higher share"
+        )
+
+
 def _check_drops(draft: Draft, settings: TokenChunksConfig) -> None:
     totals = draft.totals()
     bad = {reason: count for reason, count in totals["dropped"].items() if reason not in _AFTER_READING}
@@ -227,7 +275,8 @@ def _check_drops(draft: Draft, settings: TokenChunksConfig) -> None:
             "set a higher share, which goes on from here"
         )
     if not totals["rows_out"]:
-        raise draft.given_up(f"source.folder = {settings.source.folder!r}: no chunk is left: {told}")
+        where = settings.source.folder or settings.source.dataset
+        raise draft.given_up(f"source = {where!r}: no chunk is left: {told}")
 
 
 def _drop_repeated(draft: Draft, num_shards: int) -> tuple[np.ndarray, np.ndarray]:

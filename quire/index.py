@@ -175,11 +175,35 @@ def exact(
     return np.append(rows, -1)[positions], scores  # position -1: there is none
 
 
-def merge(found: Iterable[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of several answers (rows, scores), each (q, any), to the same queries, in the order of `search`."""
-    rows, scores = (np.hstack(part) for part in zip(*found, strict=True))
+def merge(found: Iterable[tuple[np.ndarray, ...]], k: int) -> tuple[np.ndarray, ...]:
+    """The k best of several answers (rows, scores), each (q, any), to the same queries, in the order of `search`.
+
+    Whatever else the answers hold beside, (q, any) too, goes along.
+    """
+    rows, scores, *others = (np.hstack(part) for part in zip(*found, strict=True))
     order = np.lexsort((rows, -scores))[:, :k]
-    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    return tuple(np.take_along_axis(part, order, axis=1) for part in (rows, scores, *others))
+
+
+def num_candidates(wanted: Plan, k: int, rerank: int) -> int:
+    """How many rows to search for, when k are wanted: of codes `rerank` times as many, whose order is then made anew.
+
+    A code knows its vector to a few bits a value, so the best rows stand among the first, but not in their order:
+    on 156,000 vectors of texts recall@10 was .54 to .70 by codes alone, .90 to .94 with their candidates read again.
+    """
+    return k * rerank if wanted.code_size and rerank else k
+
+
+def exact_scores(queries: np.ndarray, found: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Inner products (q, c) float32, summed in double precision, of queries (q, d) with their candidates (q, c).
+
+    `vectors` (n, d) are those of `rows` (n,), ascending, and a superset of the candidates; -1 scores -inf.
+    """
+    scores = np.full(found.shape, -np.inf, np.float32)
+    for number, (query, candidates) in enumerate(zip(queries.astype(np.float64), found, strict=True)):
+        real = candidates >= 0
+        scores[number, real] = vectors[np.searchsorted(rows, candidates[real])].astype(np.float64) @ query
+    return scores
 
 
 def recall(found: np.ndarray, exact: np.ndarray) -> float:

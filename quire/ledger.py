@@ -1,15 +1,23 @@
 """What stages cost: seconds of processors, bytes, tokens, and money by a table of prices."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from quire import report
+
 _COLUMNS = ("stage", "wall s", "CPU s", "GPU s", "MB in", "MB out", "tokens", "money")
+_RATES = ("MB in per CPU s", "tokens per CPU s", "money per million tokens")
 
 
 def money(cost: Mapping[str, Any], prices: Mapping[str, Any]) -> float:
     """Of the CPU and GPU seconds of a manifest's `cost`, by the hours of `config.Prices`; in its currency."""
     return (cost["cpu"] * prices["cpu_hour"] + cost["gpu"] * prices["gpu_hour"]) / 3600
+
+
+def priced(cost: Mapping[str, Any], prices: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """A manifest's `cost` by these prices; without any by those that its run was given, if it was."""
+    return {**cost, "money": money(cost, prices), "prices": prices} if prices else cost
 
 
 def told(cost: Mapping[str, Any]) -> str:
@@ -52,16 +60,54 @@ def table(manifests: Mapping[str, Mapping[str, Any]]) -> str:
 
     Of a stage that was skipped, what it cost when it was made.
     """
-    costs = {stage: manifest["cost"] for stage, manifest in manifests.items()}
-    rows = [_COLUMNS, *(_row(stage, cost) for stage, cost in costs.items())]
-    if len({cost["prices"]["currency"] for cost in costs.values() if "money" in cost}) <= 1:
-        rows.append(_row("sum", _sum(list(costs.values()))))
+    rows = [_COLUMNS, *_rows({stage: manifest["cost"] for stage, manifest in manifests.items()})]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     lines = []
     for first, *others in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([f"{first:<{widths[0]}}", *cells]))
     return "\n".join(lines)
+
+
+def page(where: str, costs: Mapping[str, Mapping[str, Any]], unfinished: Sequence[str] = ()) -> str:
+    """Costs by stage as a self-contained page.
+
+    Clocks stand on it, so it belongs to a root and is no part of an artefact, whose bytes no clock may change.
+    """
+    rows = [(*_row(stage, cost), *_rates(cost)) for stage, cost in costs.items()]
+    rows += [(*row, "", "", "") for row in _rows(costs)[len(costs) :]]
+    lacking = [stage for stage, cost in costs.items() if "money" not in cost]
+    told = (
+        f"Made without prices, so without money: {', '.join(lacking)}; prices.cpu_hour= sets them. " if lacking else ""
+    )
+    told += f"Unfinished and not counted: {', '.join(unfinished)}." if unfinished else ""
+    summed = _rows(costs)[len(costs) :]
+    money = summed[0][-1] if summed and summed[0][-1] != "-" else "an unknown sum of money"
+    return report.render(
+        report.Report(
+            title=f"Ledger: {where}",
+            question="What did it take, and what did it cost?",
+            headline=f"{len(costs)} stages, {sum(c['cpu'] for c in costs.values()) / 3600:,.2f} CPU hours, "
+            f"{sum(c['gpu'] for c in costs.values()) / 3600:,.2f} GPU hours, {money}.",
+            sections=[report.Section("By stage", told, (*_COLUMNS, *_RATES), rows)],
+        )
+    )
+
+
+def _rates(cost: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a stage did for its time and its money."""
+    tokens, seconds = cost.get("tokens") or 0, max(cost["cpu"], 1e-9)
+    paid = cost.get("money") or 0
+    dear = f"{paid * 1e6 / tokens:.4f}" if tokens and paid else "-"
+    return f"{cost['bytes_in'] / 1e6 / seconds:,.2f}", f"{tokens / seconds:,.0f}" if tokens else "-", dear
+
+
+def _rows(costs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A row a stage, and their sum where they share one currency."""
+    rows = [_row(stage, cost) for stage, cost in costs.items()]
+    if len({cost["prices"]["currency"] for cost in costs.values() if "money" in cost}) <= 1:
+        rows.append(_row("sum", _sum(list(costs.values()))))
+    return rows
 
 
 def _row(stage: str, cost: Mapping[str, Any]) -> tuple[str, ...]:

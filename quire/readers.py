@@ -8,6 +8,7 @@ batches, some text files, or a damage that was found when the pieces were cut. A
 import csv
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -58,6 +59,12 @@ def list_files(storage: Storage, wanted: Sequence[str], formats: Sequence[str], 
     return sorted(set(wanted) or every)
 
 
+def lost_share(storage: Storage, files: Sequence[str], pieces: Sequence[Piece]) -> float:
+    """Share of the files' bytes that stand in files of which nothing can be read."""
+    lost = sum(piece.get("lost", 0) for piece in pieces)
+    return lost / sum(storage.size(file) for file in files) if lost else 0.0
+
+
 def contents(storage: Storage, files: Iterable[str]) -> str:
     """SHA-256 over the names and contents of files: which corpus it is, wherever it lies."""
     names = sorted(set(files))
@@ -71,14 +78,20 @@ def cut(storage: Storage, files: Sequence[str], piece_bytes: int, *, strict: boo
 
     A piece of JSON lines, CSV, Arrow or text files has about `piece_bytes` (decompressed); Parquet is read by row
     group. What a damaged file still holds is read, and its damage is a piece of its own, whose one record is dropped as
-    `damaged`; if `strict`, it raises UserError. CSV, compressed lines and Arrow are read through once for it.
+    `damaged`; if `strict`, it raises UserError. CSV, compressed lines and Arrow are read through once for it; where
+    storage is far (`fetch_whole`) such a file is one piece, which its reader fetches to a temporary file.
     """
     pieces: list[Piece] = []
     for file in (file for file in files if not file.endswith(".txt")):
+        if storage.fetch_whole and (file.endswith((*streams.CODECS, *ARROW)) or _delimiter(file)):
+            pieces.append({"file": file, "whole": True})
+            continue
         found, damage = _cutter(file)(storage, file, piece_bytes)
         if damage and strict:
             raise UserError(f"{storage.uri(file)}: {damage}; fetch it again")
-        pieces += found + ([{"file": file, "damage": damage}] if damage else [])
+        # Of a file that is cut off nobody knows how much is missing; of one that gives nothing, it is all of it.
+        lost = 0 if found else storage.size(file)
+        pieces += found + ([{"file": file, "damage": damage, "lost": lost}] if damage else [])
     room = 0
     for file in (file for file in files if file.endswith(".txt")):
         if room <= 0:
@@ -196,6 +209,14 @@ def records(storage: Storage, piece: Piece, columns: Sequence[str] | None = None
     """
     if "files" in piece:
         yield from ((file, None, _text_file(storage, file)) for file in piece["files"])
+    elif "whole" in piece:
+        with tempfile.TemporaryDirectory(prefix="quire-read-") as folder:
+            target = Path(folder) / piece["file"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            storage.download_file(piece["file"], target)
+            near = Storage(folder)
+            for part in cut(near, [piece["file"]], storage.size(piece["file"]) * 1000):
+                yield from records(near, part, columns)
     elif "damage" in piece:
         yield piece["file"], "end", Dropped("damaged", piece["damage"])
     elif "columns" in piece:
@@ -284,7 +305,9 @@ def _table_records(storage: Storage, piece: Piece, columns: Sequence[str] | None
                 yield from ((file, row + at, record) for at, record in enumerate(_rows(batch)))
                 row += batch.num_rows
         except streams.DAMAGE as error:
-            yield file, row, Dropped("damaged", f"row group {group} from row {row} on ({streams.about_bytes(error)})")
+            detail = f"row group {group} from row {row} on ({streams.about_bytes(error)})"
+            end = sum(parquet.metadata.row_group(number).num_rows for number in range(group + 1))
+            yield from ((file, lost, Dropped("damaged", detail)) for lost in range(row, end))
 
 
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Dropped]:

@@ -31,6 +31,8 @@ class Storage:
     Cheap to pickle: it carries the root alone, each process opens its own connection.
     """
 
+    fetch_whole = False  # whether a file that must be read through, and again, is better fetched first
+
     def __init__(self, root: str):
         if "://" in root and not root.startswith("s3://"):
             raise UserError(f"root {root!r}: expected a local folder or s3://bucket/prefix")

@@ -15,7 +15,8 @@ _BLOCK = 2**20  # bytes
 
 def about_bytes(error: Exception) -> Exception:
     """The error, if it is about a file's bytes; raises it if the disk or the network is to blame."""
-    if isinstance(error, OSError) and (error.errno is not None or "AWS" in str(error)):
+    # Arrow says OSError itself of bytes; its kinds are of files, lines and hubs.
+    if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None or "AWS" in str(error)):
         raise error
     return error
 

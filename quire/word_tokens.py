@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 _UNKNOWN, _SPACE, _PUNCTUATION, _WORD, _OTHER = range(5)
 _MAX_WORDS = 2**20  # remembered; the memory begins anew beyond, at some 200 MB
+_LONG = ""  # stands for each word that is longer than any the model knows; no word is empty
 _GAP = "\n"  # between texts that are read at once; white space, and so no part of a word
 
 
@@ -46,7 +47,12 @@ class WordTokens:
 
     def __init__(self, tokenizer: Tokenizer):
         self._normalizer, self._splitter = tokenizer.normalizer, tokenizer.pre_tokenizer
-        self._words = Tokenizer.from_str(json.dumps(json.loads(tokenizer.to_str()) | {"normalizer": None}))
+        parts = json.loads(tokenizer.to_str()) | {"normalizer": None}
+        self._words = Tokenizer.from_str(json.dumps(parts))
+        self._unknown = self._words.token_to_id(parts["model"].get("unk_token") or "")
+        # A longer word is one unknown token. It is not asked: 50 MB without a blank would take gigabytes.
+        longest = max(map(len, parts["model"]["vocab"]), default=0)
+        self._max_chars = parts["model"].get("max_input_chars_per_word", longest)
         added = sorted(token.content for token in tokenizer.get_added_tokens_decoder().values())
         self._added = re.compile("|".join(map(re.escape, added)) or "(?!)")
         self._kinds = np.zeros(0x110000, np.uint8)  # by code point
@@ -54,9 +60,10 @@ class WordTokens:
         self._forget()
 
     def _forget(self) -> None:
-        self._numbers: dict[str, int] = {}  # of the words, in the order of the arrays below
-        self._sizes = self._first = np.zeros(0, np.int64)  # tokens of each word; its first among all
-        self._known = Tokens(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64))  # offsets in the word
+        self._numbers: dict[str, int] = {_LONG: 0}  # of the words, in the order of the arrays below
+        self._sizes, self._first = np.ones(1, np.int64), np.zeros(1, np.int64)  # tokens of each word; its first of all
+        nothing = np.zeros(1, np.int64)
+        self._known = Tokens(np.asarray([self._unknown or 0], np.int32), nothing, nothing)  # offsets in the word
 
     def read(self, texts: Sequence[str]) -> list[Tokens | None]:
         """The tokens of each text, without special ones; None for one that must be left to the tokenizer."""
@@ -99,7 +106,9 @@ class WordTokens:
         word, alone = np.r_[False, kinds == _WORD, False], kinds == _PUNCTUATION
         starts = np.flatnonzero(alone | (word[1:-1] & ~word[:-2]))
         ends = np.flatnonzero(alone | (word[1:-1] & ~word[2:])) + 1
-        words = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        long = (ends - starts > self._max_chars) & (self._unknown is not None)
+        spans = zip(starts.tolist(), ends.tolist(), long.tolist(), strict=True)
+        words = [_LONG if skipped else text[start:end] for start, end, skipped in spans]
         new = list(dict.fromkeys(word for word in words if word not in self._numbers))
         if new:
             self._learn(new)
@@ -108,7 +117,8 @@ class WordTokens:
         ends_at = np.cumsum(sizes)
         places = np.arange(ends_at[-1] if len(words) else 0) + np.repeat(self._first[numbers] - ends_at + sizes, sizes)
         at = np.repeat(starts, sizes)
-        return Tokens(self._known.ids[places], at + self._known.starts[places], at + self._known.ends[places])
+        stops = np.where(np.repeat(long, sizes), np.repeat(ends, sizes), at + self._known.ends[places])
+        return Tokens(self._known.ids[places], at + self._known.starts[places], stops)
 
     def _learn(self, words: list[str]) -> None:
         found = self._words.encode_batch(words, add_special_tokens=False)

@@ -9,6 +9,7 @@ import pytest
 from test_index import DIM, brute_force, clustered, one_thread  # noqa: F401
 
 from pipelines import index as step
+from pipelines import search
 from quire import artifact, config, index, schema
 from quire.artifact import Artifact, Shard
 from quire.errors import UserError
@@ -82,7 +83,7 @@ def test_the_recall_in_the_manifest_is_that_of_the_index(tmp_path: Path, serial:
         assert many.manifest["facts"][key] == facts[key]
     opened, trained, _ = shards(many)
     queries = unit[:300]
-    measured = dict(facts["recall"]["by_num_probes"])
+    measured = dict(facts["recall"]["by_num_probes" if method == "ivf" else "by_codes"])
     assert method == "ivf_pq" or measured[1] < measured[2] < measured[256] == 1
     own = np.arange(300)[:, None]
 
@@ -92,6 +93,31 @@ def test_the_recall_in_the_manifest_is_that_of_the_index(tmp_path: Path, serial:
     truth = others(brute_force(unit, queries, 11)[0])
     found = others(index.search(opened, queries, k=11, trained=trained, num_probes=facts["num_probes"])[0])
     assert index.recall(found, truth) == pytest.approx(measured[facts["num_probes"]], abs=0.05)
+
+
+def test_the_order_that_codes_give_is_made_anew_from_the_embeddings(tmp_path: Path, serial: None) -> None:
+    vectors = clustered(10_000)
+    embeddings = embedded(tmp_path, vectors * 3, 1_000)  # their lengths do not matter
+    given = ("method=ivf_pq", "num_queries=500", f"shard_bytes={16_000 * DIM}")
+    made, by_codes = (step.run(settings(tmp_path, *given, f"name=r{n}", f"rerank={n}")) for n in (10, 0))
+    facts = made.manifest["facts"]
+    recall, coded = (dict(facts["recall"][key]) for key in ("by_num_probes", "by_codes"))
+    assert coded == dict(by_codes.manifest["facts"]["recall"]["by_num_probes"])
+    assert recall[64] > 0.95 > coded[64] + 0.1 and facts["rerank"] == 10
+    told = f"and 10 candidates for each answer ordered by their embeddings ({coded[facts['num_probes']]:.3f} by codes)"
+    assert told in made.manifest["summary"] and "candidates" not in by_codes.manifest["summary"]
+    rows, scores = brute_force(vectors, vectors[:100], 10)
+    answers = {}
+    for name, words in {"new": (), "codes": ("rerank=0",)}.items():
+        asked = config.load(search.CONFIG, None, ["index=r10", "query=x", "k=10", "num_probes=64", *words])
+        answers[name] = [search.nearest(made, embeddings, vectors[row : row + 1], asked) for row in range(100)]
+    found = {name: np.stack([rows for rows, _, _ in answer]) for name, answer in answers.items()}
+    assert index.recall(found["new"], rows) > 0.95 > index.recall(found["codes"], rows) + 0.1
+    same = found["new"] == rows
+    reached = np.stack([scores for _, scores, _ in answers["new"]])
+    np.testing.assert_allclose(reached[same], scores[same], atol=1e-6)
+    assert (np.diff(reached, axis=1) <= 0).all()
+    assert all(places[row][0] == f"c{row}" for rows, _, places in answers["new"] for row in rows.tolist())
 
 
 def test_the_fewest_lists_that_are_good_enough_are_chosen() -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipelines import ledger as step
 from quire import artifact, config, ledger
 from quire.artifact import Shard
+from quire.errors import UserError
 
 
 class Settings(config.Config):
@@ -56,3 +58,32 @@ def test_an_estimate_is_the_sample_by_its_share() -> None:
     told = ledger.estimate(sample, config.Prices(cpu_hour=0.1, gpu_hour=2.0).model_dump())
     assert "100 rows, 1.0% of the work" in told and "10,000 rows, 2,500,000 tokens, 12 MB" in told
     assert "1 CPU hours, 0.5 GPU hours; money: 1.1000 USD" in told
+
+
+def ledger_of(root: Path, *changes: str) -> step.Ledger:
+    return step.run(config.load(step.CONFIG, None, [f"root={root}", *changes]))
+
+
+def test_the_ledger_of_a_root_has_every_stage_at_its_own_prices_or_at_those_given(tmp_path: Path) -> None:
+    made(tmp_path, "b-first", config.Prices(cpu_hour=1.0, gpu_hour=2.0), tokens=2_000_000)
+    made(tmp_path, "a-second", None)
+    artifact.begin(str(tmp_path), "embeddings", "begun", recipe={}, inputs={})
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    own = ledger_of(tmp_path)
+    assert list(own.costs) == ["chunks/b-first", "chunks/a-second"] and own.unfinished == ["embeddings/begun"]
+    page = (tmp_path / step.PAGE).read_text()
+    assert "<td>2.0000 USD</td>" in page and "<td>1.0000</td>" in page  # a million tokens for one
+    assert "without money: chunks/a-second" in page and "Unfinished and not counted: embeddings/begun" in page
+    all_priced = ledger_of(tmp_path, "prices.cpu_hour=0.5", "prices.currency=EUR")
+    assert own.told(0).splitlines()[-3].split()[-1] == "-"
+    assert all_priced.told(0).splitlines()[-3].split()[-2:] == ["1.0000", "EUR"]
+    assert "1.0000 EUR." in (tmp_path / step.PAGE).read_text()
+    assert files == {path: path.read_bytes() for path in files}  # artefacts are left as they are
+
+
+def test_a_root_without_artefacts_has_no_ledger(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="root = .* nothing is published there"):
+        ledger_of(tmp_path)
+    with pytest.raises(UserError, match="kinds: 'chunk' is none of documents, chunks"):
+        ledger_of(tmp_path, 'kinds=["chunk"]')
+    assert not list(tmp_path.iterdir())

@@ -153,7 +153,8 @@ def test_a_damaged_row_group_costs_no_other(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(data)
     found = read(tmp_path, ["a.parquet"], 700)
     assert [record for _, _, record in found if isinstance(record, dict)] == ROWS[:70] + ROWS[140:]
-    assert [(place, record.reason) for _, place, record in found if isinstance(record, Dropped)] == [(70, "damaged")]
+    lost = [(place, record.reason) for _, place, record in found if isinstance(record, Dropped)]
+    assert lost == [(place, "damaged") for place in range(70, 140)]
 
 
 @pytest.mark.parametrize("file", ["a.parquet", "a.arrow"])

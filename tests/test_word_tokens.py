@@ -80,3 +80,11 @@ def test_other_tokenizers_do_not_read_by_words(changed) -> None:
     assert reads_by_words(tokenizer) and not reads_by_words(byte_level())
     changed(tokenizer)
     assert not reads_by_words(tokenizer)
+
+
+def test_a_word_longer_than_any_the_model_knows_is_one_unknown_token() -> None:
+    tokenizer, reader = KINDS[wordpiece]
+    limit = reader._max_chars
+    texts = ["sea " + "x" * size + ", sea" for size in (limit - 1, limit, limit + 1, 3 * limit)]
+    assert compare(tokenizer, reader, [*texts, *texts]) == 8
+    assert max(map(len, reader._numbers)) <= limit  # long ones are not remembered

@@ -1,0 +1,89 @@
+"""Data sets of the hub as files to be read where they lie: which files a split is, pinned to one revision.
+
+`datasets` says which files make a subset and a split; they are read by ranges of bytes, by `quire.readers`, so that
+neither memory nor disk ever holds the set.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+import huggingface_hub
+from huggingface_hub import HfFileSystem
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from pyarrow import fs
+
+from quire import readers
+from quire.errors import UserError
+from quire.storage import Storage
+
+_SCHEME = "hf://"
+
+
+class HubFiles(Storage):
+    """The files of one revision of a data set, to be read only. Cheap to pickle, as every storage."""
+
+    fetch_whole = True
+
+    def __init__(self, dataset: str, revision: str):
+        self.root, self.is_local = f"{_SCHEME}datasets/{dataset}@{revision}", False
+
+    @cached_property
+    def _opened(self) -> tuple[fs.FileSystem, str]:
+        return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), self.root.removeprefix(_SCHEME)
+
+    def uri(self, relative: str = "") -> str:
+        """As the library writes it."""
+        return f"{_SCHEME}{self.path(relative)}"
+
+    def sha256(self, relative: str) -> str:
+        """The hub's own hash of a file, which needs no byte of it: of a large one SHA-256, of others git's."""
+        info = HfFileSystem().info(self.path(relative))
+        return info["lfs"]["sha256"] if info.get("lfs") else info["blob_id"]
+
+    def _writing(self, relative: str) -> None:
+        raise UserError(f"{self.uri(relative)}: data sets of the hub are read here, not written")
+
+    def delete(self, relative: str) -> None:
+        """Never."""
+        self._writing(relative)
+
+
+class Found(NamedTuple):
+    """The files of a split, in the order of `datasets`, and the revision they are of, None in a local folder."""
+
+    storage: Storage
+    files: list[str]
+    revision: str | None
+
+
+def find(dataset: str, subset: str | None, split: str, revision: str | None) -> Found:
+    """The files of a split by the name of a data set, or by a folder of this machine that `datasets` would read.
+
+    Raises UserError for what is not there, cannot be reached, or has files in formats that are not read here.
+    """
+    import datasets
+
+    local = Path(dataset).is_dir()
+    where = f"source.dataset = {dataset!r}" + (f", source.subset = {subset!r}" if subset else "")
+    try:
+        pinned = None if local else huggingface_hub.HfApi().dataset_info(dataset, revision=revision).sha
+        builder = datasets.load_dataset_builder(dataset, subset, revision=pinned)
+        by_split = {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
+    # What the two libraries raise for names, subsets, revisions, networks and being offline.
+    except (HfHubHTTPError, HFValidationError, httpx2.TransportError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{where}: cannot be had ({type(error).__name__}: {reason}); name a data set of the hub or a folder of one"
+        ) from error
+    if split not in by_split:
+        raise UserError(f"source.split = {split!r}: {dataset} has {', '.join(by_split) or 'no files'}")
+    storage = Storage(dataset) if local else HubFiles(dataset, pinned)
+    start = storage.uri().rstrip("/") + "/"
+    foreign = [file for file in by_split[split] if not file.startswith(start)]
+    other = [file for file in by_split[split] if not file.endswith(readers.FORMATS)]
+    if foreign or other:
+        what = f"file {(foreign or other)[0]!r}, which is " + ("elsewhere" if foreign else "in a format not read here")
+        raise UserError(f"{where}: {what}; read here are {', '.join(readers.FORMATS)} files of the data set itself")
+    return Found(storage, [file.removeprefix(start) for file in by_split[split]], pinned)

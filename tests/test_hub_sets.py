@@ -1,0 +1,128 @@
+"""A data set of the hub to token chunks: read where it lies, pinned, the same as from a folder."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hub_server import Hub
+from test_token_chunk_step import model, rows, serial, settings  # noqa: F401
+
+from pipelines import token_chunks as step
+from quire import artifact, config
+from quire.errors import UserError
+
+CARD = b"""---
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: "data/train-*.parquet"}
+- config_name: lines
+  data_files:
+  - {split: test, path: data/test.jsonl.gz}
+- config_name: tables
+  data_files: other/*.csv
+---
+"""
+LINES = ("source.subset=lines", "source.split=test")
+RUN = """
+import sys
+from pipelines import token_chunks as step
+from quire import config
+from quire.errors import UserError
+
+def run_shards(draft, items, make, arguments, **_):
+    for index in set(range(len(items))) - set(draft.finished_shards()):
+        draft.write_shard(index, make(*arguments)(items[index]))
+
+step.run_shards = run_shards
+for words in {runs!r}:
+    try:
+        print("made", step.run(config.load(step.CONFIG, None, words)).folder)
+    except UserError as error:
+        print("error", str(error).replace("\\n", " "))
+"""
+
+
+def write_set(folder: Path) -> dict[str, bytes]:
+    """Two Parquet files with a column that nobody asks for, and compressed lines, cut off."""
+    import gzip
+    import json
+
+    (folder / "data").mkdir(parents=True)
+    (folder / "other").mkdir()
+    table = pa.Table.from_pylist(rows(60))
+    noise = [np.random.default_rng(row).bytes(400_000) for row in range(30)]
+    for part in range(2):
+        half = table.slice(30 * part, 30).append_column("noise", pa.array(noise))
+        pq.write_table(half, folder / f"data/train-{part}.parquet", row_group_size=15)
+    data = gzip.compress("".join(json.dumps(row) + "\n" for row in rows(500)).encode())
+    (folder / "data/test.jsonl.gz").write_bytes(data[: len(data) // 2])
+    (folder / "other/a.csv").write_bytes(b"text\nw1\n")
+    (folder / "README.md").write_bytes(CARD)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def words(root: Path, model: str, name: str, *changes: str) -> list[str]:  # noqa: F811
+    given = ["max_tokens=10", "overlap=2", "source.key=id", "runtime.max_bad_share=0.5"]
+    return [f"name={name}", f"model={model}", f"runtime.root={root}", *given, *changes]
+
+
+def test_a_data_set_is_read_where_it_lies_and_pinned(tmp_path: Path, model: str, serial: None) -> None:  # noqa: F811
+    files, root = write_set(tmp_path / "set"), tmp_path / "root"
+    with Hub({"datasets/me/set": files}) as hub:
+        pinned = hub.repos["datasets/me/set"].sha
+        asked = words(root, model, "hub", "source.dataset=me/set")
+        runs = [asked, words(root, model, "test", "source.dataset=me/set", *LINES)]
+        wrong = (["source.split=dev"], ["source.subset=other"], ["source.subset=tables"], ["source.revision=old"])
+        runs += [words(root, model, "wrong", "source.dataset=me/set", *changes) for changes in wrong]
+        runs += [words(root, model, "wrong", "source.dataset=me/nothing"), asked]
+        done = hub.python(RUN.format(runs=runs), tmp_path / "home")
+        read = sum(hub.ranges)
+        told = done.stdout.splitlines()
+        assert told[:2] == ["made chunks/hub", "made chunks/test"] and told[-1] == "made chunks/hub", done.stderr
+        assert "source.split = 'dev': me/set has train" in told[2]
+        assert "source.subset = 'other': cannot be had" in told[3]
+        assert "a.csv', which is in a format not read here" in told[4]
+        assert "cannot be had (RevisionNotFoundError" in told[5] and "cannot be had (RepositoryNotFound" in told[6]
+        hub.repos["datasets/me/set"].files["data/train-1.parquet"] = files["data/train-0.parquet"]
+        moved = hub.python(RUN.format(runs=[asked]), tmp_path / "home").stdout
+        assert f"source.revision: '{pinned}' there, '{hub.repos['datasets/me/set'].sha}' asked for" in moved
+    assert read < 0.9 * sum(map(len, files.values()))  # the library reads 5 MB around what is asked for
+    for name, which in (("hub", ()), ("test", LINES)):
+        given = words(root, model, f"near-{name}", f"source.dataset={tmp_path / 'set'}", *which)
+        near = step.run(config.load(step.CONFIG, None, given))
+        far = artifact.open_artifact(str(root), "chunks", name)
+        assert near.read().equals(far.read()) and far.manifest["rows_out"] > 60
+        assert far.manifest["dropped"] == near.manifest["dropped"]
+        assert far.manifest["recipe"]["source"]["revision"] == pinned
+    assert far.manifest["dropped"]["damaged"] == 1
+
+
+def test_no_network_is_told(tmp_path: Path) -> None:
+    with Hub() as hub:
+        runs = [["name=x", "source.dataset=me/set", f"runtime.root={tmp_path}"]]
+        told = hub.python(RUN.format(runs=runs), tmp_path, HF_HUB_OFFLINE="1").stdout
+    assert "source.dataset = 'me/set': cannot be had (OfflineModeIsEnabled" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([], "give source.folder or source.dataset"),
+        (["source.folder=a", "source.dataset=b"], "give source.folder or source.dataset, and not both"),
+        (["source.dataset=b", 'source.files=["c"]'], "source.files goes with source.folder"),
+    ],
+)
+def test_a_corpus_is_one_or_the_other(changes: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config.load(step.CONFIG, None, ["name=x", "source.text=text", *changes])
+
+
+def test_the_key_of_a_folder_is_what_it_was(tmp_path: Path, model: str, serial: None) -> None:  # noqa: F811
+    """What was made from a folder before there were data sets is not made again."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/a.txt").write_text("w1")
+    recipe = step.run(settings(tmp_path, model)).manifest["recipe"]
+    assert set(recipe["source"]) == {"files", "text", "key", "keep", "shard_bytes"}
