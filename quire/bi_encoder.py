@@ -17,6 +17,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
 from quire import device, encoder, style
+from quire.attention import TokenGate, is_gate
 
 _HEAD_WEIGHTS, _HEAD_CONFIG = "pair_head.safetensors", "pair_head.json"
 MAX_INVERSE_TEMPERATURE = 100.0  # as CLIP bounds it (Radford et al. 2021, section 2.5): temperature >= 0.01
@@ -25,16 +26,31 @@ MAX_INVERSE_TEMPERATURE = 100.0  # as CLIP bounds it (Radford et al. 2021, secti
 def build_encoder(folder: str, *, pooling: str, max_seq_length: int) -> SentenceTransformer:
     """A pretrained encoder with its transformer kept, the given pooling, and a projection that starts as identity.
 
-    The untrained bi-encoder therefore ranks pairs exactly as the pretrained model with that pooling does.
+    The untrained bi-encoder therefore ranks pairs exactly as the pretrained model with that pooling does; `attention`
+    starts as the mean.
     """
     transformer = Transformer(folder, max_seq_length=max_seq_length, model_kwargs={"use_safetensors": True})
     encoder.freeze_unused(transformer)
     width = transformer.get_embedding_dimension()
+    attention = pooling == "attention"
     projection = Dense(
-        width, width, activation_function=nn.Identity(), init_weight=torch.eye(width), init_bias=torch.zeros(width)
+        width,
+        width,
+        bias=not attention,  # it would make the length of what `TokenGate` leaves count
+        activation_function=nn.Identity(),
+        init_weight=torch.eye(width),
+        init_bias=torch.zeros(width),
     )
-    modules = [transformer, Pooling(width, pooling_mode=pooling), projection, Normalize()]
-    return SentenceTransformer(modules=modules, device="cpu")
+    gate = [TokenGate(width)] if attention else []
+    pool = Pooling(width, pooling_mode="mean" if attention else pooling)
+    return SentenceTransformer(modules=[transformer, *gate, pool, projection, Normalize()], device="cpu")
+
+
+def pooling_of(model: SentenceTransformer) -> str:
+    """The pooling that `build_encoder` was given."""
+    if any(isinstance(module, TokenGate) or is_gate(module) for module in model):
+        return "attention"
+    return next(module.pooling_mode for module in model if isinstance(module, Pooling))
 
 
 class PairHead(nn.Module):
@@ -86,10 +102,24 @@ class BiEncoder:
         encoder.check_whole(model, folder)
         return cls(model, head.to(device.device()).eval())
 
+    @classmethod
+    def go_on(cls, folder: str | Path, max_seq_length: int) -> "BiEncoder":
+        """From a folder that `save` wrote, to be trained further, with texts of `max_seq_length` tokens.
+
+        Raises UserError when the model has fewer positions.
+        """
+        found = cls.load(folder)
+        model = encoder.load_encoder(str(folder), max_seq_length)
+        encoder.freeze_unused(model[0])
+        modules = [TokenGate.from_dense(module) if is_gate(module) else module for module in model]
+        return cls(SentenceTransformer(modules=modules, device=str(model.device)), found.head)
+
     def save(self, folder: str | Path) -> None:
-        """Write the sentence-transformers folder and the head."""
+        """Write the sentence-transformers folder, of its own modules alone, and the head."""
         folder = Path(folder)
-        self.model.save(str(folder), create_model_card=False, safe_serialization=True)
+        modules = [module.as_dense() if isinstance(module, TokenGate) else module for module in self.model]
+        saved = SentenceTransformer(modules=modules, device=str(self.model.device))
+        saved.save(str(folder), create_model_card=False, safe_serialization=True)
         state = {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()}
         save_file(state, folder / _HEAD_WEIGHTS)
         sizes = {"width": self.head.width, "hidden_size": self.head.hidden_size, "num_style": self.head.num_style}

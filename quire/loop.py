@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from quire import checkpoint, device
+from quire import checkpoint, device, gradcache
 from quire.ahead import Ahead
 from quire.artifact import Draft
 from quire.errors import UserError
@@ -223,6 +223,8 @@ def _gradients(task, wrapped, config, batches) -> tuple[dict[str, torch.Tensor],
         used.append(batch)
         on_device = {key: tensor.to(device.device(), non_blocking=True) for key, tensor in batch.items()}
         last_micro = micro == config.accumulation - 1
+        if isinstance(task.module, gradcache.Contrastive):
+            on_device = gradcache.all_but_last(task.module, on_device, 1 / config.accumulation)
         with _no_sync(wrapped, last_micro), device.autocast():
             out = wrapped(on_device)
         with _no_sync(wrapped, last_micro):

@@ -10,6 +10,8 @@ import numpy as np
 
 from quire.pairs import MIN_GAP
 
+_HARD, TAUGHT = 1 << 32, 1 << 33  # streams of random numbers beside those of micro-batches
+
 
 def generator(seed: int, step: int, stream: int = 0) -> np.random.Generator:
     """The random numbers of one step. Different seeds, steps or streams never share numbers."""
@@ -76,19 +78,47 @@ class BookBatches:
         return rows[kept, 0]
 
 
+class HardNegatives:
+    """Mined negatives of a batch's chunks, drawn anew each step."""
+
+    def __init__(self, mined: Mapping[int, np.ndarray], batches: BookBatches, count: int):
+        """`mined`: row of a chunk -> rows of its negatives; `count` of them are drawn for each chunk of a batch."""
+        self.mined, self.count, self.seed = mined, count, batches.seed
+        self.rows = np.concatenate([rows[:, 0] for rows in batches.rows])
+        size = 1 + max(self.rows.max(initial=0), max((rows.max(initial=0) for rows in mined.values()), default=0))
+        self.work_of_row = np.full(size, -1, dtype=np.int64)  # -1: of a work that no batch holds
+        for work, rows in enumerate(batches.rows):
+            self.work_of_row[rows[:, 0]] = work
+        self.covered = float(np.mean([row in mined for row in self.rows.tolist()])) if len(self.rows) else 0.0
+
+    def plan(self, step: int, micro: int, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers and work numbers, (B x count,) int64 each, for the rows `anchors` (B,) of a global batch.
+
+        A chunk for which too few were mined gets random chunks as well: a batch has one size.
+        """
+        draw = generator(self.seed, step, _HARD + micro)
+        chosen = []
+        for row in anchors.tolist():
+            own = self.mined.get(row, np.zeros(0, dtype=np.int64))
+            own = own[draw.permutation(len(own))][: self.count]
+            chosen += [own, self.rows[draw.integers(len(self.rows), size=self.count - len(own))]]
+        rows = np.concatenate(chosen).astype(np.int64)
+        return rows, self.work_of_row[rows]
+
+
 class PairBatches:
     """Batches of labelled pairs, half positives and half negatives, each class passed through in seeded epochs."""
 
-    def __init__(self, labels: np.ndarray, *, batch_size: int, seed: int):
+    def __init__(self, labels: np.ndarray, *, batch_size: int, seed: int, stream: int = 0):
         self.classes = [np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)]
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.stream = batch_size, seed, stream
 
     def plan(self, step: int, micro: int, accumulation: int) -> tuple[np.ndarray, np.ndarray]:
         """Pair rows (B,) int64 and whether each is read as (b, a), (B,) bool, of one global micro-batch."""
         number = step * accumulation + micro
         half = self.batch_size // 2
         rows = [self._take(stream, number, size) for stream, size in ((0, half), (1, self.batch_size - half))]
-        swapped = generator(self.seed, number, 2).random(self.batch_size) < 0.5
+        swapped = generator(self.seed, number, self.stream + 2).random(self.batch_size) < 0.5
         return np.concatenate(rows), swapped
 
     def _take(self, stream: int, number: int, size: int) -> np.ndarray:
@@ -102,6 +132,6 @@ class PairBatches:
     def _order(self, stream: int, epoch: int) -> np.ndarray:
         cached = getattr(self, "_cached", {})
         if cached.get(stream, (None,))[0] != epoch:
-            order = generator(self.seed, epoch, 3 + stream).permutation(len(self.classes[stream]))
+            order = generator(self.seed, epoch, self.stream + 3 + stream).permutation(len(self.classes[stream]))
             self._cached = {**cached, stream: (epoch, order)}
         return self._cached[stream][1]

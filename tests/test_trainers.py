@@ -10,7 +10,7 @@ import torch.multiprocessing as multiprocessing
 import workers
 from sentence_transformers import CrossEncoder
 
-from quire import bi_encoder, encoder, loop, packing, style
+from quire import adversary, bi_encoder, encoder, gradcache, loop, packing, style
 from quire.cross_encoder import build_model, features, tokenize_pairs
 from trainers import cross_encoder as cross_trainer
 from trainers.bi_encoder import Module
@@ -35,6 +35,31 @@ def bi_batch(bi: bi_encoder.BiEncoder, mine: slice) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "style": features, "works": WORKS[mine]}
 
 
+def full_module(folder: str, chunk_size: int | None) -> tuple[bi_encoder.BiEncoder, Module]:
+    """With all that a batch may hold besides."""
+    bi, plain = bi_module(folder)
+    topics = adversary.Adversary(bi.head.width, 7, 0.5)
+    module = Module(plain.model, plain.head, 0.1, 1.0, (0.7, 2.0), topics).eval()
+    module.chunk_size = chunk_size
+    return bi, module
+
+
+def full_batch(bi: bi_encoder.BiEncoder, mine: slice) -> dict[str, torch.Tensor]:
+    mined, first, second = TEXTS[::-1], TEXTS[3:] + TEXTS[:3], TEXTS[5:] + TEXTS[:5]
+    texts = [text for part in (TEXTS, mined, first, second) for text in part[mine]]
+    ids, mask = packing.pad(encoder.tokenize(bi.model, texts), 0)
+    draw = torch.Generator().manual_seed(0)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "style": torch.from_numpy(style.style_features(texts)),
+        "works": WORKS[mine],
+        "negative_works": torch.tensor([5, 0, 5, 1, 2, -1, 5, 3])[mine],
+        "teacher": torch.randn(len(TEXTS), generator=draw)[mine],
+        "topics": (torch.rand(len(TEXTS), 7, generator=draw) < 0.3).float()[mine],
+    }
+
+
 def cross_module(folder: str) -> tuple[CrossEncoder, cross_trainer.Module]:
     torch.manual_seed(1)
     model = build_model(folder, 40)
@@ -51,8 +76,11 @@ def cross_batch(model: CrossEncoder, mine: slice) -> dict[str, torch.Tensor]:
 def modules(folder: str) -> dict[str, tuple[torch.nn.Module, Callable[[slice], dict[str, torch.Tensor]]]]:
     """Each trainer's module, and its batch of a slice of the rows."""
     (bi, bi_loss), (cross, cross_loss) = bi_module(folder), cross_module(folder)
+    (full, full_loss), (_, cached) = full_module(folder, None), full_module(folder, 5)
     return {
         "bi_encoder": (bi_loss, lambda mine: bi_batch(bi, mine)),
+        "full": (full_loss, lambda mine: full_batch(full, mine)),
+        "cached": (cached, lambda mine: full_batch(full, mine)),
         "cross_encoder": (cross_loss, lambda mine: cross_batch(cross, mine)),
     }
 
@@ -65,7 +93,10 @@ def _worker(rank: int, world: int, folder: str, encoder_folder: str, which: str)
     wrapped = loop.distributed(module)
     for _ in range(3):  # a parameter without a gradient stops the second step
         module.zero_grad()
-        out = wrapped(batch(slice(rank * size, (rank + 1) * size)))
+        mine = batch(slice(rank * size, (rank + 1) * size))
+        if isinstance(module, gradcache.Contrastive):
+            mine = gradcache.all_but_last(module, mine, 1.0)
+        out = wrapped(mine)
         out["loss"].backward()
     mean = out["loss"].detach().clone()
     dist.all_reduce(mean)
@@ -75,7 +106,7 @@ def _worker(rank: int, world: int, folder: str, encoder_folder: str, which: str)
     workers.leave()
 
 
-@pytest.mark.parametrize("which", ["bi_encoder", "cross_encoder"])
+@pytest.mark.parametrize("which", ["bi_encoder", "full", "cached", "cross_encoder"])
 def test_two_workers_have_the_gradients_of_one(which: str, encoder_folder: str, tmp_path: Path) -> None:
     multiprocessing.spawn(_worker, args=(2, str(tmp_path), encoder_folder, which), nprocs=2)
     two = torch.load(tmp_path / "two.pt", weights_only=True)

@@ -1,0 +1,251 @@
+"""The bi-encoder's trainer with all that may stand beside the contrastive batch, and the teacher it learns from."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_matcher
+import torch
+from safetensors.torch import load_file
+
+from pipelines import teach
+from quire import artifact, bi_encoder, cross_encoder, hub, loop, training_sets
+from quire.errors import UserError
+from trainers.bi_encoder import CONFIG, BiEncoderConfig, BiEncoderTask, check_workers, inputs
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, encoder_folder: str) -> str:
+    """The corpus, a bi-encoder and a cross-encoder as models, the teacher's logits, and a negatives artefact."""
+    folder = tmp_path_factory.mktemp("matcher")
+    made = tiny_matcher.corpus(folder)
+    torch.manual_seed(0)
+    models = {
+        "first": bi_encoder.BiEncoder(
+            bi_encoder.build_encoder(encoder_folder, pooling="mean", max_seq_length=48), bi_encoder.PairHead(32, 16)
+        ),
+        "cross": cross_encoder.CrossEncoder(cross_encoder.build_model(encoder_folder, 64)),
+    }
+    for name, model in models.items():
+        draft = artifact.begin(str(folder), "models", name, recipe={"name": name}, inputs={})
+        with draft.storage.local_folder(draft.folder) as target:
+            model.save(target)
+        draft.publish()
+    taught(str(folder))
+    tiny_matcher.publish(folder, "negatives", made["pairs"].read(["pair_id"]))
+    return str(folder)
+
+
+def teach_settings(root: str, name: str = "taught") -> teach.TeachConfig:
+    made = teach.TeachConfig(name=name, chunks="tiny", pairs="tiny", cross_encoder="cross", shard_size=40)
+    return made.model_copy(update={"runtime": made.runtime.model_copy(update={"root": root})})
+
+
+def taught(root: str, name: str = "taught") -> artifact.Artifact:
+    """As `pipelines.teach` makes it, in this process."""
+
+    def run_shards(draft, items, make, arguments, **_) -> None:
+        process = make(*arguments)
+        for index, item in enumerate(items):
+            draft.write_shard(index, process(item))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teach, "run_shards", run_shards)
+        return teach.run(teach_settings(root, name))
+
+
+def settings(root: str, model: str, runtime: dict | None = None, **changes: object) -> BiEncoderConfig:
+    optimisation = {"max_steps": 4, "learning_rate": 1e-3, "eval_every": 4, "checkpoint_every": 4, "metric": "auc"}
+    values = {
+        "name": "m",
+        **dict.fromkeys(("chunks", "pairs", "neighbors"), "tiny"),
+        "model": model,
+        "max_seq_length": 48,
+        "works_per_batch": 4,
+        "chunks_per_work": 3,
+        "head_size": 16,
+        "loop": {**optimisation, "higher_is_better": True},
+        "runtime": {"root": root, **(runtime or {})},
+        **changes,
+    }
+    return CONFIG.model_validate(values)
+
+
+EVERYTHING = {
+    "pooling": "attention",
+    "negatives": "tiny",
+    "num_hard_negatives": 2,
+    "teacher": "taught",
+    "distill_pairs": 6,
+    "adversary_weight": 0.1,
+}
+
+
+@pytest.fixture
+def mined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mined negatives, planted."""
+    monkeypatch.setattr(
+        training_sets, "mined_negatives", lambda chunks, negatives, split: tiny_matcher.mined(chunks), raising=False
+    )
+
+
+def task(settings: BiEncoderConfig) -> BiEncoderTask:
+    torch.manual_seed(settings.loop.seed)
+    return BiEncoderTask(settings)
+
+
+def train(made: BiEncoderTask, folder: Path) -> list[dict]:
+    draft = artifact.begin(str(folder), "models", "m", recipe={}, inputs={})
+    return loop.train(made, made.settings.loop, draft, log=lambda record: None).history
+
+
+def test_the_teacher_says_once_of_every_training_pair_what_the_cross_encoder_says_of_it(root: str) -> None:
+    made, pairs = (artifact.open_artifact(root, *key) for key in (("predictions", "taught"), ("pairs", "tiny")))
+    table, chunks = made.read(), artifact.open_artifact(root, "chunks", "tiny").read(["chunk_id", "text"]).to_pydict()
+    wanted = [row for row in pairs.read().to_pylist() if row["split"] == "train"]
+    assert table.drop_columns(["logit"]).to_pylist() == wanted and len(wanted) == 72
+    assert len(made.parts) == 2
+    texts = dict(zip(chunks["chunk_id"], chunks["text"], strict=True))
+    folder = artifact.open_artifact(root, "models", "cross").local()
+    expected = cross_encoder.CrossEncoder.load(folder).logits(
+        [(texts[row["chunk_a"]], texts[row["chunk_b"]]) for row in wanted]
+    )
+    np.testing.assert_allclose(table["logit"].to_numpy(), expected, atol=1e-4)
+    assert np.std(expected) > 1e-3
+    assert made.manifest["facts"]["teacher_sha256"] == hub.weights_sha256(folder)
+
+
+@pytest.mark.ray
+def test_the_teacher_runs_on_ray_and_says_the_same(root: str, local_ray: None) -> None:
+    made, found = (artifact.open_artifact(root, "predictions", "taught"), teach.run(teach_settings(root, "by-ray")))
+    np.testing.assert_allclose(found.read()["logit"].to_numpy(), made.read()["logit"].to_numpy(), atol=1e-6)
+
+
+def test_a_batch_holds_its_works_their_mined_negatives_and_pairs_with_their_logits(
+    root: str, encoder_folder: str, mined: None
+) -> None:
+    made = task(settings(root, encoder_folder, **EVERYTHING))
+    chunks = artifact.open_artifact(root, "chunks", "tiny").read().to_pylist()
+    logits = {row["pair_id"]: row for row in artifact.open_artifact(root, "predictions", "taught").read().to_pylist()}
+    decode = made.bi.model.tokenizer.backend_tokenizer.decode
+    by_text = {decode(made.bi.model.tokenizer(c["text"])["input_ids"][1:40]): c for c in chunks}
+
+    def chunk_of(ids: torch.Tensor) -> dict:
+        return next(c for text, c in by_text.items() if decode(ids[1:40].tolist()) == text)
+
+    for rank in range(2):
+        batch = made.batch(3, 0, rank, 2)
+        found = [chunk_of(ids) for ids in batch["input_ids"]]
+        own, negatives, first, second = found[:6], found[6:18], found[18:21], found[21:]
+        assert len(second) == 3 and batch["style"].shape[0] == 24
+        names = [made.batches.works[work] for work in batch["works"]]
+        assert [chunk["work_id"] for chunk in own] == names
+        assert [c["work_id"] for c in negatives] == [made.batches.works[work] for work in batch["negative_works"]]
+        for anchor, drawn in zip(own, (negatives[i : i + 2] for i in range(0, 12, 2)), strict=True):
+            assert {c["index"] for c in drawn} == {anchor["index"]} and anchor["work_id"] not in {
+                c["work_id"] for c in drawn
+            }
+        for a, b, logit in zip(first, second, batch["teacher"].tolist(), strict=True):
+            assert logits[f"{a['chunk_id']}|{b['chunk_id']}"]["logit"] == pytest.approx(logit, abs=1e-5)
+        assert batch["topics"].shape == (6, len(made.words)) and 0 < batch["topics"].mean() < 0.5
+
+
+def test_it_trains_alike_in_chunks_and_with_checkpointing_and_saves_a_whole_model(
+    root: str, encoder_folder: str, mined: None, tmp_path: Path
+) -> None:
+    whole = task(settings(root, encoder_folder, **EVERYTHING))
+    small = {"cache_chunk_size": 7, "gradient_checkpointing": True}
+    parts = task(settings(root, encoder_folder, small, **EVERYTHING))
+    expected, found = train(whole, tmp_path / "whole"), train(parts, tmp_path / "parts")
+    steps = [record for record in expected if "loss" in record]
+    assert {"contrastive", "pair", "distill", "adversary"} < steps[0].keys() and len(steps) == 4
+    for a, b in zip(expected, found, strict=True):
+        assert b == pytest.approx(a, rel=1e-3, abs=1e-5)
+    parts.save(tmp_path / "saved")
+    again = bi_encoder.BiEncoder.load(tmp_path / "saved")
+    texts = parts.validation.texts(0)
+    np.testing.assert_allclose(again.score(*([t] for t in texts)), parts.bi.score(*([t] for t in texts)), atol=1e-5)
+
+
+def test_checkpointed_layers_have_the_same_gradients_with_dropout(root: str, encoder_folder: str) -> None:
+    gradients = []
+    for on in (False, True):
+        made = task(settings(root, encoder_folder, {"gradient_checkpointing": on}, dropout=0.3))
+        made.module.train()
+        torch.manual_seed(5)
+        made.module(made.batch(0, 0, 0, 1))["loss"].backward()
+        gradients.append({name: p.grad for name, p in made.module.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_the_default_recipe_has_none_of_it(root: str, encoder_folder: str) -> None:
+    made = task(settings(root, encoder_folder))
+    batch = made.batch(0, 0, 0, 1)
+    assert batch.keys() == {"input_ids", "attention_mask", "style", "works"} and len(batch["input_ids"]) == 12
+    assert made.module(batch).keys() == {"loss", "contrastive", "pair", "inverse_temperature"}
+    assert inputs(made.settings).keys() == {"chunks", "pairs", "neighbors", "model_weights"}
+
+
+def test_all_pairs_in_blocks_are_all_pairs(root: str, encoder_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = task(settings(root, encoder_folder)).module
+    torch.nn.init.normal_(module.head.out.weight)
+    embeddings, features = torch.randn(7, 32), torch.randn(7, module.head.num_style)
+    found = []
+    for most in (49, 21):  # all at once, three rows at a time
+        monkeypatch.setattr("trainers.bi_encoder.MAX_PAIRS", most)
+        given = embeddings.clone().requires_grad_()
+        logits = module.all_pairs(given, features)
+        logits.square().sum().backward()
+        found.append((logits.detach(), given.grad))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_training_goes_on_from_a_trained_bi_encoder_and_refuses_another_shape(root: str, encoder_folder: str) -> None:
+    made = task(settings(root, encoder_folder, start="first", max_seq_length=40))
+    first = bi_encoder.BiEncoder.load(artifact.open_artifact(root, "models", "first").local())
+    weights, loaded = first.model.state_dict(), made.bi.model.state_dict()
+    assert all(torch.equal(weights[name], loaded[name]) for name in weights)
+    assert made.bi.model.max_seq_length == 40 and torch.equal(made.bi.head.style_mean, first.head.style_mean)
+    assert inputs(made.settings).keys() == {"chunks", "pairs", "neighbors", "start"}
+    with pytest.raises(UserError, match="pooling = 'cls': start = 'first' has 'mean'"):
+        task(settings(root, encoder_folder, start="first", pooling="cls"))
+    with pytest.raises(UserError, match="head_size = 8: start = 'first' has 16"):
+        task(settings(root, encoder_folder, start="first", head_size=8))
+
+
+def test_predictions_that_are_not_a_teachers_or_about_other_chunks_are_refused(
+    root: str, encoder_folder: str, tmp_path: Path
+) -> None:
+    pairs = artifact.open_artifact(root, "pairs", "tiny").read()
+    tiny_matcher.publish(root, "predictions", pairs, "scores")
+    with pytest.raises(UserError, match="teacher = 'scores': these predictions are not of pipelines.teach"):
+        task(settings(root, encoder_folder, teacher="scores"))
+    shutil.copytree(root, tmp_path / "root")
+    shutil.rmtree(tmp_path / "root" / "chunks")
+    other = artifact.open_artifact(root, "chunks", "tiny").read()
+    tiny_matcher.publish(tmp_path / "root", "chunks", other.slice(0, other.num_rows - 1))
+    with pytest.raises(UserError, match="teacher = 'taught': it judged pairs of other chunks"):
+        task(settings(str(tmp_path / "root"), encoder_folder, teacher="taught"))
+
+
+def test_sizes_that_workers_cannot_share_are_refused(root: str, encoder_folder: str) -> None:
+    with pytest.raises(UserError, match="distill_pairs = 6: does not divide by 4 workers"):
+        check_workers(settings(root, encoder_folder, **EVERYTHING), 4)
+
+
+@pytest.mark.ray  # needs no Ray, but half a minute of compiling
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_trains_alike_and_its_folder_is_loaded_strictly(
+    root: str, encoder_folder: str, tmp_path: Path
+) -> None:
+    plain, compiled = (task(settings(root, encoder_folder, {"compile": on})) for on in (False, True))
+    batch = plain.batch(0, 0, 0, 1)
+    found = [made.module(dict(batch))["loss"] for made in (plain, compiled)]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    assert plain.module.state_dict().keys() == compiled.module.state_dict().keys()
+    compiled.save(tmp_path)
+    assert not any("_orig_mod" in name for name in load_file(tmp_path / "model.safetensors"))
+    bi_encoder.BiEncoder.load(tmp_path)
