@@ -30,6 +30,7 @@ KINDS = (
     "embeddings",
     "index",
     "neighbors",
+    "negatives",
     "pairs",
     "tokens",
     "models",
