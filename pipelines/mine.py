@@ -117,7 +117,7 @@ def run(settings: MineConfig) -> Artifact:
     run_shards(
         draft,
         cuts,
-        _miner,
+        worker,
         (inputs, draft, settings),
         num_workers=settings.runtime.num_workers,
         num_gpus=settings.runtime.num_gpus,
@@ -154,7 +154,8 @@ def _check(inputs: Inputs, settings: MineConfig) -> None:
                 raise UserError(f"{name} = {getattr(settings, name)}: by which model? set cross_encoder=")
 
 
-def _miner(inputs: Inputs, draft: Draft, settings: MineConfig) -> Callable[[Cut], Shard]:
+def worker(inputs: Inputs, draft: Draft, settings: MineConfig) -> Callable[[Cut], Shard]:
+    """What makes a shard's negatives, or measures the recall."""
     corpus = mining_corpus.corpus(inputs.chunks, inputs.embeddings)
     groups = corpus.column("work" if settings.mask == "work" else "author_group")
     depth, block_rows = rules(settings).depth, max(1, settings.runtime.block_bytes // (4 * corpus.dim))

@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
 )
 from transformers.utils import logging as transformers_logging
 
+from quire import artifact
 from quire.errors import UserError
 
 # A bar for each model that is loaded from disk buries what matters; downloads, which take long, keep theirs.
@@ -51,6 +52,14 @@ def find_model(name: str) -> str:
         raise UserError(f"model {name!r}: no such folder, and the hub cannot be reached{extra}") from error
     except (RepositoryNotFoundError, HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
         raise UserError(f"model {name!r}: neither a folder nor a model on the hub: {error}") from error
+
+
+def model_folder(name: str, root: str) -> str:
+    """`find_model`, where `models/NAME` is a published artefact of `root`: a model of ours, wherever the root lies."""
+    kind, _, artifact_name = name.partition("/")
+    if kind == "models" and not Path(name).is_dir():
+        return str(artifact.open_artifact(root, "models", artifact_name).local())
+    return find_model(name)
 
 
 def _offline_minilm() -> str | None:
