@@ -196,7 +196,7 @@ def _inverted(
     plan, trained = search.opened(made)
     num_probes = settings.num_probes or made.manifest["facts"]["num_probes"]
     shards = partial(search.shards, made, plan, trained)
-    return candidates.Inverted(corpus, groups, k=depth, trained=trained, shards=shards, num_probes=num_probes)
+    return candidates.Inverted(corpus, groups, k=depth, shards=shards, num_probes=num_probes)
 
 
 def _recall(corpus: mining_corpus.Corpus, inverted: candidates.Inverted, exact: candidates.Exact) -> dict[str, Any]:

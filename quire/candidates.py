@@ -59,13 +59,11 @@ class Inverted:
         groups: np.ndarray,
         *,
         k: int,
-        trained: faiss.IndexIVF,
         shards: Callable[[], Iterable[faiss.Index]],
         num_probes: int,
     ):
-        self.corpus, self.k, self.trained, self.shards = corpus, k, trained, shards
+        self.corpus, self.k, self.shards, self.num_probes = corpus, k, shards, num_probes
         self.groups, self.source_row = groups, corpus.column("source_row")
-        self.num_probes = min(num_probes, trained.nlist)
         self.by_group = np.argsort(groups, kind="stable")
         self.sorted_groups = np.asarray(groups[self.by_group])
         allowed = np.zeros(int(self.source_row[-1]) + 1, bool)
@@ -75,13 +73,12 @@ class Inverted:
     def __call__(self, rows: np.ndarray) -> Found:
         """Candidates of these rows (q,), which are of one group."""
         queries = self.corpus.some(rows)
-        closeness, lists = self.trained.quantizer.search(queries, self.num_probes)
-        selector = faiss.IDSelectorBitmap(self._others(int(self.groups[rows[0]])))
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=self.num_probes)
+        others = self._others(int(self.groups[rows[0]]))  # named, since FAISS only points to it
+        parameters = faiss.SearchParametersIVF(sel=faiss.IDSelectorBitmap(others), nprobe=self.num_probes)
         k = self.k + neighbors.SLACK
         best = np.full((len(rows), k), -1), np.full((len(rows), k), -np.inf, np.float32)
         for shard in self.shards():
-            scores, found = shard.search_preassigned(queries, k, lists, closeness, params=parameters)
+            scores, found = shard.search(queries, k, params=parameters)
             best = index.merge([best, (found, np.where(found < 0, -np.inf, scores))], k)
         found = np.where(best[0] < 0, -1, np.searchsorted(self.source_row, best[0]))
         return self._ranked(queries, found)

@@ -56,6 +56,8 @@ def publish(
     root: Path, kind: str, name: str, tables: list[pa.Table], inputs: dict, facts: dict | None = None
 ) -> Artifact:
     draft = artifact.begin(str(root), kind, name, recipe={}, inputs=inputs)
+    if draft.published:
+        return draft.published
     for number, table in enumerate(tables):
         draft.write_shard(number, Shard(table=table, rows_in=table.num_rows))
     return draft.publish(facts=facts)
@@ -157,7 +159,7 @@ def test_neither_shards_nor_blocks_change_a_row(tmp_path: Path, serial: None) ->
     corpus(tmp_path)
     whole = step.run(settings(tmp_path, **FILTERS, shard_rows=10_000))
     assert len([name for name in whole.manifest["files"] if name.startswith("part-")]) == 1 and rejected(whole)
-    for number, (rows, block) in enumerate([(1, 2**20), (40, 7 * 4 * DIM), (25, 50 * 4 * DIM)]):
+    for number, (rows, block) in enumerate([(40, 2**20), (90, 37 * 4 * DIM)]):
         changes = {"name": f"n{number}", "shard_rows": rows, "runtime": {"block_bytes": block}}
         made = step.run(settings(tmp_path, **FILTERS, **changes))
         assert made.read().equals(whole.read()) and rejected(made) == rejected(whole)
@@ -171,7 +173,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, serial: None, mo
     class Killed(BaseException):
         pass
 
-    for writes in (2, 5, 9, 14):
+    for writes in (2, 7):
         asked, left = settings(tmp_path, **FILTERS, name=f"killed{writes}"), iter(range(writes))
 
         def dying(*arguments: Any, left=left) -> None:
@@ -202,18 +204,21 @@ def test_only_drawn_queries_are_mined_and_each_document_draws_its_own(tmp_path: 
 def test_after_fine_tuning_other_negatives_are_mined(tmp_path: Path, serial: None) -> None:
     corpus(tmp_path)
     first = step.run(settings(tmp_path))
+    found = [mined(first)]
     corpus(tmp_path, seed=1, name="tuned")
     with pytest.raises(UserError, match="embeddings"):
         step.run(settings(tmp_path, embeddings="tuned"))
     second = step.run(settings(tmp_path, embeddings="tuned", name="n2"))
-    assert mined(first) != mined(second)
+    found.append(mined(second))
     assert [made.manifest["facts"]["model_weights"] for made in (first, second)] == ["weights 0", "weights 1"]
     folder = Path(first.storage.path("embeddings/e"))
     for path in (folder, Path(first.storage.path("negatives/n"))):
         path.rename(path.with_name("before"))
     corpus(tmp_path, seed=2)  # under the name that the first ones had
-    assert step.run(settings(tmp_path)).manifest["facts"]["model_weights"] == "weights 2"
-    assert mined(step.run(settings(tmp_path))) not in (mined(first), mined(second))
+    third = step.run(settings(tmp_path))
+    assert third.manifest["facts"]["model_weights"] == "weights 2"
+    found.append(mined(third))
+    assert all(found[i] != found[j] for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
 def planted() -> list[dict]:
