@@ -33,9 +33,7 @@ SHARES = (0.125, 0.25, 1.0)
 
 def prepare(root: str, rows: int, dim: int, num_queries: int) -> None:
     """Chunks with texts of 200 random words and their embeddings, 100 chunks a work; and the vectors as files."""
-    drafts = [
-        artifact.begin(root, kind, "bench", recipe={"rows": rows}, inputs={}) for kind in ("chunks", "embeddings")
-    ]
+    drawn = artifact.begin(root, "chunks", "bench", recipe={"rows": rows}, inputs={})
     draw, words = np.random.default_rng(0), np.asarray([f"word{i}" for i in range(5_000)])
     Path(root).mkdir(parents=True, exist_ok=True)
     every = np.lib.format.open_memmap(f"{root}/vectors.npy", "w+", np.float32, (rows, dim))
@@ -53,11 +51,11 @@ def prepare(root: str, rows: int, dim: int, num_queries: int) -> None:
         columns = {"chunk_id": ids, **same, "anonymous": [False] * len(ids), "split": ["train"] * len(ids)}
         columns |= {"index": places, "start": starts, "end": ends, "num_sentences": [14] * len(ids), "text": texts}
         chunks = pa.table({name: columns[name] for name in schema.CHUNKS.names}, schema=schema.CHUNKS)
-        drafts[0].write_shard(part, Shard(table=chunks, rows_in=len(ids)))
+        drawn.write_shard(part, Shard(table=chunks, rows_in=len(ids)))
         made = [ids, schema.lists(block), np.full(len(ids), 9, np.int32)]
         tables.append(pa.table(made, schema=schema.embeddings(dim)))
     np.save(f"{root}/queries.npy", every[:num_queries])
-    chunks = drafts[0].publish()
+    chunks = drawn.publish()
     draft = artifact.begin(root, "embeddings", "bench-of", recipe={"rows": rows}, inputs={"chunks": chunks})
     for part, table in enumerate(tables):
         draft.write_shard(part, Shard(table=table, rows_in=table.num_rows))
