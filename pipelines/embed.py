@@ -39,7 +39,7 @@ class EmbedConfig(config.Config):
 
     name: str
     chunks: str
-    model: str = hub.MINILM
+    model: str = Field(default=hub.MINILM, description="a folder, a name on the hub, or models/NAME below the root")
     max_seq_length: int | None = Field(
         default=None, gt=0, description="tokens, special ones and prompt included; default: the model's own"
     )
@@ -63,7 +63,7 @@ def run(settings: EmbedConfig) -> Artifact:
     """Make the `embeddings` artefact: chunk_id, embedding, num_tokens. Raises UserError when a check fails."""
     root = settings.runtime.root
     chunks = artifact.open_artifact(root, "chunks", settings.chunks)
-    weights = hub.weights_sha256(hub.find_model(settings.model))
+    weights = hub.weights_sha256(hub.model_folder(settings.model, settings.runtime.root))
     inputs = {"chunks": chunks, "model_weights": weights}
     earlier = _earlier(settings, weights) if settings.reuse else None
     if earlier:
@@ -166,7 +166,9 @@ def _ids(made: Artifact, part: str) -> list[str]:
 def _model(settings: EmbedConfig) -> tuple[Any, str, Budget]:
     """The model in the precision it computes in, what stands before each chunk, and how much is a batch."""
     dtype = device.inference_precision() if settings.precision == "auto" else getattr(torch, settings.precision)
-    model = encoder.load_encoder(hub.find_model(settings.model), settings.max_seq_length, dtype)
+    model = encoder.load_encoder(
+        hub.model_folder(settings.model, settings.runtime.root), settings.max_seq_length, dtype
+    )
     most = settings.runtime.max_batch_tokens
     budget = Budget(most) if most else encoder.batch_budget()
     return model, encoder.document_prompt(model, settings.prompt, settings.prompt_name), budget
@@ -177,7 +179,7 @@ def _embedder(chunks: Artifact, settings: EmbedConfig, earlier: Earlier | None) 
     dtype = next(model[0].parameters()).dtype
     exact = model
     if dtype != torch.float32:
-        exact = encoder.load_encoder(hub.find_model(settings.model), settings.max_seq_length)
+        exact = encoder.load_encoder(hub.model_folder(settings.model, settings.runtime.root), settings.max_seq_length)
     with_ids = _holds_ids(chunks, model, prompt)
 
     def process(item: tuple[str, tuple[int, ...]]) -> Shard:

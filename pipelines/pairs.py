@@ -1,6 +1,9 @@
 """Chunks and neighbours to pairs: ids into the chunk table, every negative with its type, frozen for every model.
 
-python -m pipelines.pairs pipelines/experiments/books/pairs.toml [key=value ...]
+    python -m pipelines.pairs pipelines/experiments/books/pairs.toml [key=value ...]
+
+Mined negatives (`pipelines.mine`) change the training pairs alone: validation, calibration and test pairs have the same
+bytes whatever was mined, so that the rounds of a model can be compared.
 """
 
 from collections import Counter
@@ -13,6 +16,8 @@ from pydantic import Field
 from pipelines.shards import run_shards
 from quire import artifact, config, pairs, schema, splits
 from quire.artifact import Artifact, Shard
+from quire.errors import UserError
+from quire.mined_pairs import mined_pairs
 
 
 class PairsConfig(config.Config):
@@ -26,6 +31,8 @@ class PairsConfig(config.Config):
     random_share: float = Field(
         default=0.10, ge=0, le=0.9, description="of the negatives; the hard types share the rest"
     )
+    negatives: str | None = Field(default=None, description="mined ones, which join the training pairs and no others")
+    mined_share: float = Field(default=0.25, ge=0, lt=1, description="of the training negatives that are mined")
     seed: int = 0
     runtime: config.Runtime = config.Runtime()
 
@@ -38,10 +45,17 @@ def run(settings: PairsConfig) -> Artifact:
     root = settings.runtime.root
     chunks = artifact.open_artifact(root, "chunks", settings.chunks)
     near = artifact.open_artifact(root, "neighbors", settings.neighbors)
-    draft = artifact.begin_step(settings, "pairs", {"chunks": chunks, "neighbors": near})
+    inputs, recipe = {"chunks": chunks, "neighbors": near}, config.recipe(settings)
+    mined = None
+    if settings.negatives is None:  # pairs are frozen: those drawn before there was mining have this recipe
+        del recipe["negatives"], recipe["mined_share"]
+    else:
+        inputs["negatives"] = mined = _opened(settings, chunks)
+    draft = artifact.begin_step(settings, "pairs", inputs, recipe)
     if draft.published:
         return draft.published
-    run_shards(draft, splits.SPLITS, _sampler, (chunks, near, settings), num_workers=settings.runtime.num_workers)
+    arguments = (chunks, near, mined, settings)
+    run_shards(draft, splits.SPLITS, _sampler, arguments, num_workers=settings.runtime.num_workers)
     records = draft.finished_shards()
     facts = {split: records[index]["facts"] for index, split in enumerate(splits.SPLITS)}
     for split, counts in facts.items():
@@ -56,7 +70,19 @@ def run(settings: PairsConfig) -> Artifact:
     return draft.publish(num_shards=len(splits.SPLITS), summary="\n".join(lines), facts=facts)
 
 
-def _sampler(chunks: Artifact, near: Artifact, settings: PairsConfig) -> Any:
+def _opened(settings: PairsConfig, chunks: Artifact) -> Artifact:
+    """The mined negatives; raises UserError when they are of other chunks."""
+    mined = artifact.open_artifact(settings.runtime.root, "negatives", settings.negatives)
+    used = mined.manifest["inputs"]["chunks"]
+    if used["content"] != chunks.content:
+        raise UserError(
+            f"negatives = {settings.negatives!r}: mined from chunks {used['name']!r}, not from {chunks.name!r} as they "
+            "are now; mine these"
+        )
+    return mined
+
+
+def _sampler(chunks: Artifact, near: Artifact, mined: Artifact | None, settings: PairsConfig) -> Any:
     def process(split: str) -> Shard:
         columns = ["chunk_id", "document_id", "work_id", "author", "author_group", "anonymous", "split", "start", "end"]
         table = chunks.read(columns)
@@ -73,6 +99,10 @@ def _sampler(chunks: Artifact, near: Artifact, settings: PairsConfig) -> Any:
             random_share=settings.random_share,
             seed=settings.seed,
         )
+        if mined is not None and split == "train":
+            found = mined.read(["chunk_id", "negative_id", "negative_type"])
+            more, lacking = mined_pairs(made, found, table, share=settings.mined_share, seed=settings.seed)
+            made, rejects = pa.concat_tables([made, more]), rejects | lacking
         made = made.append_column("split", pa.array([split] * made.num_rows, pa.string()))
         kinds = Counter(kind or "positive" for kind in made["negative_type"].to_pylist())
         facts = {"counts": dict(sorted(kinds.items())), "short_of": rejects}

@@ -123,7 +123,7 @@ def _encode(settings: SearchConfig, embeddings: Artifact) -> np.ndarray:
 
     recipe, wanted = embeddings.manifest["recipe"], embeddings.manifest["facts"]["model_weights"]
     name = settings.model or recipe["model"]
-    folder = hub.find_model(name)
+    folder = hub.model_folder(name, settings.runtime.root)
     weights = hub.weights_sha256(folder)
     if weights != wanted:
         raise UserError(

@@ -70,27 +70,46 @@ def minhash(text: str, *, num_hashes: int = NUM_HASHES, shingle_size: int = SHIN
     text shorter than one shingle is one shingle; a text without words gives a signature that resembles
     nothing.
     """
-    words = _words(text)
-    if not words:
+    hashes = shingles(text, shingle_size)
+    if not len(hashes):
         return np.full(num_hashes, _NO_SHINGLE)
-    hash_of = {word: xxhash.xxh3_64_intdigest(word) for word in set(words)}
-    hashes = np.fromiter(map(hash_of.__getitem__, words), np.uint64, len(words))
-    size = min(shingle_size, len(words))
-    shingles = np.zeros(len(words) - size + 1, np.uint64)
-    for i in range(size):
-        shingles *= np.uint64(0x9E3779B97F4A7C15)  # any odd number: order matters, "a b" is not "b a"
-        shingles += hashes[i : len(hashes) - size + 1 + i]
-    shingles = np.unique(_mixed(shingles))
     # Multiply and add modulo 2^64, the high half kept: pairwise independent, and no division (Dietzfelbinger
     # 1996). The parameters are hashes of 1, 2, 3 ... and so the same in every version of every library.
-    parameters = _mixed(np.arange(1, 2 * num_hashes + 1, dtype=np.uint64))
+    parameters = mixed(np.arange(1, 2 * num_hashes + 1, dtype=np.uint64))
     signature = np.empty(num_hashes, np.uint64)
-    permuted = np.empty_like(shingles)
+    permuted = np.empty_like(hashes)
     for i in range(num_hashes):
-        np.multiply(shingles, parameters[2 * i] | np.uint64(1), out=permuted)
+        np.multiply(hashes, parameters[2 * i] | np.uint64(1), out=permuted)
         permuted += parameters[2 * i + 1]
         signature[i] = permuted.min()
     return (signature >> np.uint64(32)).astype(np.uint32)
+
+
+def shingles(text: str, size: int) -> np.ndarray:
+    """Hashes of the text's distinct runs of `size` words, ascending: (m,) uint64; (0,) for a text without words.
+
+    A text shorter than one run is one run.
+    """
+    words = _words(text)
+    if not words:
+        return np.zeros(0, np.uint64)
+    hash_of = {word: xxhash.xxh3_64_intdigest(word) for word in set(words)}
+    hashes = np.fromiter(map(hash_of.__getitem__, words), np.uint64, len(words))
+    size = min(size, len(words))
+    found = np.zeros(len(words) - size + 1, np.uint64)
+    for i in range(size):
+        found *= np.uint64(0x9E3779B97F4A7C15)  # any odd number: order matters, "a b" is not "b a"
+        found += hashes[i : len(hashes) - size + 1 + i]
+    return np.unique(mixed(found))
+
+
+def shared(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of the smaller of two sets of `shingles` that the other holds, too; 0 when one is empty."""
+    small, large = (a, b) if len(a) <= len(b) else (b, a)
+    if not len(small):
+        return 0.0
+    place = np.minimum(np.searchsorted(large, small), len(large) - 1)
+    return float((large[place] == small).mean())
 
 
 def similar_documents(ids: Sequence[str], signatures: np.ndarray, threshold: float = THRESHOLD) -> list[list[str]]:
@@ -136,7 +155,7 @@ def _words(text: str) -> list[bytes]:
     return text.encode().translate(_ASCII_WORDS).split()
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
+def mixed(values: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every input bit moves every output bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from quire import artifact
 from quire.errors import UserError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -65,6 +66,14 @@ def _quieten() -> None:
     logging.disable_progress_bar()
     if not quiet:
         huggingface_hub.utils.enable_progress_bars()
+
+
+def model_folder(name: str, root: str) -> str:
+    """`find_model`, where `models/NAME` is a published artefact of `root`: a model of ours, wherever the root lies."""
+    kind, _, artifact_name = name.partition("/")
+    if kind == "models" and not Path(name).is_dir():
+        return str(artifact.open_artifact(root, "models", artifact_name).local())
+    return find_model(name)
 
 
 def _offline_minilm() -> str | None:

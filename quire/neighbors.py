@@ -70,7 +70,7 @@ def search(
         raise UserError(f"queries have {queries.shape[1]} values, the corpus {corpus.shape[1]}: use one model")
     if k < 1 or block_size < 1:
         raise UserError(f"k = {k}, block_size = {block_size}: give 1 or more")
-    return _search(_grouped(corpus, corpus_groups, use_gpu(gpu)), queries, query_groups, k, block_size)
+    return search_grouped(grouped(corpus, corpus_groups, gpu=gpu), queries, query_groups, k=k, block_size=block_size)
 
 
 def search_flat(
@@ -80,14 +80,15 @@ def search_flat(
     queries, num_rows = np.ascontiguousarray(queries, np.float32), flat.ntotal
     nobody = np.full(len(queries), -1)
     _check_matrix("queries", queries, nobody)
-    index = _GroupedIndex(flat, np.arange(num_rows), np.zeros(num_rows, np.int8), use_gpu(gpu))
-    return _search(index, queries, nobody, k, block_size)
+    index = GroupedIndex(flat, np.arange(num_rows), np.zeros(num_rows, np.int8), use_gpu(gpu))
+    return search_grouped(index, queries, nobody, k=k, block_size=block_size)
 
 
-def _search(
-    index: "_GroupedIndex", queries: np.ndarray, query_groups: np.ndarray, k: int, block_size: int
+def search_grouped(
+    index: "GroupedIndex", queries: np.ndarray, query_groups: np.ndarray, *, k: int, block_size: int = 1024
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Searched until every query's answer is certain."""
+    """`search` in what `grouped` has made of the corpus, which may be asked again; searched until every query's answer
+    is certain."""
     ids = np.full((len(queries), k), -1, np.int64)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     if not len(index.groups):
@@ -110,15 +111,16 @@ def flat_vectors(flat: faiss.IndexFlatIP) -> np.ndarray:
     return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
 
 
-def _grouped(corpus: np.ndarray, groups: np.ndarray, gpu: bool) -> "_GroupedIndex":
+def grouped(corpus: np.ndarray, groups: np.ndarray, *, gpu: bool | None = None) -> "GroupedIndex":
+    """A copy of the corpus (n, d), its groups (n,) integers, to be searched by `search_grouped`."""
     row_id = np.argsort(groups, kind="stable")
     flat = faiss.IndexFlatIP(corpus.shape[1])
     for start in range(0, len(corpus), 65536):
         flat.add(corpus[row_id[start : start + 65536]])
-    return _GroupedIndex(flat, row_id, groups[row_id], gpu)
+    return GroupedIndex(flat, row_id, groups[row_id], use_gpu(gpu))
 
 
-class _GroupedIndex:
+class GroupedIndex:
     """A flat FAISS index whose rows are sorted by group, so that a group is one range of it."""
 
     def __init__(self, flat: faiss.IndexFlatIP, row_id: np.ndarray, groups: np.ndarray, gpu: bool) -> None:
@@ -179,7 +181,7 @@ def _best(scores: np.ndarray, positions: np.ndarray, width: int) -> tuple[np.nda
 
 
 def _rank(
-    index: _GroupedIndex, queries: np.ndarray, groups: np.ndarray, k: int, fetch: int
+    index: GroupedIndex, queries: np.ndarray, groups: np.ndarray, k: int, fetch: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The k best candidates in the final order, and of which queries the answer is certain: (q,) bool."""
     positions, bound = index.candidates(queries, groups, fetch)

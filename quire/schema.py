@@ -71,6 +71,19 @@ NEIGHBORS = pa.schema(
         ("scores", pa.list_(pa.float32())),  # cosine
     ]
 )
+NEGATIVES = pa.schema(
+    [
+        ("chunk_id", pa.string()),  # the query
+        ("negative_id", pa.string()),  # a chunk of another work, the query's nearest first
+        ("negative_type", pa.string()),  # ann_mined | model_mined
+        ("rank", pa.int32()),  # among all chunks of other groups, 0 the nearest
+        ("score", pa.float32()),  # cosine
+        ("positive_score", pa.float32()),  # the query's cosine to its own document; null where that has one chunk
+        ("cross_score", pa.float32()),  # probability of one book by the cross-encoder, null without one
+        ("shared", pa.float32()),  # share of the shorter text's runs of eight words that the other has, too
+        ("same_author", pa.bool_()),
+    ]
+)
 PAIRS = pa.schema(
     [
         ("pair_id", pa.string()),
@@ -84,6 +97,18 @@ PAIRS = pa.schema(
         ("work_b", pa.string()),
         ("author_a", pa.string()),
         ("author_b", pa.string()),
+    ]
+)
+
+
+# A few of the candidates that became no negative, and why.
+REJECTED = pa.schema(
+    [
+        *(
+            NEGATIVES.field(name)
+            for name in ("chunk_id", "negative_id", "rank", "score", "positive_score", "cross_score", "shared")
+        ),
+        pa.field("reason", pa.string()),
     ]
 )
 

@@ -99,6 +99,31 @@ def related_works(chunks: Artifact, neighbors: Artifact, split: str) -> Mapping[
     return related
 
 
+def mined_negatives(chunks: Artifact, negatives: Artifact, split: str = "train") -> dict[int, np.ndarray]:
+    """row of a query -> rows of its mined negatives, (m,) int64, the nearest first; rows of the chunk table.
+
+    A chunk without mined negatives is not in it. Raises UserError when the negatives are of other chunks, or hold a
+    chunk outside `split`.
+    """
+    if negatives.manifest["inputs"]["chunks"]["content"] != chunks.content:
+        raise UserError(
+            f"negatives {negatives.name!r} are not mined from chunks {chunks.name!r} as they are: mine these"
+        )
+    table, known = negatives.read(["chunk_id", "negative_id"]), chunks.read(["chunk_id", "split"])
+    ids, inside = known["chunk_id"].combine_chunks(), pc.equal(known["split"], split).to_numpy()
+    query, negative = (pc.index_in(table[side], value_set=ids).to_numpy() for side in ("chunk_id", "negative_id"))
+    outside = np.flatnonzero(~(inside[query] & inside[negative]))
+    if len(outside):
+        row = table.slice(int(outside[0]), 1).to_pylist()[0]
+        raise UserError(
+            f"negatives {negatives.name!r}: {row['chunk_id']} or {row['negative_id']} is not in split {split!r}"
+        )
+    order = np.argsort(query, kind="stable")
+    queries, first = np.unique(query[order], return_index=True)
+    lists = np.split(negative[order].astype(np.int64), first[1:])
+    return dict(zip(queries.tolist(), lists, strict=False))
+
+
 def set_dropout(model: nn.Module, probability: float) -> None:
     """Set every dropout of a pretrained model. 0 keeps attention on its fused path, which doubles the speed."""
     for module in model.modules():
