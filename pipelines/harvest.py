@@ -12,6 +12,7 @@ import ray
 from tqdm import tqdm
 
 from pipelines.shards import connect
+from quire.errors import UserError
 from quire.fetch import Client, Limits
 from quire.harvest import Harvest, Patience, Record, Shelf, Wanted
 from quire.pace import Pace, Turn
@@ -56,8 +57,12 @@ class _Worker:
         harvest = {"previous": plan.previous, "known": known, "may_lack_end": plan.may_lack_end}
         self.harvest = Harvest(plan.client(_Pacer(pace)), plan.shelf, **harvest)
 
-    async def settle(self, wanted: Wanted) -> Record:
-        return await self.harvest.settle(wanted)
+    async def settle(self, wanted: Wanted) -> Record | str:
+        """The record; or the mistake that must end the run, which raised would reach the user inside a long trace."""
+        try:
+            return await self.harvest.settle(wanted)
+        except UserError as error:
+            return str(error)
 
 
 def fetch_all(
@@ -112,7 +117,10 @@ def _settle(pending: Sequence[Wanted], workers: Sequence[Any], concurrency: int,
         while running:
             (done,), _ = ray.wait(list(running), num_returns=1)
             idle = running.pop(done)
-            patience.told(ray.get(done))
+            record = ray.get(done)
+            if isinstance(record, str):
+                raise UserError(record)
+            patience.told(record)
             bar.update()
             _give(queue, running, idle)
 

@@ -11,12 +11,26 @@ import pytest
 from gutenberg_server import Fault, Server, number_of, path_of, small_book
 
 from pipelines.harvest import Plan, fetch_all
+from quire.errors import UserError
 from quire.fetch import Limits
 
 pytestmark = pytest.mark.ray
 NUMBERS = range(1, 121)
 RATE, WORKERS, CONCURRENCY = 25, 2, 3
+POLITENESS = {"rate": RATE, "concurrency": CONCURRENCY, "num_workers": WORKERS}
 LIMITS = Limits(first_wait=0.01)
+
+
+def plan(server: Server, folder: Path) -> Plan:
+    shelf = harvesting.shelf(folder)
+    return Plan(shelf=shelf, limits=LIMITS, agent="test", hosts=(server.host,), max_bytes=2**23)
+
+
+def test_a_host_that_wants_to_be_left_alone_ends_the_run_in_plain_words(tmp_path: Path, local_ray: None) -> None:
+    with Server({path_of(1): small_book(1)}, {1: Fault("status", value="503 Busy|7200")}) as server:
+        with pytest.raises(UserError) as caught:
+            fetch_all(harvesting.wanted(server.base, [1]), plan(server, tmp_path), rate=RATE, concurrency=1)
+        assert str(caught.value).startswith(f"{server.base}/1/pg1.txt: 503: the host asks to be left alone for 7,200 s")
 
 
 def test_killed_workers_cost_what_they_had_in_hand_and_no_more(tmp_path: Path, local_ray: None) -> None:
@@ -27,9 +41,8 @@ def test_killed_workers_cost_what_they_had_in_hand_and_no_more(tmp_path: Path, l
         Server(files, {7: Fault("status", 1, "503 Busy|0"), 8: Fault("html")}) as server,
         ThreadPoolExecutor(1) as pool,
     ):
-        plan = Plan(shelf=shelf, limits=LIMITS, agent="test", hosts=(server.host,), max_bytes=2**23)
         books = harvesting.wanted(server.base, NUMBERS)
-        run = pool.submit(fetch_all, books, plan, rate=RATE, concurrency=CONCURRENCY, num_workers=WORKERS)
+        run = pool.submit(fetch_all, books, plan(server, tmp_path), **POLITENESS)
         for goal in (10, 40):
             cluster.wait_for(lambda: len(shelf.settled()) >= goal or run.done(), 240, f"{goal} books")  # noqa: B023
             cluster.wait_for(lambda: cluster.below(os.getpid(), "ray::_Worker"), 60, "a worker")
@@ -40,7 +53,7 @@ def test_killed_workers_cost_what_they_had_in_hand_and_no_more(tmp_path: Path, l
             asked_again += [path for path in server.paths[begun:] if f"pg{number_of(path)}" in settled]
         run.result(240)
         requests, times = list(server.paths), sorted(server.times)
-        fetch_all(books, plan, rate=RATE, concurrency=CONCURRENCY, num_workers=WORKERS)
+        fetch_all(books, plan(server, tmp_path), **POLITENESS)
         assert server.paths == requests  # all is settled
     records = {number: shelf.record(f"pg{number}") for number in NUMBERS}
     assert {n: record.reason for n, record in records.items() if record.status == "failed"} == {8: "html"}

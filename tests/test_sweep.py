@@ -143,6 +143,15 @@ def test_a_model_of_another_recipe_is_never_taken_for_a_trial(root: str, ray_wit
         sweep(root, **asked, loop={"max_steps": 18})
 
 
+def test_a_trial_may_train_on_two_workers_and_learns_the_same(root: str, ray_with_dashboard: None) -> None:
+    def losses(name: str, num_workers: int) -> list[float]:
+        made = sweep(root, name=name, grid={"k": [2]}, runtime={"root": root, "num_workers": num_workers})
+        trial = open_artifact(root, "models", made.read_json("trials.json")[0]["trial"])
+        return [record["loss"] for record in trial.read_json("history.json")["history"] if "loss" in record]
+
+    assert losses("pair", 2) == pytest.approx(losses("alone", 1), rel=1e-4)
+
+
 def test_trials_find_weights_in_a_relative_folder(root: str, ray_with_dashboard: None) -> None:
     sweep(root, name="first", grid={"k": [1]})
     weights = os.path.relpath(Path(root) / "models" / "first-k1")

@@ -1,5 +1,6 @@
 """Files of any format to a `chunks` artefact: good rows are done, bad ones named and counted, too many stop the run."""
 
+import csv
 import gzip
 import json
 import re
@@ -98,6 +99,20 @@ def test_every_format_gives_the_same_chunks(tmp_path: Path, model: str, serial: 
     assert facts["rows"] == table.num_rows == sum(facts["histogram"]["counts"])
     assert facts["tokens"] == sum(table["num_tokens"].to_pylist())
     assert found["jsonl"].manifest["rows_in"] == 100 and found["jsonl"].manifest["dropped"] == {}
+
+
+def test_a_csv_gives_the_chunks_of_its_rows(tmp_path: Path, model: str, serial: None) -> None:
+    (tmp_path / "source").mkdir()
+    with (tmp_path / "source/a.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["id", "text", "url", "score"])
+        writer.writeheader()
+        writer.writerows(rows(100))
+    made = step.run(settings(tmp_path, model, *KEEP[:2], *KEEP[3:], "source.keep.score=string"))
+    source = {row["id"]: row for row in rows(100)}
+    for row in made.read().to_pylist():
+        whole = source[row["document_id"]]
+        assert row["text"] == whole["text"][row["start"] : row["end"]] and row["score"] == str(whole["score"])
+    assert made.manifest["rows_in"] == 100 and made.manifest["dropped"] == {}
 
 
 def test_bad_rows_are_named_and_counted_and_good_ones_done(tmp_path: Path, model: str, serial: None) -> None:
