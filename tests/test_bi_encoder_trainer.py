@@ -190,9 +190,9 @@ def test_the_default_recipe_has_none_of_it(root: str, encoder_folder: str) -> No
 
 
 def test_all_pairs_in_blocks_are_all_pairs(root: str, encoder_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = task(settings(root, encoder_folder)).module
+    module = task(settings(root, encoder_folder)).module.double()
     torch.nn.init.normal_(module.head.out.weight)
-    embeddings, features = torch.randn(7, 32), torch.randn(7, module.head.num_style)
+    embeddings, features = torch.randn(7, 32).double(), torch.randn(7, module.head.num_style).double()
     found = []
     for most in (49, 21):  # all at once, three rows at a time
         monkeypatch.setattr("trainers.bi_encoder.MAX_PAIRS", most)

@@ -241,7 +241,7 @@ class BiEncoderTask:
         transformer = self.bi.model[0].model
         self.flops_per_token = sets.flops_per_token(transformer)
         if settings.runtime.gradient_checkpointing:  # not the reentrant way, which DDP does not stand
-            transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            transformer.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         if settings.runtime.compile:
             transformer.compile()  # in place: the weights keep their names
 
