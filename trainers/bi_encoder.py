@@ -2,7 +2,7 @@
 
     python -m trainers.bi_encoder trainers/experiments/books/bi_encoder.toml [key=value ...]
 
-Shape letters: B rows of the global batch, D embedding width, S style features.
+Shape letters: B rows of the global batch, D embedding width, F pair features of the views.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from pydantic import Field
 from torch import nn
 
-from quire import artifact, bi_encoder, config, encoder, hub, loop, losses, packing, sampler, style
+from quire import artifact, bi_encoder, config, encoder, hub, loop, losses, packing, sampler, views
 from quire.artifact import Artifact, Draft
 from quire.bi_encoder import BiEncoder, PairHead
 from quire.errors import UserError
@@ -41,6 +41,10 @@ class BiEncoderConfig(config.Config):
     initial_temperature: float = Field(default=0.07, gt=0)
     pair_weight: float = Field(default=1.0, ge=0, description="of the pair loss beside the contrastive one")
     head_size: int = Field(default=128, gt=0)
+    views: tuple[views.Name, ...] = Field(default=views.NAMES, description="what the pair head sees beside the vectors")
+    max_view_chunks: int = Field(default=4000, gt=0, description="training chunks that the views are fitted on")
+    max_start_pairs: int = Field(default=4000, gt=1, description="training pairs that the head's start is fitted on")
+    max_start_encoded: int = Field(default=200, gt=1, description="of them, those that are encoded for it")
     dropout: float = Field(default=0.0, ge=0, lt=1)
     max_eval_pairs: int = Field(default=400, gt=0)
     loop: loop.LoopConfig
@@ -106,13 +110,11 @@ class Module(nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         embeddings = gather(self.model(inputs)["sentence_embedding"].float())
-        features, works = gather(batch["style"]), gather(batch["works"])
+        works = gather(batch["works"])
         inverse = self.log_inverse_temperature.clamp(0.0, math.log(bi_encoder.MAX_INVERSE_TEMPERATURE)).exp()
         contrastive = losses.supervised_info_nce(embeddings, works, inverse)
-        u, v, s, t = embeddings[:, None], embeddings[None], features[:, None], features[None]
-        pair = losses.balanced_pair_loss(
-            self.head(*torch.broadcast_tensors(u, v), *torch.broadcast_tensors(s, t)), works
-        )
+        sides = torch.broadcast_tensors(embeddings[:, None], embeddings[None])
+        pair = losses.balanced_pair_loss(self.head(*sides, batch["features"]), works)
         total = contrastive + self.pair_weight * pair
         return {"loss": total, "contrastive": contrastive, "pair": pair, "inverse_temperature": inverse}
 
@@ -129,11 +131,14 @@ class BiEncoderTask:
         model = bi_encoder.build_encoder(folder, pooling=settings.pooling, max_seq_length=settings.max_seq_length)
         set_dropout(model[0].model, settings.dropout)
         rows, self.chunk_texts = rows_by_work(chunks, "train")
-        head = PairHead(model.get_embedding_dimension(), settings.head_size)
         every = np.concatenate(list(rows.values()))[:, 0]
-        sample = every[:: max(1, len(every) // 4000)]
-        head.fit_style(style.style_features([self.chunk_texts[int(row)].as_py() for row in sample]))
-        self.bi = BiEncoder(model, head)
+        sample = every[:: max(1, len(every) // settings.max_view_chunks)]
+        fitted = views.Views.fit([self.chunk_texts[int(row)].as_py() for row in sample], settings.views)
+        head = PairHead(model.get_embedding_dimension(), settings.head_size, len(fitted.feature_names))
+        self.bi = BiEncoder(model, head, fitted)
+        training = PairSet(chunks, pairs, "train").spaced(settings.max_start_pairs)
+        sides = zip(*(training.texts(row) for row in range(len(training.labels))), strict=True)
+        self.bi.start_head(*sides, training.labels, training.negative_types, settings.max_start_encoded)
         self.module = Module(model, head, settings.initial_temperature, settings.pair_weight)
         self.validation = PairSet(chunks, pairs, "validation").spaced(settings.max_eval_pairs)
         self.batches = sampler.BookBatches(
@@ -151,12 +156,18 @@ class BiEncoderTask:
         if len(rows) % world:
             raise UserError(f"works_per_batch x chunks_per_work = {len(rows)} is not a multiple of {world} workers")
         mine = slice(rank * len(rows) // world, (rank + 1) * len(rows) // world)
-        texts = [self.chunk_texts[int(row)].as_py() for row in rows[mine]]
+        texts = [self.chunk_texts[int(row)].as_py() for row in rows]
         length = self.settings.train_seq_length or self.settings.max_seq_length
-        tokens = encoder.tokenize(self.bi.model, texts, length)
+        tokens = encoder.tokenize(self.bi.model, texts[mine], length)
         ids, mask = packing.pad(tokens, self.bi.model.tokenizer.pad_token_id)
-        features = torch.from_numpy(style.style_features(texts))
-        return {"input_ids": ids, "attention_mask": mask, "style": features, "works": torch.from_numpy(works[mine])}
+        read = self.bi.views.rows(texts)  # of the whole global batch, on every rank alike
+        features = torch.from_numpy(self.bi.views.all_pairs(read, read))
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "features": features,  # (B, B, F)
+            "works": torch.from_numpy(works[mine]),
+        }
 
     def num_tokens(self, batch: loop.Batch) -> int:
         return int(batch["attention_mask"].sum())
