@@ -23,7 +23,7 @@ from quire.views import PAIRS_PER_BLOCK, Rows, Views
 
 _HEAD_WEIGHTS, _HEAD_CONFIG = "pair_head.safetensors", "pair_head.json"
 _SIZES = ("width", "hidden_size", "num_features")
-# A step of Adam moves every parameter by about the learning rate: without it, a few hundred steps would leave the cosine's
+# A step of Adam moves a parameter by about the learning rate: without it, a few hundred steps would leave the cosine's
 # weight where the untrained encoder put it.
 SCALAR_GAIN = 50.0
 MAX_INVERSE_TEMPERATURE = 100.0  # as CLIP bounds it (Radford et al. 2021, section 2.5): temperature >= 0.01
