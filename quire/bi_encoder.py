@@ -57,7 +57,8 @@ class PairHead(nn.Module):
         self.width, self.hidden_size, self.num_features = width, hidden_size, num_features
         self.register_buffer("feature_mean", torch.zeros(num_features))
         self.register_buffer("feature_deviation", torch.ones(num_features))
-        self.feature_weight = nn.Parameter(torch.zeros(num_features))
+        # without features there is nothing to train, and workers would wait for a gradient that never comes
+        self.feature_weight = nn.Parameter(torch.zeros(num_features), requires_grad=num_features > 0)
         self.hidden = nn.Linear(2 * width + num_features, hidden_size)
         self.out = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.out.weight)

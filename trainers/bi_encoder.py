@@ -16,11 +16,14 @@ import torch.distributed as dist
 from pydantic import Field
 from torch import nn
 
-from quire import artifact, bi_encoder, config, encoder, hub, loop, losses, packing, sampler, views
+from quire import artifact, bi_encoder, config, encoder, hub, loop, losses, packing, sampler
 from quire.artifact import Artifact, Draft
 from quire.bi_encoder import BiEncoder, PairHead
 from quire.errors import UserError
 from quire.training_sets import PairSet, flops_per_token, mean_auc, related_works, rows_by_work, set_dropout
+from quire.views import NAMES as ALL_VIEWS
+from quire.views import Name as ViewName
+from quire.views import Views
 from trainers.fit import TrainRuntime, fit, publish, save
 
 
@@ -41,7 +44,7 @@ class BiEncoderConfig(config.Config):
     initial_temperature: float = Field(default=0.07, gt=0)
     pair_weight: float = Field(default=1.0, ge=0, description="of the pair loss beside the contrastive one")
     head_size: int = Field(default=128, gt=0)
-    views: tuple[views.Name, ...] = Field(default=views.NAMES, description="what the pair head sees beside the vectors")
+    views: tuple[ViewName, ...] = Field(default=ALL_VIEWS, description="what the pair head sees beside the vectors")
     max_view_chunks: int = Field(default=4000, gt=0, description="training chunks that the views are fitted on")
     max_start_pairs: int = Field(default=4000, gt=1, description="training pairs that the head's start is fitted on")
     max_start_encoded: int = Field(default=200, gt=1, description="of them, those that are encoded for it")
@@ -133,9 +136,9 @@ class BiEncoderTask:
         rows, self.chunk_texts = rows_by_work(chunks, "train")
         every = np.concatenate(list(rows.values()))[:, 0]
         sample = every[:: max(1, len(every) // settings.max_view_chunks)]
-        fitted = views.Views.fit([self.chunk_texts[int(row)].as_py() for row in sample], settings.views)
+        fitted = Views.fit([self.chunk_texts[int(row)].as_py() for row in sample], settings.views)
         head = PairHead(model.get_embedding_dimension(), settings.head_size, len(fitted.feature_names))
-        self.bi = BiEncoder(model, head, fitted)
+        self.bi = BiEncoder(model.eval(), head, fitted)
         training = PairSet(chunks, pairs, "train").spaced(settings.max_start_pairs)
         sides = zip(*(training.texts(row) for row in range(len(training.labels))), strict=True)
         self.bi.start_head(*sides, training.labels, training.negative_types, settings.max_start_encoded)
