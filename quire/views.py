@@ -39,8 +39,9 @@ class _Sparse:
     is_centred: bool
 
 
-# Sizes, powers and centring as measured on pairs of unseen authors of 44 novels (LOG, 2026-11-21): what all texts share
-# says nothing of a pair, and subtracting the mean takes it away more thoroughly than idf.
+# Sizes, powers and centring as chosen on pairs of the 39 training and 5 validation novels (LOG, 2026-11-21; the weights
+# came from the same 39): what all texts share says nothing of a pair, and subtracting the mean takes it away more
+# thoroughly than idf.
 _SPARSE: dict[str, _Sparse] = {
     "words": _Sparse(reading.words, 16, 1.0, True),
     "characters": _Sparse(reading.characters, 17, 1.5, True),
