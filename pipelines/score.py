@@ -2,7 +2,8 @@
 
     python -m pipelines.score pipelines/experiments/books/score.toml [key=value ...]
 
-Systems: bi_encoder, cross_encoder, untrained (cosine of the pretrained encoder), char_4gram (cosine of tf-idf).
+Systems: bi_encoder, cross_encoder, untrained (cosine of the pretrained encoder), the classical baselines (cosines of
+single views, a logistic regression over all of them), and masked_ before those that see every name as one word.
 """
 
 from typing import Any
@@ -17,8 +18,11 @@ from quire import artifact, baselines, config, encoder, hub, schema
 from quire.artifact import Artifact, Shard
 from quire.bi_encoder import BiEncoder
 from quire.cross_encoder import CrossEncoder
+from quire.training_sets import PairSet
 
-SYSTEMS = ("bi_encoder", "cross_encoder", "untrained", "char_4gram")
+MASKED = "masked_"
+CLASSICAL = (*baselines.NAMES, *(MASKED + name for name in baselines.NAMES))
+SYSTEMS = ("bi_encoder", "cross_encoder", "untrained", *CLASSICAL)
 SPLITS = ("calibration", "test")
 
 
@@ -36,7 +40,8 @@ class ScoreConfig(config.Config):
     cross_encoder: str
     untrained: str = hub.MINILM
     shard_size: int = Field(default=400, gt=0, description="pairs")
-    num_fit_chunks: int = Field(default=3000, gt=0, description="training chunks that the tf-idf weights come from")
+    num_fit_chunks: int = Field(default=3000, gt=0, description="training chunks that the views are fitted on")
+    num_fit_pairs: int = Field(default=4000, gt=1, description="training pairs that the regression is fitted on")
     runtime: ScoreRuntime = ScoreRuntime()
 
 
@@ -80,7 +85,10 @@ def _scorer(inputs: dict[str, Any], settings: ScoreConfig) -> Any:
     ids = chunks["chunk_id"].combine_chunks()
     train = np.flatnonzero(pc.equal(chunks["split"], "train").to_numpy())
     train = train[:: max(1, len(train) // settings.num_fit_chunks)]
-    tfidf = baselines.CharTfidf(chunks["text"].take(train).to_pylist())
+    training = PairSet(inputs["chunks"], inputs["pairs"], "train").spaced(settings.num_fit_pairs)
+    sides = tuple(zip(*(training.texts(row) for row in range(len(training.labels))), strict=True))
+    facts = (chunks["text"].take(train).to_pylist(), sides, training.labels, training.negative_types)
+    classical = {prefix: baselines.Baselines.fit(*facts, masked=bool(prefix)) for prefix in ("", MASKED)}
     pairs = inputs["pairs"].read()
 
     def process(item: tuple[str, int]) -> Shard:
@@ -94,8 +102,9 @@ def _scorer(inputs: dict[str, Any], settings: ScoreConfig) -> Any:
             "bi_encoder": bi.score(a, b),
             "cross_encoder": cross.logits(list(zip(a, b, strict=True))),
             "untrained": (vectors[: len(a)] * vectors[len(a) :]).sum(1).astype(np.float64),
-            "char_4gram": tfidf.score(a, b).astype(np.float64),
         }
+        for prefix, systems in classical.items():
+            logits |= {prefix + name: scores for name, scores in systems.scores(a, b).items()}
         for name in SYSTEMS:
             table = table.append_column(name, pa.array(logits[name], pa.float64()))
         return Shard(table=table.select([*schema.PAIRS.names, *SYSTEMS]), rows_in=table.num_rows)

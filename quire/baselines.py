@@ -1,53 +1,106 @@
-"""The classical baseline that a neural model must beat: character n-grams with tf-idf weights."""
+"""The classical baselines that a neural model must beat: single views, and a logistic regression over all of them.
+
+Shape letters: N pairs, F pair features.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from quire.errors import UserError
+from quire.proper_names import mask_names
+from quire.views import Views
 
-PAIRS_PER_BLOCK = 8192  # bounds the rows that are copied; two texts of 300 words take about 20 kB
+# System -> the pair feature that is its score.
+SINGLE_VIEWS = {
+    "word_tfidf": "words.cosine",
+    "char_4gram": "characters.cosine",
+    "function_words": "function_words.cosine",
+    "style": "style.cosine",
+}
+ALL_VIEWS = "all_views"
+NAMES = (*SINGLE_VIEWS, ALL_VIEWS)
+_PENALTY = 1.0  # scikit-learn's C, on standardised features
+_CLIP = 5.0  # standard deviations, as the pair head clips
 
 
-class CharTfidf:
-    """Cosine similarity of tf-idf weighted character n-grams (as in PAN's baselines).
+@dataclass(frozen=True)
+class Regression:
+    """A logit from pair features: bias + weights . clipped (features - mean) / deviation, all (F,)."""
 
-    The weights come from `texts` (the training split); white space counts as one blank. Raises UserError when no text
-    has `n` characters.
+    mean: np.ndarray
+    deviation: np.ndarray
+    weights: np.ndarray
+    bias: float
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """(..., F) to (...) float64."""
+        return standardised(features, self.mean, self.deviation) @ self.weights + self.bias
+
+
+def standardised(features: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """(..., F) float64 in deviations from the mean, five at most."""
+    return ((np.asarray(features, np.float64) - mean) / deviation).clip(-_CLIP, _CLIP)
+
+
+def fit_regression(features: np.ndarray, labels: np.ndarray, negative_types: Sequence[str]) -> Regression:
+    """Logistic regression on features (N, F) of training pairs, whose authors stand in no other split.
+
+    Positives weigh one half, and every type of negative an equal share of the other: the types are never blended by
+    how often they happen to be drawn. `negative_types` (N,) is not looked at for positives. Raises UserError when a
+    class is missing.
     """
-
-    def __init__(self, texts: Sequence[str], n: int = 4, max_features: int = 200_000):
-        if not any(len(_plain(text)) >= n for text in texts):
-            raise UserError(f"texts: none of {len(texts)} has {n} characters; give the texts of the training split")
-        self.vectorizer = TfidfVectorizer(
-            analyzer="char",
-            ngram_range=(n, n),
-            sublinear_tf=True,
-            max_features=max_features,
-            dtype=np.float32,
-            preprocessor=_plain,
+    labels = np.asarray(labels)
+    kinds = np.where(labels == 1, "", np.asarray(negative_types, dtype=object).astype(str))
+    names, kind, counts = np.unique(kinds, return_inverse=True, return_counts=True)
+    if len(np.unique(labels)) < 2:
+        raise UserError(
+            f"all {len(labels)} training pairs have one label: need pairs of the same book and of different"
         )
-        self.vectorizer.fit(texts)
-
-    def score(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:
-        """Cosine similarities (pairs,) float32. Each distinct text is vectorised once.
-
-        Raises UserError for unequal lengths.
-        """
-        if len(texts_a) != len(texts_b):
-            raise UserError(f"texts_a has {len(texts_a)} texts, texts_b {len(texts_b)}: expected as many")
-        cosines = np.zeros(len(texts_a), dtype=np.float32)
-        if not len(cosines):
-            return cosines
-        row = {text: index for index, text in enumerate(dict.fromkeys([*texts_a, *texts_b]))}
-        vectors = self.vectorizer.transform(row)
-        rows_a, rows_b = (np.asarray([row[text] for text in texts]) for texts in (texts_a, texts_b))
-        for start in range(0, len(cosines), PAIRS_PER_BLOCK):
-            block = slice(start, start + PAIRS_PER_BLOCK)
-            cosines[block] = np.asarray(vectors[rows_a[block]].multiply(vectors[rows_b[block]]).sum(1)).reshape(-1)
-        return cosines
+    share = np.where(names == "", 0.5, 0.5 / (len(names) - 1))
+    mean, deviation = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64).clip(min=1e-6)
+    inputs = standardised(features, mean, deviation)
+    if not features.shape[1]:
+        return Regression(mean, deviation, np.zeros(0), 0.0)
+    model = LogisticRegression(C=_PENALTY, max_iter=1000)
+    model.fit(inputs, labels, sample_weight=(share / counts)[kind] * len(labels))
+    return Regression(mean, deviation, model.coef_[0], float(model.intercept_[0]))
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
+class Baselines:
+    """All baselines of one training split; with `masked`, on texts whose names are one neutral word."""
+
+    def __init__(self, views: Views, regression: Regression, masked: bool = False):
+        self.views, self.regression, self.masked = views, regression, masked
+
+    @classmethod
+    def fit(
+        cls,
+        texts: Sequence[str],
+        pairs: tuple[Sequence[str], Sequence[str]],
+        labels: np.ndarray,
+        negative_types: Sequence[str],
+        *,
+        masked: bool = False,
+    ) -> "Baselines":
+        """Weights from `texts` and regression from the N `pairs` (texts a, texts b), all of the training split."""
+        if masked:
+            texts, pairs = _masked(texts), tuple(_masked(side) for side in pairs)
+        views = Views.fit(texts)
+        return cls(views, fit_regression(views.compare(*pairs), labels, negative_types), masked)
+
+    def scores(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> dict[str, np.ndarray]:
+        """One score (N,) float64 a pair by each of NAMES: cosines, and the logit of the regression."""
+        if self.masked:
+            texts_a, texts_b = _masked(texts_a), _masked(texts_b)
+        features = self.views.compare(texts_a, texts_b)
+        column = {name: place for place, name in enumerate(self.views.feature_names)}
+        scores = {name: features[:, column[feature]].astype(np.float64) for name, feature in SINGLE_VIEWS.items()}
+        return {**scores, ALL_VIEWS: self.regression.logits(features)}
+
+
+def _masked(texts: Sequence[str]) -> list[str]:
+    done = {text: mask_names(text) for text in dict.fromkeys(texts)}
+    return [done[text] for text in texts]

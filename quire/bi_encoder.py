@@ -1,7 +1,7 @@
 """The bi-encoder: a shared encoder with pooling and projection, and a symmetric head over two embeddings.
 
 Saved as a sentence-transformers folder (`SentenceTransformer(path)` loads the encoder) with the head beside it.
-Shape letters: N texts or pairs, B rows of a batch, T tokens, D embedding width, S style features.
+Shape letters: N texts or pairs, B rows of a batch, T tokens, D embedding width, F pair features of the views.
 """
 
 import json
@@ -16,10 +16,17 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
-from quire import device, encoder, style
+from quire import device, encoder
 from quire.attention import TokenGate, is_gate
+from quire.baselines import Regression, fit_regression
+from quire.errors import UserError
+from quire.views import PAIRS_PER_BLOCK, Rows, Views
 
 _HEAD_WEIGHTS, _HEAD_CONFIG = "pair_head.safetensors", "pair_head.json"
+_SIZES = ("width", "hidden_size", "num_features")
+# A step of Adam moves a parameter by about the learning rate: without it, a few hundred steps would leave the cosine's
+# weight where the untrained encoder put it.
+SCALAR_GAIN = 50.0
 MAX_INVERSE_TEMPERATURE = 100.0  # as CLIP bounds it (Radford et al. 2021, section 2.5): temperature >= 0.01
 
 
@@ -54,53 +61,69 @@ def pooling_of(model: SentenceTransformer) -> str:
 
 
 class PairHead(nn.Module):
-    """Logit of "same book" from two embeddings and their style features, the same for (a, b) and (b, a).
+    """Logit of "same book" from two embeddings and how their classical views compare, the same for (a, b) and (b, a).
 
-    Input: |u-v|, u*v, |s-t|, s*t with the style features s, t standardised by the training set's mean and deviation.
-    A scaled cosine is added, so that the head starts from the encoder's own ranking.
+    scaled cosine + bias + linear over the views' features + a small network over |u-v|, u*v and the features. The
+    network starts at zero; `start` sets the rest to what a logistic regression finds, so that training begins at the
+    classical baseline and can only add to it.
     """
 
-    def __init__(self, width: int, hidden_size: int = 128, num_style: int = len(style.NAMES)):
+    def __init__(self, width: int, hidden_size: int = 128, num_features: int = 0):
         super().__init__()
-        self.width, self.hidden_size, self.num_style = width, hidden_size, num_style
-        self.register_buffer("style_mean", torch.zeros(num_style))
-        self.register_buffer("style_std", torch.ones(num_style))
-        self.hidden = nn.Linear(2 * width + 2 * num_style, hidden_size)
+        self.width, self.hidden_size, self.num_features = width, hidden_size, num_features
+        self.register_buffer("feature_mean", torch.zeros(num_features))
+        self.register_buffer("feature_deviation", torch.ones(num_features))
+        # without features there is nothing to train, and workers would wait for a gradient that never comes
+        self.feature_weight = nn.Parameter(torch.zeros(num_features), requires_grad=num_features > 0)
+        self.hidden = nn.Linear(2 * width + num_features, hidden_size)
         self.out = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-        self.cosine_scale = nn.Parameter(torch.tensor(5.0))
-        self.cosine_bias = nn.Parameter(torch.tensor(-2.0))
+        self.cosine_scale = nn.Parameter(torch.tensor(5.0 / SCALAR_GAIN))
+        self.cosine_bias = nn.Parameter(torch.tensor(-2.0 / SCALAR_GAIN))
 
-    def fit_style(self, features: np.ndarray) -> None:
-        """Set mean and deviation from (N, S) style features of the training split."""
-        self.style_mean.copy_(torch.from_numpy(features.mean(0)))
-        self.style_std.copy_(torch.from_numpy(features.std(0).clip(min=1e-6)))
+    @torch.no_grad()
+    def start(self, views: Regression, both: Regression) -> None:
+        """From a regression over F view features, and one over its logit and the cosine of the embeddings."""
+        (of_views, of_cosine), bias = both.weights / both.deviation, both.bias
+        self.feature_mean.copy_(torch.from_numpy(views.mean))
+        self.feature_deviation.copy_(torch.from_numpy(views.deviation))
+        self.feature_weight.copy_(torch.from_numpy(of_views * views.weights))
+        bias += of_views * (views.bias - both.mean[0]) - of_cosine * both.mean[1]
+        self.cosine_scale.fill_(of_cosine / SCALAR_GAIN)
+        self.cosine_bias.fill_(bias / SCALAR_GAIN)
 
-    def forward(self, u: torch.Tensor, v: torch.Tensor, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """(..., D), (..., D), (..., S), (..., S) to logits (...)."""
-        s, t = (((x - self.style_mean) / self.style_std).clamp(-5, 5) for x in (s, t))
+    def forward(self, u: torch.Tensor, v: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """(..., D), (..., D) and features (..., F) to logits (...)."""
+        features = ((features - self.feature_mean) / self.feature_deviation).clamp(-5, 5)
         unit = self.width**0.5  # components of a normalised vector are of size 1/sqrt(D)
-        inputs = torch.cat([unit * (u - v).abs(), self.width * u * v, (s - t).abs(), s * t], dim=-1)
+        inputs = torch.cat([unit * (u - v).abs(), self.width * u * v, features], dim=-1)
         cosine = (u * v).sum(-1)
-        return self.cosine_scale * cosine + self.cosine_bias + self.out(nn.functional.gelu(self.hidden(inputs)))[..., 0]
+        linear = SCALAR_GAIN * (self.cosine_scale * cosine + self.cosine_bias) + features @ self.feature_weight
+        return linear + self.out(nn.functional.gelu(self.hidden(inputs)))[..., 0]
 
 
 class BiEncoder:
-    """Encoder and head together, as trained and as served."""
+    """Encoder, head and the views that the head sees, as trained and as served."""
 
-    def __init__(self, model: SentenceTransformer, head: PairHead):
-        self.model, self.head = model, head
+    def __init__(self, model: SentenceTransformer, head: PairHead, views: Views | None = None):
+        self.model, self.head, self.views = model, head, views or Views()
 
     @classmethod
     def load(cls, folder: str | Path) -> "BiEncoder":
         """From a folder that `save` wrote. Raises when a weight is missing: transformers would draw it at random."""
         folder = Path(folder)
-        head = PairHead(**json.loads((folder / _HEAD_CONFIG).read_text("utf-8")))
+        sizes = json.loads((folder / _HEAD_CONFIG).read_text("utf-8"))
+        if set(sizes) != set(_SIZES):
+            raise UserError(f"{folder / _HEAD_CONFIG}: expected the keys {', '.join(_SIZES)}; train the model again")
+        head, views = PairHead(**sizes), Views.load(folder)
+        if len(views.feature_names) != head.num_features:
+            given = len(views.feature_names)
+            raise UserError(f"{folder}: the views give {given} features, the head reads {head.num_features}")
         head.load_state_dict(load_file(folder / _HEAD_WEIGHTS), strict=True)
         model = encoder.load_encoder(str(folder))
         encoder.check_whole(model, folder)
-        return cls(model, head.to(device.device()).eval())
+        return cls(model, head.to(device.device()).eval(), views)
 
     @classmethod
     def go_on(cls, folder: str | Path, max_seq_length: int) -> "BiEncoder":
@@ -112,38 +135,62 @@ class BiEncoder:
         model = encoder.load_encoder(str(folder), max_seq_length)
         encoder.freeze_unused(model[0])
         modules = [TokenGate.from_dense(module) if is_gate(module) else module for module in model]
-        return cls(SentenceTransformer(modules=modules, device=str(model.device)), found.head)
+        return cls(SentenceTransformer(modules=modules, device=str(model.device)), found.head, found.views)
 
     def save(self, folder: str | Path) -> None:
-        """Write the sentence-transformers folder, of its own modules alone, and the head."""
+        """Write the sentence-transformers folder, of its own modules alone, the head and its views."""
         folder = Path(folder)
         modules = [module.as_dense() if isinstance(module, TokenGate) else module for module in self.model]
         saved = SentenceTransformer(modules=modules, device=str(self.model.device))
         saved.save(str(folder), create_model_card=False, safe_serialization=True)
         state = {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()}
         save_file(state, folder / _HEAD_WEIGHTS)
-        sizes = {"width": self.head.width, "hidden_size": self.head.hidden_size, "num_style": self.head.num_style}
+        sizes = {name: getattr(self.head, name) for name in _SIZES}
         (folder / _HEAD_CONFIG).write_text(json.dumps(sizes, sort_keys=True), "utf-8")
+        self.views.save(folder)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Normalised embeddings (N, D) float32."""
         return encoder.encode(self.model, texts)
 
     @torch.inference_mode()
-    def pair_logits(
-        self, embeddings_a: np.ndarray, embeddings_b: np.ndarray, style_a: np.ndarray, style_b: np.ndarray
-    ) -> np.ndarray:
-        """Logits (N,) float64 of pairs given by embeddings (N, D) and style features (N, S); symmetric."""
+    def pair_logits(self, embeddings_a: np.ndarray, embeddings_b: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Logits (...) float64 of pairs given by embeddings (..., D) and features (..., F); symmetric."""
         where = self.head.out.weight.device
-        arrays = (
-            torch.from_numpy(np.ascontiguousarray(x)).to(where) for x in (embeddings_a, embeddings_b, style_a, style_b)
-        )
+        arrays = (torch.from_numpy(np.ascontiguousarray(x)).to(where) for x in (embeddings_a, embeddings_b, features))
         return self.head(*arrays).double().cpu().numpy()
 
+    def all_pair_logits(self, embeddings: tuple[np.ndarray, np.ndarray], rows: tuple[Rows, Rows]) -> np.ndarray:
+        """Logits (m, n) float64 of every text of one list with every one of another, by embeddings and views."""
+        u, v = embeddings[0][:, None], embeddings[1][None]
+        return self.pair_logits(*np.broadcast_arrays(u, v), self.views.all_pairs(*rows))
+
     def score(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:
-        """Logits (N,) of text pairs; each distinct text is encoded once."""
+        """Logits (N,) of text pairs; each distinct text is read once."""
         texts = list(dict.fromkeys([*texts_a, *texts_b]))
         row = {text: index for index, text in enumerate(texts)}
-        embeddings, features = self.encode(texts), style.style_features(texts)
-        a, b = [row[text] for text in texts_a], [row[text] for text in texts_b]
-        return self.pair_logits(embeddings[a], embeddings[b], features[a], features[b])
+        embeddings, rows = self.encode(texts), self.views.rows(texts)
+        a, b = (np.asarray([row[text] for text in side], np.int64) for side in (texts_a, texts_b))
+        logits = np.zeros(len(a))
+        for start in range(0, len(a), PAIRS_PER_BLOCK):
+            block = slice(start, start + PAIRS_PER_BLOCK)
+            features = self.views.pairs(rows[a[block]], rows[b[block]])
+            logits[block] = self.pair_logits(embeddings[a[block]], embeddings[b[block]], features)
+        return logits
+
+    def start_head(
+        self,
+        texts_a: Sequence[str],
+        texts_b: Sequence[str],
+        labels: np.ndarray,
+        negative_types: np.ndarray,
+        num_encoded: int,
+    ) -> None:
+        """Start the head from N training pairs: the views' weights from all of them, the cosine's, which takes
+        embeddings, from `num_encoded` evenly spaced ones. Raises UserError as `fit_regression`."""
+        features = self.views.compare(texts_a, texts_b)
+        regression = fit_regression(features, labels, negative_types)
+        few = np.unique(np.linspace(0, len(labels) - 1, num_encoded).astype(int))
+        sides = (self.encode([texts[row] for row in few]) for texts in (texts_a, texts_b))
+        both = np.stack([regression.logits(features[few]), np.multiply(*sides).sum(1)], axis=1)
+        self.head.start(regression, fit_regression(both, labels[few], negative_types[few]))

@@ -19,7 +19,6 @@ from quire.chunks import chunk_text
 from quire.cross_encoder import CrossEncoder
 from quire.errors import UserError
 from quire.storage import Storage, made_once
-from quire.style import style_features
 
 
 @dataclass(frozen=True)
@@ -150,14 +149,6 @@ def passages(text: str, spec: MatcherSpec) -> list[str]:
     return [text[c.start : c.end] for c in made.chunks] or [text.strip()]
 
 
-def pair_logits(bi: BiEncoder, embeddings: tuple, features: tuple) -> np.ndarray:
-    """Logits (m, n) of all passage pairs from embeddings (m, d), (n, d) and style features (m, s), (n, s)."""
-    m, n = len(embeddings[0]), len(embeddings[1])
-    a, b = np.repeat(np.arange(m), n), np.tile(np.arange(n), m)
-    logits = bi.pair_logits(embeddings[0][a], embeddings[1][b], features[0][a], features[1][b])
-    return logits.reshape(m, n)
-
-
 def cross_pairs(m: int, n: int, count: int) -> list[tuple[int, int]]:
     """At most `count` passage pairs, spread evenly over both texts: the cells along the diagonal of the (m, n) grid.
 
@@ -239,8 +230,8 @@ class TwoStage:
         return decide(self.spec, bi_logits, np.array(cross_logits))
 
     def _bi_logit(self, a: list[str], b: list[str]) -> float:
-        embeddings, features = zip(*((self.bi.encode(side), style_features(side)) for side in (a, b)), strict=True)
-        return float(pair_logits(self.bi, embeddings, features).mean())
+        embeddings, rows = zip(*((self.bi.encode(side), self.bi.views.rows(side)) for side in (a, b)), strict=True)
+        return float(self.bi.all_pair_logits(embeddings, rows).mean())
 
     def _cross_logit(self, a: list[str], b: list[str]) -> float:
         chosen = cross_pairs(len(a), len(b), self.spec.max_cross_pairs)

@@ -10,7 +10,7 @@ and /openapi.json.
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from swagger_ui_bundle import swagger_ui_path
 
 from quire import matcher
 from quire.matcher import MatcherSpec
-from quire.style import style_features
+from quire.views import Rows
 from serve.checks import Admission, Pair, RequestError, Result, Results, check_cost, parse, read_body, validate
 from serve.schema import DESCRIPTION, OPENAPI
 
@@ -60,7 +60,7 @@ class MatcherArgs(BaseModel):
 
 
 class BiEncoderModel:
-    """Stage one: embeddings of texts."""
+    """Stage one: embeddings and views of texts, and logits of pairs from them."""
 
     def __init__(self, uri: str, batch_size: int, batch_wait: float):
         from quire.bi_encoder import BiEncoder
@@ -70,13 +70,18 @@ class BiEncoderModel:
         self.embed.set_batch_wait_timeout_s(batch_wait)
 
     @ray_serve.batch(max_batch_size=16, batch_wait_timeout_s=0.01, max_concurrent_batches=BATCHES)
-    async def embed(self, texts: list[str]) -> list[np.ndarray]:
-        """One embedding (D,) a text; the model runs beside the event loop, so that the replica stays responsive."""
-        return list(await asyncio.to_thread(self.model.encode, texts))
+    async def embed(self, texts: list[str]) -> list[tuple[np.ndarray, Rows]]:
+        """One embedding (D,) a text, and its views; the model runs beside the event loop, so that the replica stays
+        responsive."""
+        return await asyncio.to_thread(self._read, texts)
+
+    def _read(self, texts: list[str]) -> list[tuple[np.ndarray, Rows]]:
+        rows = self.model.views.rows(texts)
+        return [(vector, rows[[place]]) for place, vector in enumerate(self.model.encode(texts))]
 
     async def logits(self, pairs: list[tuple[tuple, tuple]]) -> np.ndarray:
-        """Mean logits (n,) of pairs of texts, each given as its embeddings ((m, D), (n, D)) and style features."""
-        return await asyncio.to_thread(lambda: np.array([matcher.pair_logits(self.model, *p).mean() for p in pairs]))
+        """Mean logits (n,) of pairs of texts, each given as its embeddings ((m, D), (n, D)) and its views' rows."""
+        return await asyncio.to_thread(lambda: np.array([self.model.all_pair_logits(*pair).mean() for pair in pairs]))
 
     def check_health(self) -> None:
         """Raises when the model no longer gives finite numbers."""
@@ -116,14 +121,6 @@ async def refuse(request: Request, error: RequestError) -> JSONResponse:
     return JSONResponse(content, status_code=error.status, headers=headers)
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text as the models read it: its passages, and their style features (m, S)."""
-
-    passages: list[str]
-    features: np.ndarray
-
-
 @ray_serve.ingress(app)
 class Ingress:
     """Checks requests, asks the models, decides."""
@@ -156,7 +153,7 @@ class Ingress:
         distinct = list(dict.fromkeys(asked))
         texts = await asyncio.to_thread(self._cut, distinct)
         chosen = [self._cross_pairs(texts[a], texts[b]) for a, b in distinct]
-        passages = list(dict.fromkeys(p for text in texts.values() for p in text.passages))
+        passages = list(dict.fromkeys(p for cut in texts.values() for p in cut))
         check_cost(field, "passages", len(passages), self.args.max_passages)
         check_cost(field, "cross_pairs", sum(map(len, chosen)), self.args.max_cross_pairs)
         bi_logits = await self._bi_logits(distinct, texts, passages)
@@ -164,29 +161,29 @@ class Ingress:
         found = dict(zip(distinct, matcher.decide(self.spec, bi_logits, cross_logits), strict=True))
         results = []
         for pair, order in zip(pairs, asked, strict=True):
-            a, b = texts[pair.a].passages, texts[pair.b].passages
+            a, b = texts[pair.a], texts[pair.b]
             calibrated = matcher.is_calibrated(self.spec, a, b)
             counts = {"num_passages_a": len(a), "num_passages_b": len(b)}
             results.append(Result(**asdict(found[order]), **counts, calibrated=calibrated))
         return results
 
-    def _cut(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Text]:
-        cut = {text: matcher.passages(text, self.spec) for text in dict.fromkeys(t for pair in pairs for t in pair)}
-        return {text: Text(passages, style_features(passages)) for text, passages in cut.items()}
+    def _cut(self, pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+        return {text: matcher.passages(text, self.spec) for text in dict.fromkeys(t for pair in pairs for t in pair)}
 
-    def _cross_pairs(self, a: Text, b: Text) -> list[tuple[str, str]]:
+    def _cross_pairs(self, a: list[str], b: list[str]) -> list[tuple[str, str]]:
         """The passage pairs that the second stage would read."""
-        places = matcher.cross_pairs(len(a.passages), len(b.passages), self.spec.max_cross_pairs)
-        return [matcher.ordered(a.passages[i], b.passages[j]) for i, j in places]
+        places = matcher.cross_pairs(len(a), len(b), self.spec.max_cross_pairs)
+        return [matcher.ordered(a[i], b[j]) for i, j in places]
 
-    async def _bi_logits(self, pairs: list[tuple[str, str]], texts: dict[str, Text], passages: list[str]) -> np.ndarray:
+    async def _bi_logits(
+        self, pairs: list[tuple[str, str]], texts: dict[str, list[str]], passages: list[str]
+    ) -> np.ndarray:
         """Logits (n,) of the first stage for n pairs."""
-        vectors = await asyncio.gather(*(self.bi.embed.remote(passage) for passage in passages))
-        embedding = dict(zip(passages, vectors, strict=True))
-        embeddings = {key: np.stack([embedding[p] for p in text.passages]) for key, text in texts.items()}
-        sides = [
-            (tuple(embeddings[text] for text in pair), tuple(texts[text].features for text in pair)) for pair in pairs
-        ]
+        read = await asyncio.gather(*(self.bi.embed.remote(passage) for passage in passages))
+        found = dict(zip(passages, read, strict=True))
+        embeddings = {key: np.stack([found[passage][0] for passage in cut]) for key, cut in texts.items()}
+        rows = {key: Rows.joined([found[passage][1] for passage in cut]) for key, cut in texts.items()}
+        sides = [(tuple(embeddings[text] for text in pair), tuple(rows[text] for text in pair)) for pair in pairs]
         return await self.bi.logits.remote(sides)
 
     async def _cross_logits(self, bi_logits: np.ndarray, chosen: list[list[tuple[str, str]]]) -> np.ndarray:

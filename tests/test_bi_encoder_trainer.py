@@ -138,7 +138,7 @@ def test_a_batch_holds_its_works_their_mined_negatives_and_pairs_with_their_logi
         batch = made.batch(3, 0, rank, 2)
         found = [chunk_of(ids) for ids in batch["input_ids"]]
         own, negatives, first, second = found[:6], found[6:18], found[18:21], found[21:]
-        assert len(second) == 3 and batch["style"].shape[0] == 24
+        assert len(second) == 3 and batch["taught_features"].shape[0] == 3
         names = [made.batches.works[work] for work in batch["works"]]
         assert [chunk["work_id"] for chunk in own] == names
         assert [c["work_id"] for c in negatives] == [made.batches.works[work] for work in batch["negative_works"]]
@@ -184,7 +184,7 @@ def test_checkpointed_layers_have_the_same_gradients_with_dropout(root: str, enc
 def test_the_default_recipe_has_none_of_it(root: str, encoder_folder: str) -> None:
     made = task(settings(root, encoder_folder))
     batch = made.batch(0, 0, 0, 1)
-    assert batch.keys() == {"input_ids", "attention_mask", "style", "works"} and len(batch["input_ids"]) == 12
+    assert batch.keys() == {"input_ids", "attention_mask", "features", "works"} and len(batch["input_ids"]) == 12
     assert made.module(batch).keys() == {"loss", "contrastive", "pair", "inverse_temperature"}
     assert inputs(made.settings).keys() == {"chunks", "pairs", "neighbors", "model_weights"}
 
@@ -192,10 +192,10 @@ def test_the_default_recipe_has_none_of_it(root: str, encoder_folder: str) -> No
 def test_all_pairs_in_blocks_are_all_pairs(root: str, encoder_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = task(settings(root, encoder_folder)).module.double()
     torch.nn.init.normal_(module.head.out.weight)
-    embeddings, features = torch.randn(7, 32).double(), torch.randn(7, module.head.num_style).double()
+    embeddings, features = torch.randn(7, 32).double(), torch.randn(7, 7, module.head.num_features).double()
     found = []
     for most in (49, 21):  # all at once, three rows at a time
-        monkeypatch.setattr("trainers.bi_encoder.MAX_PAIRS", most)
+        monkeypatch.setattr("quire.contrastive.MAX_PAIRS", most)
         given = embeddings.clone().requires_grad_()
         logits = module.all_pairs(given, features)
         logits.square().sum().backward()
@@ -204,16 +204,18 @@ def test_all_pairs_in_blocks_are_all_pairs(root: str, encoder_folder: str, monke
 
 
 def test_training_goes_on_from_a_trained_bi_encoder_and_refuses_another_shape(root: str, encoder_folder: str) -> None:
-    made = task(settings(root, encoder_folder, start="first", max_seq_length=40))
+    made = task(settings(root, encoder_folder, start="first", views=[], max_seq_length=40))
     first = bi_encoder.BiEncoder.load(artifact.open_artifact(root, "models", "first").local())
     weights, loaded = first.model.state_dict(), made.bi.model.state_dict()
     assert all(torch.equal(weights[name], loaded[name]) for name in weights)
-    assert made.bi.model.max_seq_length == 40 and torch.equal(made.bi.head.style_mean, first.head.style_mean)
+    assert made.bi.model.max_seq_length == 40 and torch.equal(made.bi.head.feature_mean, first.head.feature_mean)
     assert inputs(made.settings).keys() == {"chunks", "pairs", "neighbors", "start"}
     with pytest.raises(UserError, match="pooling = 'cls': start = 'first' has 'mean'"):
-        task(settings(root, encoder_folder, start="first", pooling="cls"))
+        task(settings(root, encoder_folder, start="first", views=[], pooling="cls"))
+    with pytest.raises(UserError, match="views = .'words',.: start = 'first'"):
+        task(settings(root, encoder_folder, start="first", views=["words"]))
     with pytest.raises(UserError, match="head_size = 8: start = 'first' has 16"):
-        task(settings(root, encoder_folder, start="first", head_size=8))
+        task(settings(root, encoder_folder, start="first", views=[], head_size=8))
 
 
 def test_predictions_that_are_not_a_teachers_or_about_other_chunks_are_refused(

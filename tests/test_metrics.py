@@ -1,4 +1,4 @@
-"""Metrics, calibration and the classical baseline on data whose answer is known."""
+"""Metrics and calibration on data whose answer is known."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from quire import baselines, calibration, metrics
+from quire import calibration, metrics
 from quire.errors import UserError
+from quire.views import Views
 
 
 def sample(count: int = 20_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -169,27 +170,6 @@ def test_what_cannot_be_measured_is_refused(labels: list, probabilities: list, w
         metrics.metrics(np.asarray(labels), np.asarray(probabilities), 0.5)
 
 
-def test_texts_that_share_phrases_are_nearer_than_texts_that_do_not() -> None:
-    corpus = ["the whale and the sea", "a court of law", "the ship at sea", "the judge of the court"]
-    a, b = ["The  whale\nship"] * 3, ["the whale ship", "the ship", "jury duty"]
-    same, near, far = baselines.CharTfidf(corpus).score(a, b)
-    assert same == pytest.approx(1.0, abs=1e-6) and same > near > far
-
-
-def test_pairs_and_training_texts_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(UserError, match="expected as many"):
-        baselines.CharTfidf(["a text"]).score(["a text"] * 3, ["a text"])
-    with pytest.raises(UserError, match="training split"):
-        baselines.CharTfidf(["a"])
-
-
-def test_pairs_beyond_one_block_score_as_they_do_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus = ["the whale and the sea", "a court of law", "the ship at sea", "the judge of the court"]
-    whole = baselines.CharTfidf(corpus).score(corpus, corpus[::-1])
-    monkeypatch.setattr(baselines, "PAIRS_PER_BLOCK", 3)
-    np.testing.assert_array_equal(baselines.CharTfidf(corpus).score(corpus, corpus[::-1]), whole)
-
-
 def test_character_n_grams_tell_same_book_from_another_author_on_real_novels() -> None:
     books = Path(__file__).parents[2] / "shared" / "data" / "books"
     if not books.is_dir():
@@ -200,7 +180,9 @@ def test_character_n_grams_tell_same_book_from_another_author_on_real_novels() -
     first, second = ([text[start : start + 2000] for text in texts] for start in (60_000, 90_000))
     fitted, tested = first[:15] + second[:15], range(15, len(texts))
     pairs = [(i, j) for i in tested for j in tested]
-    scores = baselines.CharTfidf(fitted).score([first[i] for i, _ in pairs], [second[j] for _, j in pairs])
+    scores = Views.fit(fitted, ["characters"]).compare([first[i] for i, _ in pairs], [second[j] for _, j in pairs])[
+        :, 0
+    ]
     assert metrics.auc(np.asarray([i == j for i, j in pairs], dtype=int), scores) > 0.7
 
 

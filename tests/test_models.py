@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder as UsersCrossEncoder
 from sentence_transformers import SentenceTransformer
 
-from quire import bi_encoder, cross_encoder, encoder, hub, losses, packing, sampler
+from quire import bi_encoder, cross_encoder, encoder, hub, losses, packing, sampler, views
 from quire.errors import UserError
 
 TEXTS = [
@@ -86,10 +86,11 @@ def test_the_untrained_bi_encoder_ranks_as_the_pretrained_model(encoder_folder: 
 
 def test_a_saved_bi_encoder_is_loaded_by_both_libraries_and_scores_alike(encoder_folder: str, tmp_path: Path) -> None:
     model = bi_encoder.build_encoder(encoder_folder, pooling="cls", max_seq_length=64).eval()
-    head = bi_encoder.PairHead(32).eval()
+    fitted = views.Views.fit(TEXTS)
+    head = bi_encoder.PairHead(32, num_features=len(fitted.feature_names)).eval()
     torch.nn.init.normal_(head.out.weight)
-    head.fit_style(np.random.default_rng(0).normal(size=(9, head.num_style)).astype(np.float32))
-    made = bi_encoder.BiEncoder(model, head)
+    made = bi_encoder.BiEncoder(model, head, fitted)
+    made.start_head(TEXTS[:2] * 2, TEXTS[2:] * 2, np.array([1, 0, 1, 0]), np.array(["", "random"] * 2), 4)
     made.save(tmp_path / "m")
     again = bi_encoder.BiEncoder.load(tmp_path / "m")
     a, b = TEXTS[:2], TEXTS[2:]

@@ -15,7 +15,7 @@ import torch
 from cluster import s3_server
 from tiny import book
 
-from quire import calibration, hub, matcher
+from quire import calibration, hub, matcher, views
 from quire.bi_encoder import BiEncoder, PairHead, build_encoder
 from quire.cross_encoder import CrossEncoder, build_model
 from quire.errors import UserError
@@ -30,7 +30,10 @@ SHORT = "The ship was at sea and the crew was on deck."
 def publish_matcher(root: Path, encoder_folder: str, prefilter: float) -> str:
     """A matcher with tiny real models; its address."""
     torch.manual_seed(1)
-    bi = BiEncoder(build_encoder(encoder_folder, pooling="mean", max_seq_length=64), PairHead(32))
+    fitted = views.Views.fit([A, B])
+    head = PairHead(32, num_features=len(fitted.feature_names))
+    torch.nn.init.normal_(head.feature_weight)
+    bi = BiEncoder(build_encoder(encoder_folder, pooling="mean", max_seq_length=64), head, fitted)
     bi.save(root / "models" / "bi")
     cross = CrossEncoder(build_model(encoder_folder, 64))
     cross.save(root / "models" / "cross")

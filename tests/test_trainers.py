@@ -10,10 +10,10 @@ import torch.multiprocessing as multiprocessing
 import workers
 from sentence_transformers import CrossEncoder
 
-from quire import adversary, bi_encoder, encoder, gradcache, loop, packing, style
+from quire import adversary, bi_encoder, encoder, gradcache, loop, packing, views
+from quire.contrastive import Module
 from quire.cross_encoder import build_model, features, tokenize_pairs
 from trainers import cross_encoder as cross_trainer
-from trainers.bi_encoder import Module
 
 TEXTS = [
     f"the {word} and the {other}, a {word}." for word in ("ship", "rose", "judge", "crew") for other in ("sea", "war")
@@ -24,15 +24,17 @@ WORKS = torch.tensor([0, 0, 1, 1, 2, 2, 0, 3])
 def bi_module(folder: str) -> tuple[bi_encoder.BiEncoder, Module]:
     torch.manual_seed(1)
     model = bi_encoder.build_encoder(folder, pooling="mean", max_seq_length=32)
-    head = bi_encoder.PairHead(model.get_embedding_dimension(), 8)
+    fitted = views.Views.fit(TEXTS, ["words", "style"])
+    head = bi_encoder.PairHead(model.get_embedding_dimension(), 8, len(fitted.feature_names))
     torch.nn.init.normal_(head.out.weight)
-    return bi_encoder.BiEncoder(model, head), Module(model, head, 0.1, 1.0).eval()  # eval: no dropout
+    return bi_encoder.BiEncoder(model, head, fitted), Module(model, head, 0.1, 1.0).eval()  # eval: no dropout
 
 
 def bi_batch(bi: bi_encoder.BiEncoder, mine: slice) -> dict[str, torch.Tensor]:
     ids, mask = packing.pad(encoder.tokenize(bi.model, TEXTS[mine]), 0)
-    features = torch.from_numpy(style.style_features(TEXTS[mine]))
-    return {"input_ids": ids, "attention_mask": mask, "style": features, "works": WORKS[mine]}
+    rows = bi.views.rows(TEXTS)  # of the global batch, on every rank
+    features = torch.from_numpy(bi.views.all_pairs(rows, rows))
+    return {"input_ids": ids, "attention_mask": mask, "features": features, "works": WORKS[mine]}
 
 
 def full_module(folder: str, chunk_size: int | None) -> tuple[bi_encoder.BiEncoder, Module]:
@@ -52,7 +54,8 @@ def full_batch(bi: bi_encoder.BiEncoder, mine: slice) -> dict[str, torch.Tensor]
     return {
         "input_ids": ids,
         "attention_mask": mask,
-        "style": torch.from_numpy(style.style_features(texts)),
+        "features": bi_batch(bi, mine)["features"],
+        "taught_features": torch.from_numpy(bi.views.compare(first[mine], second[mine])),
         "works": WORKS[mine],
         "negative_works": torch.tensor([5, 0, 5, 1, 2, -1, 5, 3])[mine],
         "teacher": torch.randn(len(TEXTS), generator=draw)[mine],

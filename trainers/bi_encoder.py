@@ -2,10 +2,9 @@
 
     python -m trainers.bi_encoder trainers/experiments/books/bi_encoder.toml [key=value ...]
 
-Shape letters: B rows of the global batch, D embedding width, S style features, P taught pairs.
+Shape letters: B rows of the global batch, F pair features of the views, P taught pairs of a rank.
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -13,33 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from quire import (
-    adversary,
-    artifact,
-    bi_encoder,
-    config,
-    encoder,
-    gradcache,
-    hub,
-    loop,
-    losses,
-    packing,
-    sampler,
-    style,
-)
+from quire import adversary, artifact, bi_encoder, config, encoder, hub, loop, packing, sampler
 from quire import training_sets as sets
 from quire.artifact import Artifact, Draft
 from quire.bi_encoder import BiEncoder, PairHead
+from quire.contrastive import Module
 from quire.errors import UserError
-from quire.gather import gather
 from quire.taught import TaughtPairs
+from quire.views import NAMES as ALL_VIEWS
+from quire.views import Name as ViewName
+from quire.views import Views
 from trainers.fit import TrainRuntime, fit, publish, save
-
-MAX_PAIRS = 1 << 16  # whose inputs to the head (about 3 KB each for MiniLM) are held at once
-NUM_FIT_CHUNKS = 4000  # training chunks that style statistics and the adversary's words come from
 
 
 class BiEncoderRuntime(TrainRuntime):
@@ -82,6 +66,10 @@ class BiEncoderConfig(config.Config):
     initial_temperature: float = Field(default=0.07, gt=0)
     pair_weight: float = Field(default=1.0, ge=0, description="of the pair loss beside the contrastive one")
     head_size: int = Field(default=128, gt=0)
+    views: tuple[ViewName, ...] = Field(default=ALL_VIEWS, description="what the pair head sees beside the vectors")
+    max_view_chunks: int = Field(default=4000, gt=0, description="training chunks that the views are fitted on")
+    max_start_pairs: int = Field(default=4000, gt=1, description="training pairs that the head's start is fitted on")
+    max_start_encoded: int = Field(default=200, gt=1, description="of them, those that are encoded for it")
     dropout: float = Field(default=0.0, ge=0, lt=1)
     max_eval_pairs: int = Field(default=400, gt=0)
     loop: loop.LoopConfig
@@ -122,83 +110,25 @@ def inputs(settings: BiEncoderConfig) -> dict[str, Artifact | str]:
     return found
 
 
-class Module(gradcache.Contrastive):
-    """Contrastive loss and pair loss over the whole global batch, computed alike on every rank.
-
-    DDP averages gradients over ranks. Each rank's loss is that of the global batch, and `gather` sums what all ranks
-    send back, so the average is exactly the gradient of one worker with the global batch. What is a mean over single
-    texts or pairs (teacher, adversary) every rank takes over its own. The texts of a rank stand in this order: the
-    chunks of its works, their mined negatives, the first and the second texts of the teacher's pairs.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        head: PairHead,
-        initial_temperature: float,
-        pair_weight: float,
-        distill: tuple[float, float] = (0.0, 1.0),  # weight, temperature
-        topics: adversary.Adversary | None = None,
-    ):
-        super().__init__()
-        self.model, self.head, self.pair_weight, self.distill = model, head, pair_weight, distill
-        self.log_inverse_temperature = nn.Parameter(torch.tensor(math.log(1 / initial_temperature)))
-        self.topics = topics
-
-    def embed(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        return self.model(inputs)["sentence_embedding"].float()
-
-    def loss(self, embeddings: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        num_mined, num_taught = (len(batch.get(key, ())) for key in ("negative_works", "teacher"))
-        sizes = [len(batch["works"]), num_mined, num_taught, num_taught]
-        own, mined, *taught = embeddings.split(sizes)
-        own_style, _, *taught_style = batch["style"].split(sizes)
-        whole, features, works = gather(own), gather(own_style), gather(batch["works"])
-        negatives = (gather(mined), gather(batch["negative_works"])) if num_mined else ()
-        inverse = self.log_inverse_temperature.clamp(0.0, math.log(bi_encoder.MAX_INVERSE_TEMPERATURE)).exp()
-        contrastive = losses.supervised_info_nce(whole, works, inverse, *negatives)
-        pair = losses.balanced_pair_loss(self.all_pairs(whole, features), works)
-        out = {"contrastive": contrastive, "pair": pair, "inverse_temperature": inverse}
-        total = contrastive + self.pair_weight * pair
-        if num_taught:
-            weight, temperature = self.distill
-            out["distill"] = losses.distillation_loss(self.head(*taught, *taught_style), batch["teacher"], temperature)
-            total = total + weight * out["distill"]
-        if self.topics is not None:
-            out["adversary"] = self.topics(own, batch["topics"])
-            total = total + out["adversary"]
-        return {"loss": total, **out}
-
-    def all_pairs(self, embeddings: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Logits (B, B). Of many the head holds `MAX_PAIRS` at a time and computes them again for the gradient."""
-
-        def rows(some: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-            u, v, s, t = some[:, None], embeddings[None], theirs[:, None], features[None]
-            return self.head(*torch.broadcast_tensors(u, v), *torch.broadcast_tensors(s, t))
-
-        size = max(1, MAX_PAIRS // len(embeddings))
-        if size >= len(embeddings):
-            return rows(embeddings, features)
-        blocks = zip(embeddings.split(size), features.split(size), strict=True)
-        return torch.cat([checkpoint(rows, *block, use_reentrant=False) for block in blocks])
-
-
-def begin(settings: BiEncoderConfig, sample: list[str]) -> BiEncoder:
-    """The model that training begins with: pretrained, or the one named `start`; `sample` are training texts."""
+def begin(settings: BiEncoderConfig, sample: list[str], training: sets.PairSet) -> BiEncoder:
+    """The model that training begins with: pretrained, with views of the training texts `sample` and a head that starts
+    from a regression on `training` pairs; or the one named `start`."""
     if settings.start:
         folder = artifact.open_artifact(settings.runtime.root, "models", settings.start).local()
         found = BiEncoder.go_on(folder, settings.max_seq_length)
         has = {"pooling": bi_encoder.pooling_of(found.model), "head_size": found.head.hidden_size}
-        for key, value in has.items():
-            asked = getattr(settings, key)
+        for key, value in {**has, "views": found.views.names}.items():
+            asked = Views(settings.views).names if key == "views" else getattr(settings, key)
             if asked != value:
                 raise UserError(f"{key} = {asked!r}: start = {settings.start!r} has {value!r}; set that")
     else:
         folder = hub.find_model(settings.model)
         model = bi_encoder.build_encoder(folder, pooling=settings.pooling, max_seq_length=settings.max_seq_length)
-        found = BiEncoder(model, PairHead(model.get_embedding_dimension(), settings.head_size))
-        found.head.fit_style(style.style_features(sample))
+        fitted = Views.fit(sample, settings.views)
+        head = PairHead(model.get_embedding_dimension(), settings.head_size, len(fitted.feature_names))
+        found = BiEncoder(model.eval(), head, fitted)
+        sides = zip(*(training.texts(row) for row in range(len(training.labels))), strict=True)
+        found.start_head(*sides, training.labels, training.negative_types, settings.max_start_encoded)
     sets.set_dropout(found.model[0].model, settings.dropout)
     return found
 
@@ -214,8 +144,8 @@ class BiEncoderTask:
         self.length = settings.train_seq_length or settings.max_seq_length
         rows, self.chunk_texts = sets.rows_by_work(chunks, "train")
         every = np.concatenate(list(rows.values()))[:, 0]
-        sample = self._texts(every[:: max(1, len(every) // NUM_FIT_CHUNKS)])
-        self.bi = begin(settings, sample)
+        sample = self._texts(every[:: max(1, len(every) // settings.max_view_chunks)])
+        self.bi = begin(settings, sample, sets.PairSet(chunks, pairs, "train").spaced(settings.max_start_pairs))
         self.validation = sets.PairSet(chunks, pairs, "validation").spaced(settings.max_eval_pairs)
         self.batches = sampler.BookBatches(
             rows,
@@ -268,8 +198,11 @@ class BiEncoderTask:
         if len(rows) % world:
             raise UserError(f"works_per_batch x chunks_per_work = {len(rows)} is not a multiple of {world} workers")
         mine = slice(rank * len(rows) // world, (rank + 1) * len(rows) // world)
-        texts, beside = self._texts(rows[mine]), {"works": torch.from_numpy(works[mine])}
-        count = len(texts)
+        whole = self._texts(rows)
+        read = self.bi.views.rows(whole)  # of the global batch, on every rank alike
+        features = torch.from_numpy(self.bi.views.all_pairs(read, read))  # (B, B, F)
+        beside = {"works": torch.from_numpy(works[mine]), "features": features}
+        texts, count = whole[mine], len(whole[mine])
         if self.mined:
             negatives, negative_works = self.mined.plan(step, micro, rows)
             mined = slice(rank * len(negatives) // world, (rank + 1) * len(negatives) // world)
@@ -277,13 +210,13 @@ class BiEncoderTask:
             beside["negative_works"] = torch.from_numpy(negative_works[mined])
         if self.taught:
             first, second, beside["teacher"] = self.taught.plan(step, micro, rank, world)
+            beside["taught_features"] = torch.from_numpy(self.bi.views.compare(first, second))
             texts += [*first, *second]
         tokens = encoder.tokenize(self.bi.model, texts, self.length)
         if self.words is not None:
             beside["topics"] = adversary.presence(tokens[:count], self.words)
         ids, mask = packing.pad(tokens, self.bi.model.tokenizer.pad_token_id)
-        features = torch.from_numpy(style.style_features(texts))
-        return {"input_ids": ids, "attention_mask": mask, "style": features, **beside}
+        return {"input_ids": ids, "attention_mask": mask, **beside}
 
     def num_tokens(self, batch: loop.Batch) -> int:
         return int(batch["attention_mask"].sum())
