@@ -204,18 +204,18 @@ def test_all_pairs_in_blocks_are_all_pairs(root: str, encoder_folder: str, monke
 
 
 def test_training_goes_on_from_a_trained_bi_encoder_and_refuses_another_shape(root: str, encoder_folder: str) -> None:
-    made = task(settings(root, encoder_folder, start="first", views=[], max_seq_length=40))
+    made = task(settings(root, encoder_folder, start="first", views=(), max_seq_length=40))
     first = bi_encoder.BiEncoder.load(artifact.open_artifact(root, "models", "first").local())
     weights, loaded = first.model.state_dict(), made.bi.model.state_dict()
     assert all(torch.equal(weights[name], loaded[name]) for name in weights)
     assert made.bi.model.max_seq_length == 40 and torch.equal(made.bi.head.feature_mean, first.head.feature_mean)
     assert inputs(made.settings).keys() == {"chunks", "pairs", "neighbors", "start"}
     with pytest.raises(UserError, match="pooling = 'cls': start = 'first' has 'mean'"):
-        task(settings(root, encoder_folder, start="first", views=[], pooling="cls"))
+        task(settings(root, encoder_folder, start="first", views=(), pooling="cls"))
     with pytest.raises(UserError, match="views = .'words',.: start = 'first'"):
-        task(settings(root, encoder_folder, start="first", views=["words"]))
+        task(settings(root, encoder_folder, start="first", views=("words",)))
     with pytest.raises(UserError, match="head_size = 8: start = 'first' has 16"):
-        task(settings(root, encoder_folder, start="first", views=[], head_size=8))
+        task(settings(root, encoder_folder, start="first", views=(), head_size=8))
 
 
 def test_predictions_that_are_not_a_teachers_or_about_other_chunks_are_refused(
