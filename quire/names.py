@@ -96,9 +96,9 @@ def masked(text: str) -> str:
 
     A name is a word with a capital inside a sentence. Where any word would have one (at the beginning of a sentence or
     a speech, in capitals throughout) it is a name if it is one elsewhere in the text, follows a title, stands before a
-    name, or if it is no common word. Titles (Mr., Aunt) stay. No model and no list of names. On 20 chunks of each of the
-    65 books of the test data, a name being a word that the whole book writes with a capital: 7,944 of 7,955 names
-    are masked, and .6 % of the other words (headings, titles of books, verse).
+    name, or if it is no common word. Titles (Mr., Aunt) stay. No model and no list of names. On 20 chunks of each of 65
+    novels, a name being a word that the whole book writes with a capital: 7,944 of 7,955 names are masked, and .6 % of
+    the other words (headings, titles of books, verse).
     """
     words = _words(text)
     sure = {word.plain for word in words if word.sure} - _COMMON
