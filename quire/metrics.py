@@ -6,11 +6,13 @@ Shape letters: n pairs.
 from collections.abc import Sequence
 
 import numpy as np
+from sklearn.isotonic import isotonic_regression
 from sklearn.metrics import average_precision_score
 
 from quire.errors import UserError
 
 NUM_BINS = 15
+UNANSWERED = 0.5  # how PAN writes "I do not know"
 
 
 def check(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,13 +80,77 @@ def quality(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     }
 
 
-def metrics(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, float]:
-    """Ranking, decision and probability metrics; the decision is `probability >= threshold`."""
+def pan(labels: np.ndarray, answers: np.ndarray) -> dict[str, float]:
+    """What PAN's verification tasks report of answers (n,): AUC, c@1, F0.5u, F1, 1 - Brier, and their plain mean.
+
+    As their evaluator of 2021 and later defines them: above .5 is "same", below "different", .5 itself unanswered (the
+    one of 2020 lacks Brier, and took .5 for "same" in F0.5u). c@1 (Penas & Rodrigo 2011, ACL, p. 1415) gives what is
+    unanswered the accuracy of the whole; F0.5u (Bevendorff et al. 2019, NAACL, p. 654) counts it as missed and asks for
+    precision first; F1 leaves it out, and is 0 where it cannot be had.
+    """
+    labels, answers = check(labels, answers)
+    num_pairs, unanswered = len(labels), int((answers == UNANSWERED).sum())
+    same, different = answers > UNANSWERED, answers < UNANSWERED
+    true_positive, false_positive = int((same & labels).sum()), int((same & ~labels).sum())
+    false_negative, true_negative = int((different & labels).sum()), int((different & ~labels).sum())
+    correct, wrong = true_positive + true_negative, false_positive + false_negative
+    values = {
+        "auc": auc(labels, answers),
+        "c_at_1": (correct + unanswered * correct / num_pairs) / num_pairs,
+        "f05u": 1.25 * true_positive / (1.25 * true_positive + 0.25 * (false_negative + unanswered) + false_positive),
+        "f1": 2 * true_positive / max(1, 2 * true_positive + wrong),
+        "brier": 1 - float(np.square(answers - labels).mean()),
+    }
+    return {**values, "overall": float(np.mean(list(values.values())))}
+
+
+def log_likelihood_ratio_cost(labels: np.ndarray, probabilities: np.ndarray, prior: float = 0.5) -> float:
+    """Cllr in bits (Bruemmer & du Preez 2006, Computer Speech and Language 20): 0 is perfect, 1 says nothing.
+
+    The mean cost of the likelihood ratios, both classes counting half, so that it does not move with the share of
+    positives. `prior`: the share of positives on which the probabilities (n,) were fitted. Raises UserError as `check`
+    and for a prior that is no share.
+    """
+    labels, probabilities = check(labels, probabilities)
+    if not 0 < prior < 1:
+        raise UserError(f"prior = {prior}: a share above 0 and below 1")
+    clipped = probabilities.clip(1e-12, 1 - 1e-12)
+    ratio = np.log(clipped) - np.log1p(-clipped) - np.log(prior / (1 - prior))
+    return _ratio_cost(labels, ratio)
+
+
+def least_log_likelihood_ratio_cost(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Cllr of the scores (n,) after the rising scale that suits these very pairs best (pool adjacent violators).
+
+    What is left of Cllr when calibration is perfect: the cost of the ranking alone.
+    """
+    labels, _ = check(labels, np.zeros(len(labels)))
+    # Equal scores are one step of the scale.
+    _, inverse, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+    shares = isotonic_regression(np.bincount(inverse, weights=labels) / sizes, sample_weight=sizes)[inverse]
+    prior = labels.mean()
+    with np.errstate(divide="ignore"):
+        ratio = np.log(shares) - np.log1p(-shares) - np.log(prior / (1 - prior))
+    return _ratio_cost(labels, ratio)
+
+
+def _ratio_cost(labels: np.ndarray, log_ratios: np.ndarray) -> float:
+    """Cllr of natural logarithms of likelihood ratios (n,), which may be infinite."""
+    costs = np.logaddexp(0, np.where(labels, -log_ratios, log_ratios)) / np.log(2)
+    return float((costs[labels].mean() + costs[~labels].mean()) / 2)
+
+
+def metrics(labels: np.ndarray, probabilities: np.ndarray, threshold: float, prior: float = 0.5) -> dict[str, float]:
+    """Ranking, decision and probability metrics; the decision is `probability >= threshold`, but PAN's is at .5.
+
+    `prior`: as in `log_likelihood_ratio_cost`.
+    """
     labels, probabilities = check(labels, probabilities)
     said = probabilities >= threshold
     true_positive, false_positive = int((said & labels).sum()), int((said & ~labels).sum())
     false_negative, true_negative = int((~said & labels).sum()), int((~said & ~labels).sum())
     recall = true_positive / (true_positive + false_negative)
+    official = pan(labels, probabilities)
     return {
         "auc": auc(labels, probabilities),
         "average_precision": float(average_precision_score(labels, probabilities)),
@@ -94,6 +160,10 @@ def metrics(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> 
         "precision": true_positive / max(1, true_positive + false_positive),
         "recall": recall,
         **quality(labels, probabilities),
+        **{name: official[name] for name in ("c_at_1", "f05u")},
+        "pan": official["overall"],
+        "cllr": log_likelihood_ratio_cost(labels, probabilities, prior),
+        "least_cllr": least_log_likelihood_ratio_cost(labels, probabilities),
         "num_positives": int(labels.sum()),
         "num_negatives": int((~labels).sum()),
     }
