@@ -2,6 +2,7 @@
 
     python -m pipelines.score pipelines/experiments/books/score.toml [key=value ...]
 
+With `mask_names` every system reads the same pairs with the names in them masked.
 Systems: bi_encoder, cross_encoder, untrained (cosine of the pretrained encoder), char_4gram (cosine of tf-idf).
 """
 
@@ -13,12 +14,13 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipelines.shards import run_shards, speed
-from quire import artifact, baselines, config, encoder, hub, schema
+from quire import artifact, baselines, config, encoder, hub, names, schema
 from quire.artifact import Artifact, Shard
 from quire.bi_encoder import BiEncoder
 from quire.cross_encoder import CrossEncoder
 
 SYSTEMS = ("bi_encoder", "cross_encoder", "untrained", "char_4gram")
+LENGTHS = ("chars_a", "chars_b")  # of the texts as they are, names and all
 SPLITS = ("calibration", "test")
 
 
@@ -35,6 +37,7 @@ class ScoreConfig(config.Config):
     bi_encoder: str
     cross_encoder: str
     untrained: str = hub.MINILM
+    mask_names: bool = Field(default=False, description="every name becomes one word, for every system")
     shard_size: int = Field(default=400, gt=0, description="pairs")
     num_fit_chunks: int = Field(default=3000, gt=0, description="training chunks that the tf-idf weights come from")
     runtime: ScoreRuntime = ScoreRuntime()
@@ -80,7 +83,7 @@ def _scorer(inputs: dict[str, Any], settings: ScoreConfig) -> Any:
     ids = chunks["chunk_id"].combine_chunks()
     train = np.flatnonzero(pc.equal(chunks["split"], "train").to_numpy())
     train = train[:: max(1, len(train) // settings.num_fit_chunks)]
-    tfidf = baselines.CharTfidf(chunks["text"].take(train).to_pylist())
+    tfidf = baselines.CharTfidf([_read(text, settings) for text in chunks["text"].take(train).to_pylist()])
     pairs = inputs["pairs"].read()
 
     def process(item: tuple[str, int]) -> Shard:
@@ -89,6 +92,9 @@ def _scorer(inputs: dict[str, Any], settings: ScoreConfig) -> Any:
         a, b = (
             chunks["text"].take(pc.index_in(table[side], value_set=ids)).to_pylist() for side in ("chunk_a", "chunk_b")
         )
+        for name, texts in zip(LENGTHS, (a, b), strict=True):
+            table = table.append_column(name, pa.array(map(len, texts), pa.int64()))
+        a, b = ([_read(text, settings) for text in texts] for texts in (a, b))
         vectors = encoder.encode(untrained, [*a, *b])
         logits = {
             "bi_encoder": bi.score(a, b),
@@ -98,9 +104,13 @@ def _scorer(inputs: dict[str, Any], settings: ScoreConfig) -> Any:
         }
         for name in SYSTEMS:
             table = table.append_column(name, pa.array(logits[name], pa.float64()))
-        return Shard(table=table.select([*schema.PAIRS.names, *SYSTEMS]), rows_in=table.num_rows)
+        return Shard(table=table.select([*schema.PAIRS.names, *LENGTHS, *SYSTEMS]), rows_in=table.num_rows)
 
     return process
+
+
+def _read(text: str, settings: ScoreConfig) -> str:
+    return names.masked(text) if settings.mask_names else text
 
 
 if __name__ == "__main__":

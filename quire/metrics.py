@@ -1,9 +1,9 @@
-"""How good probabilities of "same book" are: by negative type, with author-cluster bootstrap intervals.
+"""How good probabilities of "same book" are: by stratum, with author-cluster bootstrap intervals.
 
 Shape letters: n pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from sklearn.isotonic import isotonic_regression
@@ -169,30 +169,6 @@ def metrics(labels: np.ndarray, probabilities: np.ndarray, threshold: float, pri
     }
 
 
-def by_negative_type(
-    labels: np.ndarray, negative_types: np.ndarray, probabilities: np.ndarray, threshold: float
-) -> dict[str, dict[str, float]]:
-    """`overall`, and all positives against each type of negative: the types are never blended.
-
-    `negative_types` (n,) is not looked at for positives. Raises UserError as `check`, or for a negative without type.
-    """
-    labels, probabilities = check(labels, probabilities)
-    negative_types = np.asarray(negative_types, dtype=object)
-    if len(negative_types) != len(labels):
-        raise UserError(f"{len(labels)} labels but {len(negative_types)} negative types: one each, in one order")
-    untyped = [row for row in np.flatnonzero(~labels) if negative_types[row] in (None, "", "overall")]
-    if untyped:
-        raise UserError(
-            f"negative_types[{untyped[0]}] = {negative_types[untyped[0]]!r}: each negative needs a type, "
-            "and 'overall' is the name of all of them"
-        )
-    rows = {"overall": metrics(labels, probabilities, threshold)}
-    for kind in sorted(set(negative_types[~labels].tolist())):
-        chosen = labels | (negative_types == kind)
-        rows[kind] = metrics(labels[chosen], probabilities[chosen], threshold)
-    return rows
-
-
 def author_bootstrap(
     labels: np.ndarray,
     scores: np.ndarray,
@@ -215,18 +191,55 @@ def author_bootstrap(
         raise UserError(f"{len(labels)} labels: need a finite score and two authors for each")
     if statistic != "auc":
         raise UserError(f"statistic = {statistic!r}: only 'auc'")
-    names, codes = np.unique(np.concatenate([authors_a, authors_b]).astype(str), return_inverse=True)
     order = np.argsort(scores, kind="stable")  # sorted once, every draw is sorted already
-    labels, scores, a, b = labels[order], scores[order], codes[: len(labels)][order], codes[len(labels) :][order]
+    labels, scores = labels[order], scores[order]
+    a, b = (np.asarray(authors, dtype=object)[order] for authors in (authors_a, authors_b))
+    values = [
+        auc(labels[present], scores[present], weights[present])
+        for present, weights in _author_draws(labels, a, b, num_samples, seed)
+    ]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def metric_intervals(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    authors_a: Sequence[str],
+    authors_b: Sequence[str],
+    threshold: float,
+    prior: float = 0.5,
+    num_samples: int = 500,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """The interval of `author_bootstrap` for each of `metrics`: every draw repeats the pairs as often as they weigh.
+
+    That of ECE lies high: repeated pairs make every bin noisier, and noise adds to it.
+    """
+    labels, probabilities = check(labels, probabilities)
+    rows = [
+        metrics(labels[repeated], probabilities[repeated], threshold, prior)
+        for repeated in (
+            np.repeat(present, weights[present].astype(np.int64))
+            for present, weights in _author_draws(labels, authors_a, authors_b, num_samples, seed)
+        )
+    ]
+    names = [name for name in rows[0] if not name.startswith("num_")]
+    bounds = {name: np.percentile([row[name] for row in rows], [2.5, 97.5]) for name in names}
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+
+
+def _author_draws(
+    labels: np.ndarray, authors_a: Sequence[str], authors_b: Sequence[str], num_samples: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places of the pairs that a draw of authors holds, and how often each of all pairs (n,) counts."""
+    names, codes = np.unique(np.concatenate([authors_a, authors_b]).astype(str), return_inverse=True)
+    a, b = codes[: len(labels)], codes[len(labels) :]
     draw = np.random.default_rng(seed)
-    values: list[float] = []
-    while (
-        len(values) < num_samples
-    ):  # ends: one positive and one negative hold 4 authors at most, all drawn in 9 % or more
+    while num_samples:  # ends: a positive and a negative hold 4 authors at most, all drawn in 9 % or more
         drawn = np.bincount(draw.integers(len(names), size=len(names)), minlength=len(names))
         weights = np.where(a == b, drawn[a], drawn[a] * drawn[b]).astype(np.float64)
         present = np.flatnonzero(weights)
         if 0 < np.count_nonzero(labels[present]) < len(present):
-            values.append(auc(labels[present], scores[present], weights[present]))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+            num_samples -= 1
+            yield present, weights

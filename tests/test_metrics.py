@@ -184,12 +184,6 @@ def test_equal_probabilities_share_a_bin_and_the_bins_are_those_of_a_naive_loop(
     assert metrics.expected_calibration_error(labels, probabilities) == pytest.approx(expected)
 
 
-def test_a_negative_without_type_is_refused() -> None:
-    for kind in (None, "", "overall"):
-        with pytest.raises(UserError, match=r"negative_types\[1\]"):
-            metrics.by_negative_type([1, 0], [None, kind], [0.9, 0.1], 0.5)
-
-
 def test_one_author_a_pair_gives_the_interval_over_pairs() -> None:
     logits, labels = sample(2000)
     authors = [str(i) for i in range(2000)]
@@ -208,12 +202,16 @@ def test_a_constant_prediction_is_one_bin() -> None:
     assert metrics.expected_calibration_error(labels, np.full(100, 0.8)) == pytest.approx(0.5)
 
 
-def test_negative_types_are_never_blended() -> None:
-    labels = np.asarray([1, 1, 0, 0])
-    kinds = np.asarray(["positive", "positive", "random", "neighbor"], dtype=object)
-    rows = metrics.by_negative_type(labels, kinds, np.asarray([0.6, 0.7, 0.1, 0.9]), 0.5)
-    assert (rows["random"]["auc"], rows["neighbor"]["auc"], rows["overall"]["auc"]) == (1.0, 0.0, 0.5)
-    assert rows["random"]["num_negatives"] == 1 and rows["overall"]["num_negatives"] == 2
+def test_the_interval_of_every_metric_holds_its_value_and_that_of_the_auc_is_the_weighted_one() -> None:
+    logits, labels = sample(600)
+    authors = [np.random.default_rng(seed).choice([f"a{i}" for i in range(9)], 600) for seed in (1, 2)]
+    found = metrics.metrics(labels, expit(logits), 0.5)
+    intervals = metrics.metric_intervals(labels, expit(logits), *authors, 0.5, num_samples=200, seed=5)
+    assert set(intervals) == {name for name in found if not name.startswith("num_")}
+    assert all(low < found[name] < high for name, (low, high) in intervals.items() if name != "ece")
+    weighted = metrics.author_bootstrap(labels, logits, *authors, num_samples=200, seed=5)
+    # One seed draws the same authors, and a pair that counts three times is the same as three pairs.
+    assert intervals["auc"] == pytest.approx(weighted)
 
 
 def test_intervals_over_authors_hold_the_value_and_are_wider_than_over_pairs() -> None:
