@@ -48,7 +48,7 @@ class Attribution:
 
 
 def attribute(known: np.ndarray, second: np.ndarray, asked: np.ndarray, strength: float = 0.1) -> Attribution:
-    """Logistic regression on the rates of the texts `known` (n, w), of which `second` (n,) bool are the second author's.
+    """Logistic regression on the rates of texts `known` (n, w), of which `second` (n,) bool are by the second author.
 
     Both authors count half, however many texts they left. `strength` is scikit-learn's C: with more words than texts of
     one author, a small one. Raises UserError when an author has no text.
