@@ -180,6 +180,8 @@ def page(results: dict[str, Any], settings: AttributeConfig) -> report.Report:
                 ("Word", first, second, "weight"),
                 [(w["word"], f"{w[first]:.2f}", f"{w[second]:.2f}", f"{w['weight']:+.2f}") for w in results["words"]],
             ),
+        ],
+        sections=[
             Section(
                 "Known texts",
                 f"Each by a model of the others. {told}",
