@@ -2,8 +2,9 @@
 
     python -m pipelines.score pipelines/experiments/books/score.toml [key=value ...]
 
-Systems: bi_encoder, cross_encoder, untrained (cosine of the pretrained encoder), the classical baselines (cosines of
-single views, a logistic regression over all of them), and masked_ before those that see every name as one word.
+With `mask_names` every system reads the same pairs with the names in them masked.
+Systems: bi_encoder, cross_encoder, untrained (cosine of the pretrained encoder), and the classical baselines: cosines
+of single views, a logistic regression over all of them.
 """
 
 from typing import Any
@@ -14,15 +15,14 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipelines.shards import run_shards, speed
-from quire import artifact, baselines, config, encoder, hub, schema
+from quire import artifact, baselines, config, encoder, hub, proper_names, schema
 from quire.artifact import Artifact, Shard
 from quire.bi_encoder import BiEncoder
 from quire.cross_encoder import CrossEncoder
 from quire.training_sets import PairSet
 
-MASKED = "masked_"
-CLASSICAL = (*baselines.NAMES, *(MASKED + name for name in baselines.NAMES))
-SYSTEMS = ("bi_encoder", "cross_encoder", "untrained", *CLASSICAL)
+SYSTEMS = ("bi_encoder", "cross_encoder", "untrained", *baselines.NAMES)
+LENGTHS = ("chars_a", "chars_b")  # of the texts as they are, names and all
 SPLITS = ("calibration", "test")
 
 
@@ -39,6 +39,7 @@ class ScoreConfig(config.Config):
     bi_encoder: str
     cross_encoder: str
     untrained: str = hub.MINILM
+    mask_names: bool = Field(default=False, description="every name becomes one word, for every system")
     shard_size: int = Field(default=400, gt=0, description="pairs")
     num_fit_chunks: int = Field(default=3000, gt=0, description="training chunks that the views are fitted on")
     num_fit_pairs: int = Field(default=4000, gt=1, description="training pairs that the regression is fitted on")
@@ -86,9 +87,11 @@ def _scorer(inputs: dict[str, Any], settings: ScoreConfig) -> Any:
     train = np.flatnonzero(pc.equal(chunks["split"], "train").to_numpy())
     train = train[:: max(1, len(train) // settings.num_fit_chunks)]
     training = PairSet(inputs["chunks"], inputs["pairs"], "train").spaced(settings.num_fit_pairs)
-    sides = tuple(zip(*(training.texts(row) for row in range(len(training.labels))), strict=True))
-    facts = (chunks["text"].take(train).to_pylist(), sides, training.labels, training.negative_types)
-    classical = {prefix: baselines.Baselines.fit(*facts, masked=bool(prefix)) for prefix in ("", MASKED)}
+    sides = zip(*(training.texts(row) for row in range(len(training.labels))), strict=True)
+    texts, *sides = (
+        [_read(text, settings) for text in part] for part in (chunks["text"].take(train).to_pylist(), *sides)
+    )
+    classical = baselines.Baselines.fit(texts, tuple(sides), training.labels, training.negative_types)
     pairs = inputs["pairs"].read()
 
     def process(item: tuple[str, int]) -> Shard:
@@ -97,19 +100,25 @@ def _scorer(inputs: dict[str, Any], settings: ScoreConfig) -> Any:
         a, b = (
             chunks["text"].take(pc.index_in(table[side], value_set=ids)).to_pylist() for side in ("chunk_a", "chunk_b")
         )
+        for name, texts in zip(LENGTHS, (a, b), strict=True):
+            table = table.append_column(name, pa.array(map(len, texts), pa.int64()))
+        a, b = ([_read(text, settings) for text in texts] for texts in (a, b))
         vectors = encoder.encode(untrained, [*a, *b])
         logits = {
             "bi_encoder": bi.score(a, b),
             "cross_encoder": cross.logits(list(zip(a, b, strict=True))),
             "untrained": (vectors[: len(a)] * vectors[len(a) :]).sum(1).astype(np.float64),
         }
-        for prefix, systems in classical.items():
-            logits |= {prefix + name: scores for name, scores in systems.scores(a, b).items()}
+        logits |= classical.scores(a, b)
         for name in SYSTEMS:
             table = table.append_column(name, pa.array(logits[name], pa.float64()))
-        return Shard(table=table.select([*schema.PAIRS.names, *SYSTEMS]), rows_in=table.num_rows)
+        return Shard(table=table.select([*schema.PAIRS.names, *LENGTHS, *SYSTEMS]), rows_in=table.num_rows)
 
     return process
+
+
+def _read(text: str, settings: ScoreConfig) -> str:
+    return proper_names.masked(text) if settings.mask_names else text
 
 
 if __name__ == "__main__":

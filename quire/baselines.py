@@ -10,7 +10,6 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from quire.errors import UserError
-from quire.proper_names import mask_names
 from quire.views import Views
 
 # System -> the pair feature that is its score.
@@ -70,10 +69,10 @@ def fit_regression(features: np.ndarray, labels: np.ndarray, negative_types: Seq
 
 
 class Baselines:
-    """All baselines of one training split; with `masked`, on texts whose names are one neutral word."""
+    """All baselines of one training split."""
 
-    def __init__(self, views: Views, regression: Regression, masked: bool = False):
-        self.views, self.regression, self.masked = views, regression, masked
+    def __init__(self, views: Views, regression: Regression):
+        self.views, self.regression = views, regression
 
     @classmethod
     def fit(
@@ -82,25 +81,14 @@ class Baselines:
         pairs: tuple[Sequence[str], Sequence[str]],
         labels: np.ndarray,
         negative_types: Sequence[str],
-        *,
-        masked: bool = False,
     ) -> "Baselines":
         """Weights from `texts` and regression from the N `pairs` (texts a, texts b), all of the training split."""
-        if masked:
-            texts, pairs = _masked(texts), tuple(_masked(side) for side in pairs)
         views = Views.fit(texts)
-        return cls(views, fit_regression(views.compare(*pairs), labels, negative_types), masked)
+        return cls(views, fit_regression(views.compare(*pairs), labels, negative_types))
 
     def scores(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> dict[str, np.ndarray]:
         """One score (N,) float64 a pair by each of NAMES: cosines, and the logit of the regression."""
-        if self.masked:
-            texts_a, texts_b = _masked(texts_a), _masked(texts_b)
         features = self.views.compare(texts_a, texts_b)
         column = {name: place for place, name in enumerate(self.views.feature_names)}
         scores = {name: features[:, column[feature]].astype(np.float64) for name, feature in SINGLE_VIEWS.items()}
         return {**scores, ALL_VIEWS: self.regression.logits(features)}
-
-
-def _masked(texts: Sequence[str]) -> list[str]:
-    done = {text: mask_names(text) for text in dict.fromkeys(texts)}
-    return [done[text] for text in texts]

@@ -1,16 +1,18 @@
-"""How good probabilities of "same book" are: by negative type, with author-cluster bootstrap intervals.
+"""How good probabilities of "same book" are: by stratum, with author-cluster bootstrap intervals.
 
 Shape letters: n pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from sklearn.isotonic import isotonic_regression
 from sklearn.metrics import average_precision_score
 
 from quire.errors import UserError
 
 NUM_BINS = 15
+UNANSWERED = 0.5  # how PAN writes "I do not know"
 
 
 def check(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,13 +80,77 @@ def quality(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     }
 
 
-def metrics(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, float]:
-    """Ranking, decision and probability metrics; the decision is `probability >= threshold`."""
+def pan(labels: np.ndarray, answers: np.ndarray) -> dict[str, float]:
+    """What PAN's verification tasks report of answers (n,): AUC, c@1, F0.5u, F1, 1 - Brier, and their plain mean.
+
+    As their evaluator of 2021 and later defines them: above .5 is "same", below "different", .5 itself unanswered (the
+    one of 2020 lacks Brier, and took .5 for "same" in F0.5u). c@1 (Penas & Rodrigo 2011, ACL, p. 1415) gives what is
+    unanswered the accuracy of the whole; F0.5u (Bevendorff et al. 2019, NAACL, p. 654) counts it as missed and asks for
+    precision first; F1 leaves it out, and is 0 where it cannot be had.
+    """
+    labels, answers = check(labels, answers)
+    num_pairs, unanswered = len(labels), int((answers == UNANSWERED).sum())
+    same, different = answers > UNANSWERED, answers < UNANSWERED
+    true_positive, false_positive = int((same & labels).sum()), int((same & ~labels).sum())
+    false_negative, true_negative = int((different & labels).sum()), int((different & ~labels).sum())
+    correct, wrong = true_positive + true_negative, false_positive + false_negative
+    values = {
+        "auc": auc(labels, answers),
+        "c_at_1": (correct + unanswered * correct / num_pairs) / num_pairs,
+        "f05u": 1.25 * true_positive / (1.25 * true_positive + 0.25 * (false_negative + unanswered) + false_positive),
+        "f1": 2 * true_positive / max(1, 2 * true_positive + wrong),
+        "brier": 1 - float(np.square(answers - labels).mean()),
+    }
+    return {**values, "overall": float(np.mean(list(values.values())))}
+
+
+def log_likelihood_ratio_cost(labels: np.ndarray, probabilities: np.ndarray, prior: float = 0.5) -> float:
+    """Cllr in bits (Bruemmer & du Preez 2006, Computer Speech and Language 20): 0 is perfect, 1 says nothing.
+
+    The mean cost of the likelihood ratios, both classes counting half, so that it does not move with the share of
+    positives. `prior`: the share of positives on which the probabilities (n,) were fitted. Raises UserError as `check`
+    and for a prior that is no share.
+    """
+    labels, probabilities = check(labels, probabilities)
+    if not 0 < prior < 1:
+        raise UserError(f"prior = {prior}: a share above 0 and below 1")
+    clipped = probabilities.clip(1e-12, 1 - 1e-12)
+    ratio = np.log(clipped) - np.log1p(-clipped) - np.log(prior / (1 - prior))
+    return _ratio_cost(labels, ratio)
+
+
+def least_log_likelihood_ratio_cost(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Cllr of the scores (n,) after the rising scale that suits these very pairs best (pool adjacent violators).
+
+    What is left of Cllr when calibration is perfect: the cost of the ranking alone.
+    """
+    labels, _ = check(labels, np.zeros(len(labels)))
+    # Equal scores are one step of the scale.
+    _, inverse, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+    shares = isotonic_regression(np.bincount(inverse, weights=labels) / sizes, sample_weight=sizes)[inverse]
+    prior = labels.mean()
+    with np.errstate(divide="ignore"):
+        ratio = np.log(shares) - np.log1p(-shares) - np.log(prior / (1 - prior))
+    return _ratio_cost(labels, ratio)
+
+
+def _ratio_cost(labels: np.ndarray, log_ratios: np.ndarray) -> float:
+    """Cllr of natural logarithms of likelihood ratios (n,), which may be infinite."""
+    costs = np.logaddexp(0, np.where(labels, -log_ratios, log_ratios)) / np.log(2)
+    return float((costs[labels].mean() + costs[~labels].mean()) / 2)
+
+
+def metrics(labels: np.ndarray, probabilities: np.ndarray, threshold: float, prior: float = 0.5) -> dict[str, float]:
+    """Ranking, decision and probability metrics; the decision is `probability >= threshold`, but PAN's is at .5.
+
+    `prior`: as in `log_likelihood_ratio_cost`.
+    """
     labels, probabilities = check(labels, probabilities)
     said = probabilities >= threshold
     true_positive, false_positive = int((said & labels).sum()), int((said & ~labels).sum())
     false_negative, true_negative = int((~said & labels).sum()), int((~said & ~labels).sum())
     recall = true_positive / (true_positive + false_negative)
+    official = pan(labels, probabilities)
     return {
         "auc": auc(labels, probabilities),
         "average_precision": float(average_precision_score(labels, probabilities)),
@@ -94,33 +160,13 @@ def metrics(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> 
         "precision": true_positive / max(1, true_positive + false_positive),
         "recall": recall,
         **quality(labels, probabilities),
+        **{name: official[name] for name in ("c_at_1", "f05u")},
+        "pan": official["overall"],
+        "cllr": log_likelihood_ratio_cost(labels, probabilities, prior),
+        "least_cllr": least_log_likelihood_ratio_cost(labels, probabilities),
         "num_positives": int(labels.sum()),
         "num_negatives": int((~labels).sum()),
     }
-
-
-def by_negative_type(
-    labels: np.ndarray, negative_types: np.ndarray, probabilities: np.ndarray, threshold: float
-) -> dict[str, dict[str, float]]:
-    """`overall`, and all positives against each type of negative: the types are never blended.
-
-    `negative_types` (n,) is not looked at for positives. Raises UserError as `check`, or for a negative without type.
-    """
-    labels, probabilities = check(labels, probabilities)
-    negative_types = np.asarray(negative_types, dtype=object)
-    if len(negative_types) != len(labels):
-        raise UserError(f"{len(labels)} labels but {len(negative_types)} negative types: one each, in one order")
-    untyped = [row for row in np.flatnonzero(~labels) if negative_types[row] in (None, "", "overall")]
-    if untyped:
-        raise UserError(
-            f"negative_types[{untyped[0]}] = {negative_types[untyped[0]]!r}: each negative needs a type, "
-            "and 'overall' is the name of all of them"
-        )
-    rows = {"overall": metrics(labels, probabilities, threshold)}
-    for kind in sorted(set(negative_types[~labels].tolist())):
-        chosen = labels | (negative_types == kind)
-        rows[kind] = metrics(labels[chosen], probabilities[chosen], threshold)
-    return rows
 
 
 def author_bootstrap(
@@ -145,18 +191,55 @@ def author_bootstrap(
         raise UserError(f"{len(labels)} labels: need a finite score and two authors for each")
     if statistic != "auc":
         raise UserError(f"statistic = {statistic!r}: only 'auc'")
-    names, codes = np.unique(np.concatenate([authors_a, authors_b]).astype(str), return_inverse=True)
     order = np.argsort(scores, kind="stable")  # sorted once, every draw is sorted already
-    labels, scores, a, b = labels[order], scores[order], codes[: len(labels)][order], codes[len(labels) :][order]
+    labels, scores = labels[order], scores[order]
+    a, b = (np.asarray(authors, dtype=object)[order] for authors in (authors_a, authors_b))
+    values = [
+        auc(labels[present], scores[present], weights[present])
+        for present, weights in _author_draws(labels, a, b, num_samples, seed)
+    ]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def metric_intervals(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    authors_a: Sequence[str],
+    authors_b: Sequence[str],
+    threshold: float,
+    prior: float = 0.5,
+    num_samples: int = 500,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """The interval of `author_bootstrap` for each of `metrics`: every draw repeats the pairs as often as they weigh.
+
+    That of ECE lies high: repeated pairs make every bin noisier, and noise adds to it.
+    """
+    labels, probabilities = check(labels, probabilities)
+    rows = [
+        metrics(labels[repeated], probabilities[repeated], threshold, prior)
+        for repeated in (
+            np.repeat(present, weights[present].astype(np.int64))
+            for present, weights in _author_draws(labels, authors_a, authors_b, num_samples, seed)
+        )
+    ]
+    names = [name for name in rows[0] if not name.startswith("num_")]
+    bounds = {name: np.percentile([row[name] for row in rows], [2.5, 97.5]) for name in names}
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+
+
+def _author_draws(
+    labels: np.ndarray, authors_a: Sequence[str], authors_b: Sequence[str], num_samples: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places of the pairs that a draw of authors holds, and how often each of all pairs (n,) counts."""
+    names, codes = np.unique(np.concatenate([authors_a, authors_b]).astype(str), return_inverse=True)
+    a, b = codes[: len(labels)], codes[len(labels) :]
     draw = np.random.default_rng(seed)
-    values: list[float] = []
-    while (
-        len(values) < num_samples
-    ):  # ends: one positive and one negative hold 4 authors at most, all drawn in 9 % or more
+    while num_samples:  # ends: a positive and a negative hold 4 authors at most, all drawn in 9 % or more
         drawn = np.bincount(draw.integers(len(names), size=len(names)), minlength=len(names))
         weights = np.where(a == b, drawn[a], drawn[a] * drawn[b]).astype(np.float64)
         present = np.flatnonzero(weights)
         if 0 < np.count_nonzero(labels[present]) < len(present):
-            values.append(auc(labels[present], scores[present], weights[present]))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+            num_samples -= 1
+            yield present, weights

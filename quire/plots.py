@@ -128,6 +128,20 @@ def bars(name: str, edges: Sequence[float], counts: Sequence[int], xlabel: str) 
     return _svg(name, draw)
 
 
+def strips(groups: Mapping[str, Sequence[float]], xlabel: str) -> str:
+    """One dimension: every value of a group as a dot in the group's own row, in the order of its values."""
+
+    def draw(axes: Axes) -> None:
+        for row, (name, values) in enumerate(groups.items()):
+            height = -row + np.linspace(-0.28, 0.28, max(2, len(values)))[: len(values)]
+            axes.scatter(np.sort(values), height, s=22, alpha=0.8, label=_label(name))
+        axes.axvline(0, color="#999999", linestyle=":", linewidth=1)
+        axes.set(xlabel=xlabel)
+        axes.set_yticks([-row for row in range(len(groups))], [_label(name) for name in groups])
+
+    return _svg("strips", draw)
+
+
 def against_k(series: Mapping[str, Sequence[tuple[int, int, float]]], ylabel: str) -> str:
     """Points (K, seed, value) of several series over log2 K: thin lines are seeds, the thick one each K's level."""
 

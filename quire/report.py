@@ -7,9 +7,21 @@ from html import escape
 from typing import Any
 
 Rows = Mapping[str, Mapping[str, Mapping[str, Any]]]  # system -> stratum -> metrics
-COLUMNS = {"auc": "AUC", "average_precision": "Avg. precision", "f1": "F1", "brier": "Brier", "ece": "ECE"}
+COLUMNS = {
+    "auc": "AUC",
+    "average_precision": "Avg. precision",
+    "f1": "F1",
+    "c_at_1": "c@1",
+    "f05u": "F0.5u",
+    "pan": "PAN mean",
+    "brier": "Brier",
+    "ece": "ECE",
+    "cllr": "Cllr",
+    "least_cllr": "least Cllr",
+}
+IN_TERMINAL = ("auc", "average_precision", "f1", "brier", "ece")
 ACROSS_STRATA = "Between strata compare AUC alone: the others move with the share of positives, which differs."
-_LOWER_IS_BETTER = ("brier", "ece", "nll")
+_LOWER_IS_BETTER = ("brier", "ece", "nll", "cllr", "least_cllr")
 
 
 @dataclass(frozen=True)
@@ -39,15 +51,21 @@ class Report:
     question: str
     headline: str
     rows: Rows = field(default_factory=dict)  # systems beside each other, where a report compares them
+    tables: Sequence[Section] = ()  # what is read before the plots
     plots: Sequence[Plot] = ()
-    sections: Sequence[Section] = ()
+    sections: Sequence[Section] = ()  # and after them
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def strata(rows: Rows) -> list[str]:
-    """`overall` first, then the negative types by name."""
-    every = {stratum for system in rows.values() for stratum in system}
-    return sorted(every, key=lambda name: (name != "overall", name))
+    """In the order of the systems that have them, `overall` first."""
+    every = dict.fromkeys(stratum for system in rows.values() for stratum in system)
+    return sorted(every, key=lambda name: name != "overall")
+
+
+def shown(value: float, interval: Sequence[float] | None = None) -> str:
+    """A number of three digits with its interval: .812 [.790, .834], as tables of a page have it."""
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
 def best(rows: Rows, stratum: str, column: str) -> float:
@@ -56,7 +74,7 @@ def best(rows: Rows, stratum: str, column: str) -> float:
     return min(values) if column in _LOWER_IS_BETTER else max(values)
 
 
-def table(rows: Rows, columns: Sequence[str] = tuple(COLUMNS)) -> str:
+def table(rows: Rows, columns: Sequence[str] = IN_TERMINAL) -> str:
     """Systems x metrics as aligned text, a block per stratum; the best value of a column is starred.
 
     At most 100 columns wide with the standard five metrics: a longer system name stands on a line of its own.
@@ -92,6 +110,7 @@ def render(report: Report) -> str:
     ]
     if report.rows:
         parts += ["<h2>Results on the test split</h2>", _results(report.rows), f"<p>{ACROSS_STRATA}</p>"]
+    parts += [_section(section) for section in report.tables]
     if report.plots:
         parts.append('<h2>Plots</h2><div class="plots">')
         for plot in report.plots:
@@ -125,13 +144,13 @@ def _results(rows: Rows) -> str:
 
 
 def _cell(rows: Rows, stratum: str, column: str, values: Mapping[str, Any]) -> str:
-    shown = f"{values[column]:.3f}"
+    cell = f"{values[column]:.3f}"
     if round(values[column], 3) == best(rows, stratum, column):
-        shown = f"<b>{shown}</b>"
+        cell = f"<b>{cell}</b>"
     interval = values.get(f"{column}_interval")
     if interval:
-        shown += f" <small>[{interval[0]:.3f}, {interval[1]:.3f}]</small>"
-    return f"<td>{shown}</td>"
+        cell += f" <small>[{interval[0]:.3f}, {interval[1]:.3f}]</small>"
+    return f"<td>{cell}</td>"
 
 
 def _section(section: Section) -> str:
@@ -149,7 +168,7 @@ main{max-width:72rem;margin:0 auto;padding:1.5rem}h1{margin:.2em 0}h2{margin-top
 .question{color:#555;margin:.2em 0}.headline{font-size:1.2rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #eee;white-space:nowrap}
-td:first-child,th:first-child{text-align:left}small{color:#666;font-weight:normal}
+td:first-child,th:first-child{text-align:left}small{color:#666;font-weight:normal}td small{display:block}
 .stratum th{text-align:left;background:#f4f6f8}.plots{display:grid;gap:1.5rem;
 grid-template-columns:repeat(auto-fit,minmax(22rem,1fr))}
 figure{margin:0}figcaption{font-size:.9rem;color:#444;min-height:3em}svg{width:100%;height:auto}

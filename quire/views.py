@@ -23,6 +23,8 @@ from quire.reading import Reading
 
 Name = Literal["words", "characters", "names", "function_words", "punctuation", "typography", "sentences", "style"]
 NAMES: tuple[Name, ...] = get_args(Name)
+# Curly or straight quotes and the length of a dash are the habit of who transcribed a book, not of who wrote it.
+DEFAULT = tuple(name for name in NAMES if name != "typography")
 PAIRS_PER_BLOCK = 4096  # bounds the rows that are copied: a text of 300 words takes about 10 kB
 _WEIGHTS, _CONFIG = "views.safetensors", "views.json"
 _MAX_DEVIATION = 5.0  # standard deviations: one odd text must not rule a cosine
@@ -91,7 +93,7 @@ class Views:
         self.vocabulary, self.weights = tuple(vocabulary), dict(weights or {})
 
     @classmethod
-    def fit(cls, texts: Sequence[str], names: Sequence[Name] = NAMES) -> "Views":
+    def fit(cls, texts: Sequence[str], names: Sequence[Name] = DEFAULT) -> "Views":
         """From the texts of the training split. Raises UserError when none has a word."""
         views = cls(names)
         readings = [reading.read(text) for text in texts]

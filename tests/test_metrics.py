@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 
 from quire import calibration, metrics
 from quire.errors import UserError
@@ -109,10 +109,80 @@ def test_the_weighted_auc_is_that_of_scikit_learn(rows: list[tuple[bool, int, in
         assert metrics.auc(labels, scores, weights) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_negative_without_type_is_refused() -> None:
-    for kind in (None, "", "overall"):
-        with pytest.raises(UserError, match=r"negative_types\[1\]"):
-            metrics.by_negative_type([1, 0], [None, kind], [0.9, 0.1], 0.5)
+# ten answers, worked by hand: 3 true positives, 1 false negative, 1 unanswered positive; 2 true negatives, 1 false
+# positive, 2 unanswered negatives
+TEN = np.asarray([1, 1, 1, 1, 1, 0, 0, 0, 0, 0]), np.asarray([0.9, 0.8, 0.7, 0.4, 0.5, 0.2, 0.1, 0.6, 0.5, 0.5])
+
+
+def test_the_metrics_of_pan_are_those_worked_by_hand() -> None:
+    found = metrics.pan(*TEN)
+    # 25 couples: .9 .8 .7 beat all five; .5 beats .2 and .1 and ties with two; .4 beats two
+    assert found["auc"] == pytest.approx((15 + 3 + 2) / 25)
+    assert found["c_at_1"] == pytest.approx((5 + 3 * 5 / 10) / 10)
+    assert found["f05u"] == pytest.approx(1.25 * 3 / (1.25 * 3 + 0.25 * (1 + 3) + 1))
+    assert found["f1"] == pytest.approx(6 / 8)
+    assert found["brier"] == pytest.approx(1 - (0.01 + 0.04 + 0.09 + 0.36 + 0.25 + 0.04 + 0.01 + 0.36 + 0.5) / 10)
+    assert found["overall"] == pytest.approx(np.mean([found[key] for key in ("auc", "c_at_1", "f05u", "f1", "brier")]))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), min_size=2, max_size=40))
+def test_the_metrics_of_pan_are_those_of_a_naive_loop(rows: list[tuple[bool, int]]) -> None:
+    labels, answers = np.asarray([int(label) for label, _ in rows]), np.asarray([value / 10 for _, value in rows])
+    if len(set(labels.tolist())) < 2:
+        return
+    correct = left = tp = fn = fp = 0
+    for label, answer in zip(labels, answers, strict=True):
+        if answer == 0.5:
+            left += 1
+            continue
+        correct += (answer > 0.5) == (label == 1)
+        tp += answer > 0.5 and label == 1
+        fn += answer < 0.5 and label == 1
+        fp += answer > 0.5 and label == 0
+    found, n = metrics.pan(labels, answers), len(rows)
+    assert found["c_at_1"] == pytest.approx((1 / n) * (correct + left * correct / n))
+    assert found["f05u"] == pytest.approx((1.25 * tp) / (1.25 * tp + 0.25 * (fn + left) + fp))
+    answered = answers != 0.5
+    expected = f1_score(labels[answered], answers[answered] > 0.5, zero_division=0) if answered.any() else 0
+    assert found["f1"] == pytest.approx(expected)
+    assert found["brier"] == pytest.approx(1 - brier_score_loss(labels, answers))
+
+
+def test_the_likelihood_ratio_cost_is_that_of_the_definition() -> None:
+    labels, probabilities = np.asarray([1, 1, 0, 0, 0]), np.asarray([0.9, 0.6, 0.5, 0.2, 0.1])
+    odds = probabilities / (1 - probabilities)
+    half = np.mean([np.log2(1 + 1 / odds[0]), np.log2(1 + 1 / odds[1])]), np.log2(1 + odds[2:]).mean()
+    assert metrics.log_likelihood_ratio_cost(labels, probabilities) == pytest.approx(sum(half) / 2)
+    # What says nothing costs one bit, whatever the prior that it repeats.
+    for prior in (0.5, 0.3):
+        assert metrics.log_likelihood_ratio_cost(labels, np.full(5, prior), prior) == pytest.approx(1.0)
+    with pytest.raises(UserError, match=r"prior = 1\.0"):
+        metrics.log_likelihood_ratio_cost(labels, probabilities, 1.0)
+
+
+def test_the_least_cost_is_that_of_the_ranking_alone() -> None:
+    logits, labels = sample()
+    honest = metrics.log_likelihood_ratio_cost(labels, expit(logits), labels.mean())
+    least = metrics.least_log_likelihood_ratio_cost(labels, logits)
+    assert least == pytest.approx(honest, abs=0.005) and least < honest
+    assert metrics.least_log_likelihood_ratio_cost(labels, 9 * logits + 3) == pytest.approx(least)
+    assert metrics.log_likelihood_ratio_cost(labels, expit(3 * logits), labels.mean()) > honest + 0.05
+    assert metrics.least_log_likelihood_ratio_cost(labels, labels) == 0
+    assert metrics.least_log_likelihood_ratio_cost(labels, np.zeros(len(labels))) == pytest.approx(1.0)
+
+
+def test_equal_probabilities_share_a_bin_and_the_bins_are_those_of_a_naive_loop() -> None:
+    draw = np.random.default_rng(4)
+    probabilities = np.round(draw.random(997), 2)  # about ten ties each
+    labels = (draw.random(997) < probabilities**2).astype(int)
+    order = np.argsort(probabilities, kind="stable")
+    bins: dict[int, list[int]] = {}
+    for place, row in enumerate(order):
+        first = next(i for i, other in enumerate(order) if probabilities[other] == probabilities[row])
+        bins.setdefault(first * 15 // 997, []).append(row)
+        assert place >= first
+    expected = sum(abs(probabilities[rows].mean() - labels[rows].mean()) * len(rows) for rows in bins.values()) / 997
+    assert metrics.expected_calibration_error(labels, probabilities) == pytest.approx(expected)
 
 
 def test_one_author_a_pair_gives_the_interval_over_pairs() -> None:
@@ -133,12 +203,16 @@ def test_a_constant_prediction_is_one_bin() -> None:
     assert metrics.expected_calibration_error(labels, np.full(100, 0.8)) == pytest.approx(0.5)
 
 
-def test_negative_types_are_never_blended() -> None:
-    labels = np.asarray([1, 1, 0, 0])
-    kinds = np.asarray(["positive", "positive", "random", "neighbor"], dtype=object)
-    rows = metrics.by_negative_type(labels, kinds, np.asarray([0.6, 0.7, 0.1, 0.9]), 0.5)
-    assert (rows["random"]["auc"], rows["neighbor"]["auc"], rows["overall"]["auc"]) == (1.0, 0.0, 0.5)
-    assert rows["random"]["num_negatives"] == 1 and rows["overall"]["num_negatives"] == 2
+def test_the_interval_of_every_metric_holds_its_value_and_that_of_the_auc_is_the_weighted_one() -> None:
+    logits, labels = sample(600)
+    authors = [np.random.default_rng(seed).choice([f"a{i}" for i in range(9)], 600) for seed in (1, 2)]
+    found = metrics.metrics(labels, expit(logits), 0.5)
+    intervals = metrics.metric_intervals(labels, expit(logits), *authors, 0.5, num_samples=200, seed=5)
+    assert set(intervals) == {name for name in found if not name.startswith("num_")}
+    assert all(low < found[name] < high for name, (low, high) in intervals.items() if name != "ece")
+    weighted = metrics.author_bootstrap(labels, logits, *authors, num_samples=200, seed=5)
+    # One seed draws the same authors, and a pair that counts three times is the same as three pairs.
+    assert intervals["auc"] == pytest.approx(weighted)
 
 
 def test_intervals_over_authors_hold_the_value_and_are_wider_than_over_pairs() -> None:

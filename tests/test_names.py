@@ -1,4 +1,4 @@
-"""Slugs are short, plain and do not collide; names that name nobody are known."""
+"""Slugs are short, plain and do not collide; names that name nobody are known; masked texts hold no name."""
 
 import re
 
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from quire.errors import UserError
 from quire.names import is_anonymous, slug
+from quire.proper_names import masked
 
 
 @pytest.mark.parametrize(
@@ -71,3 +72,36 @@ def test_nobody(name: str) -> None:
 @pytest.mark.parametrize("name", ["Jane Austen", "Anona Miscov", "Variousa", "Лев Толстой", "Author of Waverley"])
 def test_somebody(name: str) -> None:
     assert not is_anonymous(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("We met Tom Sawyer in London.", "We met Name Name in Name."),
+        ("Heathcliff looked up. The dog barked.", "Name looked up. The dog barked."),
+        ("“Dinah, where are you?” said she to Dinah.", "“Name, where are you?” said she to Name."),
+        ("Running home, I saw Mr. Darcy’s horse.", "Running home, I saw Mr. Name’s horse."),
+        ("HEATHCLIFF! he cried. It was Heathcliff.", "Name! he cried. It was Name."),
+        (
+            "The rose is red. Rose, my dear, and young Rose came.",
+            "The rose is red. Name, my dear, and young Name came.",
+        ),
+        ("Will you come? She loves Will.", "Will you come? She loves Name."),
+        ("It's late, and I know that I'm tired.", "It's late, and I know that I'm tired."),
+        ("The whale dived. Whale oil burns.", "The whale dived. Whale oil burns."),
+        ("On Friday J. Smith left France for Saint-Malo.", "On Name Name. Name left Name for Saint-Name."),
+        ("Élise vit Zoë.", "Name vit Name."),
+        ("", ""),
+    ],
+)
+def test_names_are_masked_and_other_words_are_not(text: str, expected: str) -> None:
+    assert masked(text) == expected
+
+
+@given(st.text(), st.sampled_from([" ", ". ", ", ", "! “"]), st.text())
+def test_masking_changes_words_with_a_capital_alone(before: str, mark: str, after: str) -> None:
+    text = f"{before}{mark}{after}"
+    words = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", masked(text))
+    plain = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", text)
+    assert len(words) == len(plain)
+    assert all(a == b or (b[0].isupper() and a.startswith("Name")) for a, b in zip(words, plain, strict=True))

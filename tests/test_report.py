@@ -16,7 +16,12 @@ def page() -> tuple[str, dict]:
     labels = draw.integers(0, 2, 300)
     kinds = np.where(labels == 1, "positive", np.where(draw.random(300) < 0.5, "random", "neighbor")).astype(object)
     systems = {"good": np.clip(labels * 0.5 + draw.random(300) / 2, 0, 1), EVIL: draw.random(300)}
-    rows = {name: metrics.by_negative_type(labels, kinds, p, 0.5) for name, p in systems.items()}
+    chosen = {kind: (labels == 1) | (kinds == kind) for kind in ("random", "neighbor")}
+    chosen = {"overall": labels < 2, **chosen}
+    rows = {
+        name: {stratum: metrics.metrics(labels[use], p[use], 0.5) for stratum, use in chosen.items()}
+        for name, p in systems.items()
+    }
     rows["good"]["overall"]["auc_interval"] = [0.123, 0.987]
     pairs = {name: (labels, p) for name, p in systems.items()}
     history = [

@@ -15,14 +15,12 @@ from pydantic import Field
 
 from quire import adversary, artifact, bi_encoder, config, encoder, hub, loop, packing, sampler
 from quire import training_sets as sets
+from quire import views as view  # the config has a field of that name
 from quire.artifact import Artifact, Draft
 from quire.bi_encoder import BiEncoder, PairHead
 from quire.contrastive import Module
 from quire.errors import UserError
 from quire.taught import TaughtPairs
-from quire.views import NAMES as ALL_VIEWS
-from quire.views import Name as ViewName
-from quire.views import Views
 from trainers.fit import TrainRuntime, fit, publish, save
 
 
@@ -66,7 +64,7 @@ class BiEncoderConfig(config.Config):
     initial_temperature: float = Field(default=0.07, gt=0)
     pair_weight: float = Field(default=1.0, ge=0, description="of the pair loss beside the contrastive one")
     head_size: int = Field(default=128, gt=0)
-    views: tuple[ViewName, ...] = Field(default=ALL_VIEWS, description="what the pair head sees beside the vectors")
+    views: tuple[view.Name, ...] = Field(default=view.DEFAULT, description="what the pair head sees beside the vectors")
     max_view_chunks: int = Field(default=4000, gt=0, description="training chunks that the views are fitted on")
     max_start_pairs: int = Field(default=4000, gt=1, description="training pairs that the head's start is fitted on")
     max_start_encoded: int = Field(default=200, gt=1, description="of them, those that are encoded for it")
@@ -118,13 +116,13 @@ def begin(settings: BiEncoderConfig, sample: list[str], training: sets.PairSet) 
         found = BiEncoder.go_on(folder, settings.max_seq_length)
         has = {"pooling": bi_encoder.pooling_of(found.model), "head_size": found.head.hidden_size}
         for key, value in {**has, "views": found.views.names}.items():
-            asked = Views(settings.views).names if key == "views" else getattr(settings, key)
+            asked = view.Views(settings.views).names if key == "views" else getattr(settings, key)
             if asked != value:
                 raise UserError(f"{key} = {asked!r}: start = {settings.start!r} has {value!r}; set that")
     else:
         folder = hub.find_model(settings.model)
         model = bi_encoder.build_encoder(folder, pooling=settings.pooling, max_seq_length=settings.max_seq_length)
-        fitted = Views.fit(sample, settings.views)
+        fitted = view.Views.fit(sample, settings.views)
         head = PairHead(model.get_embedding_dimension(), settings.head_size, len(fitted.feature_names))
         found = BiEncoder(model.eval(), head, fitted)
         sides = zip(*(training.texts(row) for row in range(len(training.labels))), strict=True)

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from quire import artifact, calibration, config, hub, matcher
+from quire import artifact, baselines, calibration, config, hub, matcher
 from quire.artifact import Artifact
 from quire.calibration import Scale
 
-BASELINES = ("untrained", "char_4gram")
+BASELINES = ("untrained", *baselines.NAMES)
 MIN_PASSED = 10  # of each class: ten events a coefficient is the usual floor (Peduzzi et al. 1996)
 
 

@@ -1,26 +1,24 @@
 """Evaluate every system once on the test split: JSON, a table, and a self-contained HTML report.
 
-python -m trainers.evaluate trainers/experiments/books/evaluate.toml [key=value ...]
+    python -m trainers.evaluate trainers/experiments/books/evaluate.toml [key=value ...]
+
+By stratum (`quire.strata`) and by pair type, with intervals over authors; where `masked` names the predictions of the
+same pairs with names masked (`pipelines.score mask_names=true`), beside those.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from quire import artifact, config, matcher, metrics, plots, report
+from quire import artifact, config, matcher, matcher_report, metrics, report, strata
 from quire.artifact import Artifact
 from quire.calibration import Fusion, Scale
+from quire.errors import UserError
+from quire.strata import Stratum
 from trainers.tracker import TrackedRuntime, log_report
-
-TITLES = {
-    "two_stage": "two-stage",
-    "bi_encoder": "bi-encoder",
-    "cross_encoder": "cross-encoder",
-    "untrained": "untrained encoder",
-    "char_4gram": "character 4-grams",
-}
 
 
 class EvaluateConfig(config.Config):
@@ -29,6 +27,8 @@ class EvaluateConfig(config.Config):
     name: str
     predictions: str
     matcher: str
+    masked: str | None = Field(default=None, description="predictions of the same pairs with names masked")
+    topic: str = Field(default="untrained", description="the system whose score says how alike two topics are")
     num_bootstraps: int = Field(default=500, gt=0)
     seed: int = 0
     runtime: TrackedRuntime = TrackedRuntime()
@@ -37,60 +37,130 @@ class EvaluateConfig(config.Config):
 CONFIG = EvaluateConfig
 
 
+class Scores(NamedTuple):
+    """What every system says of the test pairs: (n,) each."""
+
+    probabilities: dict[str, np.ndarray]
+    rankings: dict[str, np.ndarray]  # raw scores, which a flat scale has not made one
+    thresholds: dict[str, float]
+
+
 def run(settings: EvaluateConfig) -> Artifact:
-    """Make the `reports` artefact: results.json, table.txt, index.html."""
+    """Make the `reports` artefact: results.json, strata.json, pair_types.json, table.txt, index.html."""
     root = settings.runtime.root
     inputs = {
         "predictions": artifact.open_artifact(root, "predictions", settings.predictions),
         "matcher": artifact.open_artifact(root, "models", settings.matcher),
     }
+    if settings.masked:
+        inputs["masked"] = artifact.open_artifact(root, "predictions", settings.masked)
     draft = artifact.begin_step(settings, "reports", inputs)
     if draft.published:
         return draft.published
     table = inputs["predictions"].read()
-    test = table.filter(pc.equal(table["split"], "test"))
-    labels = test["label"].to_numpy()
-    kinds = np.asarray(test["negative_type"].fill_null("positive").to_pylist(), dtype=object)
-    calibration = inputs["matcher"].read_json("calibration.json")
-    spec = inputs["matcher"].read_json("matcher.json")
-    probabilities, thresholds = system_probabilities(test, calibration, spec)
-    rows = {
-        TITLES[name]: metrics.by_negative_type(labels, kinds, probabilities[name], thresholds[name]) for name in TITLES
-    }
+    test, fitted = (table.filter(pc.equal(table["split"], split)) for split in ("test", "calibration"))
+    topic = _topic(test, settings.topic)
     authors = [np.asarray(test[side].to_pylist(), dtype=object) for side in ("author_a", "author_b")]
-    for name, title in TITLES.items():
-        for stratum, values in rows[title].items():
-            chosen = np.ones(len(labels), bool) if stratum == "overall" else (labels == 1) | (kinds == stratum)
-            values["auc_interval"] = list(
-                metrics.author_bootstrap(
-                    labels[chosen],
-                    probabilities[name][chosen],
-                    authors[0][chosen],
-                    authors[1][chosen],
-                    "auc",
-                    num_samples=settings.num_bootstraps,
-                    seed=settings.seed,
-                )
-            )
-    ancestry = ancestors(root, inputs)
-    text = report.table(rows, ("auc", "average_precision", "f1", "brier", "ece"))
-    page = report.render(_page(settings, rows, labels, kinds, probabilities, calibration, ancestry))
-    draft.storage.write_json(f"{draft.folder}/results.json", rows)
+    measure = _Measure(authors, settings, prior=float(fitted["label"].to_numpy().mean()))
+    scores = system_scores(test, inputs["matcher"])
+    found, types = strata.strata(test, topic), strata.pair_types(test)
+    rows = measure.strata(scores, found)
+    described = strata.described(found, topic)
+    pair_types = {"raw": measure.rankings(scores, types)}
+    if settings.masked:
+        hidden = system_scores(_same_pairs(test, inputs["masked"]), inputs["matcher"])
+        title = "Names masked, against all negatives"
+        everything = {"masked": found["overall"]._replace(title=title)}
+        for system, values in measure.strata(hidden, everything).items():
+            rows[system] |= values
+        described["masked"] = described["overall"] | {"title": title, "topic_auc": None}
+        pair_types["names masked"] = measure.rankings(hidden, types)
+    text = "\n".join([report.table(_main(rows, test)), "", matcher_report.pair_type_table(pair_types)])
+    made_from = ancestors(root, inputs)
+    page = report.render(_page(settings, rows, described, pair_types, test, scores, inputs["matcher"], made_from))
+    files = {"results": rows, "strata": described, "pair_types": pair_types}
+    for name, content in files.items():
+        draft.storage.write_json(f"{draft.folder}/{name}.json", content)
     draft.storage.write_bytes(f"{draft.folder}/table.txt", text.encode())
     draft.storage.write_bytes(f"{draft.folder}/index.html", page.encode())
     log_report(settings, draft, page, rows)
     where = draft.storage.uri(f"{draft.folder}/index.html")
-    return draft.publish(summary=f"{text}\nreport: {where}", facts={"results": rows})
+    return draft.publish(summary=f"{text}\nreport: {where}", facts=files)
 
 
-def system_probabilities(table: Any, calibration: dict, spec: dict) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Calibrated probability of every system for each pair (n,), and each system's threshold."""
+class _Measure:
+    """Metrics and intervals, all by the same draws of authors."""
+
+    def __init__(self, authors: list[np.ndarray], settings: EvaluateConfig, prior: float):
+        self.authors, self.prior = authors, prior
+        self.draws = {"num_samples": settings.num_bootstraps, "seed": settings.seed}
+
+    def strata(self, scores: Scores, found: dict[str, Stratum]) -> dict[str, dict[str, dict[str, Any]]]:
+        """system -> stratum -> metrics, with the interval of the AUC, and over all pairs that of every metric."""
+        rows: dict[str, dict[str, dict[str, Any]]] = {}
+        for system, values in scores.probabilities.items():
+            threshold = scores.thresholds[system]
+            rows[matcher_report.title(system)] = measured = {}
+            for name, (_, chosen, classes) in found.items():
+                these = classes[chosen], values[chosen]
+                measured[name] = metrics.metrics(*these, threshold, self.prior)
+                authors = [side[chosen] for side in self.authors]
+                if name == "overall":
+                    bounds = metrics.metric_intervals(*these, *authors, threshold, self.prior, **self.draws)
+                else:
+                    bounds = {"auc": metrics.author_bootstrap(*these, *authors, **self.draws)}
+                measured[name] |= {f"{metric}_interval": list(pair) for metric, pair in bounds.items()}
+        return rows
+
+    def rankings(self, scores: Scores, found: dict[str, Stratum]) -> dict[str, dict[str, dict[str, Any]]]:
+        """system -> pair types -> AUC and its interval."""
+        rows: dict[str, dict[str, dict[str, Any]]] = {}
+        for system, values in scores.rankings.items():
+            cells = rows[matcher_report.title(system)] = {}
+            for name, (_, chosen, classes) in found.items():
+                these = classes[chosen], values[chosen]
+                bounds = metrics.author_bootstrap(*these, *(side[chosen] for side in self.authors), **self.draws)
+                cells[name] = {"auc": metrics.auc(*these), "auc_interval": list(bounds)}
+        return rows
+
+
+def system_scores(table: pa.Table, made: Artifact) -> Scores:
+    """Every system of a matcher on the pairs of a table of predictions; two-stage first."""
+    calibration, spec = made.read_json("calibration.json"), made.read_json("matcher.json")
     scales = {name: Scale(**facts["scale"]) for name, facts in calibration["systems"].items()}
-    probabilities = {name: scale.probability(table[name].to_numpy()) for name, scale in scales.items()}
-    logits = (table[name].to_numpy() for name in ("bi_encoder", "cross_encoder"))
-    fusion = Fusion(**spec["fusion"])
-    probabilities["two_stage"] = matcher.two_stage(scales["bi_encoder"], fusion, spec["prefilter"], *logits)
-    return probabilities, {**calibration["thresholds"], "two_stage": spec["threshold"]}
+    logits = {name: table[name].to_numpy() for name in scales}
+    both = matcher.two_stage(
+        scales["bi_encoder"],
+        Fusion(**spec["fusion"]),
+        spec["prefilter"],
+        logits["bi_encoder"],
+        logits["cross_encoder"],
+    )
+    probabilities = {"two_stage": both, **{name: scale.probability(logits[name]) for name, scale in scales.items()}}
+    thresholds = {**calibration["thresholds"], "two_stage": spec["threshold"]}
+    return Scores(probabilities, {"two_stage": both, **logits}, thresholds)
+
+
+def _topic(test: pa.Table, system: str) -> np.ndarray:
+    if system not in test.column_names:
+        raise UserError(f"topic = {system!r}: predictions have no such system, but {', '.join(test.column_names)}")
+    return test[system].to_numpy()
+
+
+def _same_pairs(test: pa.Table, masked: Artifact) -> pa.Table:
+    table = masked.read()
+    table = table.filter(pc.equal(table["split"], "test"))
+    if table["pair_id"].to_pylist() != test["pair_id"].to_pylist():
+        raise UserError(
+            f"masked = {masked.name!r}: its test pairs are not those of the predictions: score the same ones"
+        )
+    return table
+
+
+def _main(rows: dict[str, dict[str, Any]], test: pa.Table) -> dict[str, dict[str, Any]]:
+    """The strata of the first table: all pairs, and each negative type."""
+    kinds = set(strata.negative_types(test).tolist())
+    return {system: {k: v for k, v in cells.items() if k == "overall" or k in kinds} for system, cells in rows.items()}
 
 
 def ancestors(root: str, inputs: dict[str, Artifact]) -> list[Artifact]:
@@ -109,99 +179,34 @@ def ancestors(root: str, inputs: dict[str, Artifact]) -> list[Artifact]:
 
 def _page(
     settings: EvaluateConfig,
-    rows: dict,
-    labels: np.ndarray,
-    kinds: np.ndarray,
-    probabilities: dict[str, np.ndarray],
-    calibration: dict,
+    rows: dict[str, dict[str, Any]],
+    described: dict[str, dict[str, Any]],
+    pair_types: dict[str, Any],
+    test: pa.Table,
+    scores: Scores,
+    made: Artifact,
     ancestry: list[Artifact],
 ) -> report.Report:
-    two, low_high = rows["two-stage"]["overall"], rows["two-stage"]["overall"]["auc_interval"]
+    two = rows["two-stage"]["overall"]
+    low, high = two["auc_interval"]
     provenance = ("recipe", "inputs", "fingerprint", "git_commit", "versions")
+    kinds = strata.negative_types(test)
     return report.Report(
         title=f"Book matcher: {settings.name}",
         question="Do two passages come from the same book?",
         headline=(
-            f"Two-stage AUC {two['auc']:.3f} (95 % interval over authors {low_high[0]:.3f} to {low_high[1]:.3f}) on "
-            f"{len(labels)} pairs of {_apart(ancestry)}s that no model has seen; ECE {two['ece']:.3f}."
+            f"Two-stage AUC {two['auc']:.3f} (95 % interval over authors {low:.3f} to {high:.3f}) on {test.num_rows} "
+            f"pairs of {matcher_report.split_by(ancestry)}s that no model has seen; ECE {two['ece']:.3f}."
         ),
-        rows=rows,
-        plots=_figures(labels, kinds, probabilities, ancestry),
-        sections=[_calibration_table(calibration), *_tables(ancestry)],
+        rows=_main(rows, test),
+        plots=matcher_report.figures(test["label"].to_numpy(), kinds, scores.probabilities, ancestry),
+        tables=[matcher_report.pair_type_section(pair_types), matcher_report.stratum_section(rows, described)],
+        sections=[
+            matcher_report.calibration_section(made.read_json("calibration.json")),
+            *matcher_report.making_sections(ancestry),
+        ],
         details={f"{a.folder}: recipe and provenance": {key: a.manifest[key] for key in provenance} for a in ancestry},
     )
-
-
-def _figures(
-    labels: np.ndarray, kinds: np.ndarray, probabilities: dict[str, np.ndarray], ancestry: list[Artifact]
-) -> list[report.Plot]:
-    systems = {title: (labels, probabilities[name]) for name, title in TITLES.items()}
-    trained = {title: systems[title] for title in ("two-stage", "bi-encoder", "cross-encoder")}
-    made = [a for a in ancestry if "history.json" in a.manifest["files"]]
-    histories = {a.name: a.read_json("history.json")["history"] for a in made}
-    scores = plots.score_histograms(labels, kinds, probabilities["two_stage"])
-    figures = [
-        ("ROC", plots.roc(systems), "The further to the upper left, the better; the diagonal is guessing."),
-        (
-            "Precision and recall",
-            plots.precision_recall(systems),
-            "How many are right among those called the same book, as more are found.",
-        ),
-        ("Reliability", plots.reliability(trained), "On the diagonal, a stated probability is what happens."),
-        ("Scores by negative type", scores, "Two-stage probabilities; negatives far to the right are the mistakes."),
-        (
-            "Losses",
-            plots.losses(histories),
-            "Training loss falls, validation AUC rises; where they part, training overfits.",
-        ),
-    ]
-    return [report.Plot(*figure) for figure in figures]
-
-
-def _calibration_table(calibration: dict) -> report.Section:
-    return report.Section(
-        "Calibration",
-        "On the calibration split: before is the sigmoid of the raw score, after the fitted scale.",
-        ("System", "NLL before", "after", "Brier before", "after", "ECE before", "after"),
-        [
-            (TITLES[name], *(f"{facts[when][q]:.3f}" for q in ("nll", "brier", "ece") for when in ("before", "after")))
-            for name, facts in calibration["systems"].items()
-        ],
-    )
-
-
-def _apart(ancestry: list[Artifact]) -> str:
-    """What the splits keep apart: `author` or `work`."""
-    return next((a.manifest["recipe"]["split"]["by"] for a in ancestry if a.kind == "chunks"), "author")
-
-
-def _tables(ancestry: list[Artifact]) -> list[report.Section]:
-    """What the data were, how long each stage took, what was dropped and why."""
-    splits = next((a.manifest["facts"]["splits"] for a in ancestry if a.kind == "chunks"), {})
-    data = [(split, *(f"{count:,}" for count in counts.values())) for split, counts in splits.items()]
-    names = tuple(next(iter(splits.values()))) if splits else ()
-    stages = [
-        (
-            a.folder,
-            f"{a.manifest['cost']['wall']:.1f}",
-            f"{a.manifest['cost']['cpu']:.1f}",
-            f"{a.manifest['cost']['gpu']:.1f}",
-            f"{a.manifest['rows_out']:,}",
-            a.manifest["summary"].splitlines()[-1] if a.manifest["summary"] else "",
-        )
-        for a in ancestry
-    ]
-    dropped = [(a.folder, reason, f"{count:,}") for a in ancestry for reason, count in a.manifest["dropped"].items()]
-    return [
-        report.Section("Data", f"No {_apart(ancestry)} stands in two splits.", ("Split", *names), data),
-        report.Section("Stages", "Seconds.", ("Artefact", "wall", "CPU", "GPU", "rows", "summary"), stages),
-        report.Section(
-            "Dropped rows",
-            "Each stands with its reason in rejects-*.parquet." if dropped else "Nothing was dropped.",
-            ("Artefact", "reason", "rows") if dropped else (),
-            dropped,
-        ),
-    ]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,150 @@
+"""The report of a matcher: every system beside the others, by stratum and by pair type, with what it was made from."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from quire import plots, report
+from quire.artifact import Artifact
+from quire.report import Section
+
+TITLES = {
+    "two_stage": "two-stage",
+    "bi_encoder": "bi-encoder",
+    "cross_encoder": "cross-encoder",
+    "untrained": "untrained encoder",
+    "word_tfidf": "words, tf-idf",
+    "char_4gram": "character 4-grams",
+    "function_words": "function words",
+    "style": "three style numbers",
+    "all_views": "regression over all views",
+}
+_PLOTTED = 7  # as many colours as there are
+Results = Mapping[str, Mapping[str, Mapping[str, Any]]]  # system -> stratum or pair type -> metrics
+SB_SA_DA = (
+    "SB: two passages of the same book; SA: of two books of the same author; DA: of books of different authors, drawn "
+    "at random. AUC with its 95 % interval over authors. A system that knows books by their authors alone would have "
+    "SB vs SA near .5; one that knows authors has SA vs DA above it."
+)
+
+
+def title(system: str) -> str:
+    """A system's name as reports have it."""
+    return TITLES.get(system, system.replace("_", " "))
+
+
+def pair_type_table(pair_types: Mapping[str, Results]) -> str:
+    """AUC of each system for each two pair types as aligned text: raw, and names masked where that was measured."""
+    section = pair_type_section(pair_types)
+    width = max(len(str(row[0])) for row in section.rows) + 2
+    names, *texts = section.columns
+    lines = [f"{names:<{width}}" + "".join(f"{name:>27}" for name in texts)]
+    lines += [f"{row[0]:<{width}}" + "".join(f"{cell:>27}" for cell in row[1:]) for row in section.rows]
+    return "\n".join(lines)
+
+
+def pair_type_section(pair_types: Mapping[str, Results]) -> Section:
+    """`pair_types`: "raw" and "names masked" -> system -> "SB vs DA" -> AUC and interval."""
+    compared = list(dict.fromkeys(name for found in pair_types.values() for cells in found.values() for name in cells))
+    columns = [(texts, name) for name in compared for texts in pair_types]
+    rows = [
+        (system, *(_auc(pair_types[texts].get(system, {}).get(name)) for texts, name in columns))
+        for system in next(iter(pair_types.values()))
+    ]
+    heads = [name if texts == "raw" else f"{name}, {texts}" for texts, name in columns]
+    return Section("Same book, same author, different authors", SB_SA_DA, ("System", *heads), rows)
+
+
+def stratum_section(rows: Results, described: Mapping[str, Mapping[str, Any]]) -> Section:
+    """AUC of every system in every stratum, a line a stratum, with the topic score's own beside it."""
+    lines = []
+    for name, facts in described.items():
+        size = f"{facts['num_positives']:,} + {facts['num_negatives']:,}"
+        topic = "" if facts["topic_auc"] is None else f"{facts['topic_auc']:.3f}"
+        lines.append((facts["title"], size, topic, *(_auc(system.get(name)) for system in rows.values())))
+    return Section(
+        "Strata",
+        "AUC with its 95 % interval over authors. Pairs are positives + negatives. Topic is the score by which pairs "
+        "were matched: where the topic is matched it is near .5, and what a system reaches there it owes to something "
+        "else.",
+        ("Stratum", "pairs", "topic alone", *rows),
+        lines,
+    )
+
+
+def _auc(cell: Mapping[str, Any] | None) -> str:
+    return "" if cell is None else report.shown(cell["auc"], cell.get("auc_interval"))
+
+
+def calibration_section(calibration: Mapping[str, Any]) -> Section:
+    """What calibration changed on its own split."""
+    return Section(
+        "Calibration",
+        "On the calibration split: before is the sigmoid of the raw score, after the fitted scale.",
+        ("System", "NLL before", "after", "Brier before", "after", "ECE before", "after"),
+        [
+            (title(name), *(f"{facts[when][q]:.3f}" for q in ("nll", "brier", "ece") for when in ("before", "after")))
+            for name, facts in calibration["systems"].items()
+        ],
+    )
+
+
+def figures(
+    labels: np.ndarray, kinds: np.ndarray, probabilities: Mapping[str, np.ndarray], ancestry: Sequence[Artifact]
+) -> list[report.Plot]:
+    """Plots of probabilities (n,) by system; `kinds` (n,) are the types of the negatives."""
+    systems = {title(name): (labels, values) for name, values in probabilities.items()}
+    trained = {name: systems[name] for name in ("two-stage", "bi-encoder", "cross-encoder")}
+    shown = dict(list(systems.items())[:_PLOTTED])
+    made = [a for a in ancestry if "history.json" in a.manifest["files"]]
+    histories = {a.name: a.read_json("history.json")["history"] for a in made}
+    scores = plots.score_histograms(labels, kinds, probabilities["two_stage"])
+    drawn = [
+        ("ROC", plots.roc(shown), "The further to the upper left, the better; the diagonal is guessing."),
+        (
+            "Precision and recall",
+            plots.precision_recall(shown),
+            "How many are right among those called the same book, as more are found.",
+        ),
+        ("Reliability", plots.reliability(trained), "On the diagonal, a stated probability is what happens."),
+        ("Scores by negative type", scores, "Two-stage probabilities; negatives far to the right are the mistakes."),
+        (
+            "Losses",
+            plots.losses(histories),
+            "Training loss falls, validation AUC rises; where they part, training overfits.",
+        ),
+    ]
+    return [report.Plot(*figure) for figure in drawn]
+
+
+def split_by(ancestry: Sequence[Artifact]) -> str:
+    """What the splits keep apart: `author` or `work`."""
+    return next((a.manifest["recipe"]["split"]["by"] for a in ancestry if a.kind == "chunks"), "author")
+
+
+def making_sections(ancestry: Sequence[Artifact]) -> list[Section]:
+    """What the data were, how long each stage took, what was dropped and why."""
+    splits = next((a.manifest["facts"]["splits"] for a in ancestry if a.kind == "chunks"), {})
+    data = [(split, *(f"{count:,}" for count in counts.values())) for split, counts in splits.items()]
+    names = tuple(next(iter(splits.values()))) if splits else ()
+    stages = [
+        (
+            a.folder,
+            *(f"{a.manifest['cost'][what]:.1f}" for what in ("wall", "cpu", "gpu")),
+            f"{a.manifest['rows_out']:,}",
+            a.manifest["summary"].splitlines()[-1] if a.manifest["summary"] else "",
+        )
+        for a in ancestry
+    ]
+    dropped = [(a.folder, reason, f"{count:,}") for a in ancestry for reason, count in a.manifest["dropped"].items()]
+    return [
+        Section("Data", f"No {split_by(ancestry)} stands in two splits.", ("Split", *names), data),
+        Section("Stages", "Seconds.", ("Artefact", "wall", "CPU", "GPU", "rows", "summary"), stages),
+        Section(
+            "Dropped rows",
+            "Each stands with its reason in rejects-*.parquet." if dropped else "Nothing was dropped.",
+            ("Artefact", "reason", "rows") if dropped else (),
+            dropped,
+        ),
+    ]
