@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 from pydantic import Field
 
-from quire import artifact, config, matcher, metrics, plots, report
+from quire import artifact, config, decisions, matcher, metrics, plots, report
 from quire.artifact import Artifact
 from quire.calibration import Fusion, Scale
 from trainers.tracker import TrackedRuntime, log_report
@@ -90,7 +90,9 @@ def system_probabilities(table: Any, calibration: dict, spec: dict) -> tuple[dic
     logits = (table[name].to_numpy() for name in ("bi_encoder", "cross_encoder"))
     fusion = Fusion(**spec["fusion"])
     probabilities["two_stage"] = matcher.two_stage(scales["bi_encoder"], fusion, spec["prefilter"], *logits)
-    return probabilities, {**calibration["thresholds"], "two_stage": spec["threshold"]}
+    # The same cut on the scores, on the scale of these probabilities, which are for the calibration pairs' own prior.
+    threshold = decisions.at_prior(np.asarray(spec["threshold"]), spec["prior"], spec["calibration_prior"])
+    return probabilities, {**calibration["thresholds"], "two_stage": float(threshold)}
 
 
 def ancestors(root: str, inputs: dict[str, Artifact]) -> list[Artifact]:
