@@ -22,6 +22,7 @@ __all__ = [
     "fit_fusion",
     "fit_scale",
     "fit_temperature",
+    "prior_weights",
     "quality",
 ]
 OBJECTIVES = ("accuracy", "balanced_accuracy", "f1", "precision", "recall")
@@ -158,12 +159,17 @@ class Threshold:
 
 
 def choose_threshold(
-    labels: np.ndarray, probabilities: np.ndarray, objective: str = "accuracy", target: float | None = None
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    objective: str = "accuracy",
+    target: float | None = None,
+    weights: np.ndarray | None = None,
 ) -> Threshold:
     """The best threshold among all that give different decisions, midway between neighbouring probabilities.
 
     `precision` and `recall` need a target: the lowest threshold that reaches the precision, the highest that
-    reaches the recall. Raises UserError naming the best that can be had when the target cannot be met.
+    reaches the recall, on these pairs; quire.certify promises a precision on others. `weights` (n,): how often each
+    pair counts (`prior_weights`). Raises UserError naming the best that can be had when the target cannot be met.
     """
     labels, probabilities = check(labels, probabilities)
     if objective not in OBJECTIVES:
@@ -174,7 +180,7 @@ def choose_threshold(
         )
     if target is not None and not 0 < target <= 1:
         raise UserError(f"target = {target}: {objective} can be above 0 and at most 1")
-    values, table = _all_thresholds(labels, probabilities)
+    values, table = _all_thresholds(labels, probabilities, np.ones(len(labels)) if weights is None else weights)
     if target is None:
         best = int(np.argmax(table[objective]))
     else:
@@ -187,27 +193,36 @@ def choose_threshold(
     return Threshold(float(values[best]), objective, target, achieved)
 
 
-def _all_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+def prior_weights(labels: np.ndarray, prior: float) -> np.ndarray:
+    """Weights (n,) with which `prior` of the pairs are of the same book; their mean is 1."""
+    labels = np.asarray(labels).astype(bool)
+    share = labels.mean()
+    return np.where(labels, prior / share, (1 - prior) / (1 - share))
+
+
+def _all_thresholds(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Thresholds in falling order, each saying "same" to one more distinct probability, and what each achieves.
 
     The last one says it to none: it wins only where it is strictly better.
     """
     order = np.argsort(-probabilities, kind="stable")
-    p, y = probabilities[order], labels[order]
+    p, y, w = probabilities[order], labels[order], weights[order]
     last = np.flatnonzero(np.r_[p[1:] != p[:-1], True])  # the last row of each distinct probability
     below = np.r_[p[1:], 0.0][last]
     middle = (p[last] + below) / 2
     # Between neighbouring floats there is no middle, and rounding may give the lower one, which would let it in.
     values = np.append(np.where(middle > below, middle, p[last]), max((p[0] + 1) / 2, np.nextafter(p[0], 2)))
-    true_positive = np.append(np.cumsum(y)[last], 0.0)
-    false_positive = np.append(np.cumsum(~y)[last], 0.0)
-    positives, negatives = y.sum(), (~y).sum()
+    true_positive = np.append(np.cumsum(w * y)[last], 0.0)
+    false_positive = np.append(np.cumsum(w * ~y)[last], 0.0)
+    positives, negatives = true_positive[-2], false_positive[-2]
     recall = true_positive / positives
     return values, {
-        "accuracy": (true_positive + negatives - false_positive) / len(y),
+        "accuracy": (true_positive + negatives - false_positive) / (positives + negatives),
         "balanced_accuracy": (recall + 1 - false_positive / negatives) / 2,
         "f1": 2 * true_positive / (true_positive + false_positive + positives),
-        "precision": true_positive / np.maximum(true_positive + false_positive, 1),
+        "precision": true_positive / np.maximum(true_positive + false_positive, np.finfo(float).tiny),
         "recall": recall,
     }
 

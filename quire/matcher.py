@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quire import hub
+from quire import decisions, hub
 from quire.bi_encoder import BiEncoder
 from quire.calibration import Fusion, Scale
+from quire.certify import Certificate
 from quire.chunks import chunk_text
 from quire.cross_encoder import CrossEncoder
 from quire.errors import UserError
@@ -23,7 +24,11 @@ from quire.storage import Storage, made_once
 
 @dataclass(frozen=True)
 class MatcherSpec:
-    """All that turns two models into decisions; stored as matcher.json. Folders are relative to the artefact root."""
+    """All that turns two models into decisions; stored as matcher.json. Folders are relative to the artefact root.
+
+    The scales give probabilities for pairs mixed as the calibration pairs, of which `calibration_prior` are of the same
+    book; the answers are for `prior`, on whose scale the threshold and the certificates stand.
+    """
 
     bi_encoder: str
     cross_encoder: str
@@ -39,20 +44,29 @@ class MatcherSpec:
     min_chars: int
     max_chunks_per_text: int
     max_cross_pairs: int
-    num_calibration_pairs: int
+    num_calibration_pairs: int  # that the scales and the threshold were fitted on; a certificate counts its own
+    data_sha256: str = ""  # of the pairs, labels and logits that all this came from
+    calibration_prior: float = 0.5
+    prior: float = 0.5
+    certificates: tuple[Certificate, ...] = ()  # of the sides for which a precision was asked
     fingerprint: str = ""
 
 
 @dataclass(frozen=True)
 class Match:
-    """One answer. `stage` says whose probability is the final one."""
+    """One answer. `stage` says whose probability is the final one; `code` is a key of `decisions.CODES`."""
 
+    decision: str
+    code: str | None
     stage: str
     probability: float
-    same_book: bool
+    same_book: bool | None
     bi_probability: float
     cross_probability: float | None
-    threshold: float
+    threshold: float | None
+    same_threshold: float | None
+    different_threshold: float | None
+    prior: float
     model: str
 
 
@@ -79,8 +93,12 @@ def load_spec(text: str | bytes) -> MatcherSpec:
     for wrong, what in ((set(values) - names, "unknown"), (names - set(values), "missing")):
         if wrong:
             raise UserError(f"matcher.json: {what} key {sorted(wrong)[0]!r}; it holds {', '.join(sorted(names))}")
-    scales = {"bi_scale": Scale(**values["bi_scale"]), "fusion": Fusion(**values["fusion"])}
-    spec = MatcherSpec(**{**values, **scales})
+    parts = {
+        "bi_scale": Scale(**values["bi_scale"]),
+        "fusion": Fusion(**values["fusion"]),
+        "certificates": tuple(Certificate(**certificate) for certificate in values["certificates"]),
+    }
+    spec = MatcherSpec(**{**values, **parts})
     if _fingerprint(spec) != spec.fingerprint:
         raise UserError("matcher.json: its contents do not give its fingerprint; calibrate again instead of editing it")
     return spec
@@ -178,23 +196,52 @@ def two_stage(
     return np.where(asked, fusion.probability(cross_logits, bi_logits), bi_scale.probability(bi_logits))
 
 
-def decide(spec: MatcherSpec, bi_logits: np.ndarray, cross_logits: np.ndarray) -> list[Match]:
-    """The answers for n pairs by their logits (n,), as in `two_stage`."""
+def rule(spec: MatcherSpec, prior: float | None = None) -> decisions.Rule:
+    """How the matcher decides where `prior` of the pairs are of the same book. Raises UserError as `decisions.rule`."""
+    return decisions.rule(spec.threshold, spec.objective, spec.certificates, spec.prior, prior)
+
+
+def decide(
+    spec: MatcherSpec,
+    bi_logits: np.ndarray,
+    cross_logits: np.ndarray,
+    *,
+    prior: float | None = None,
+    calibrated: Sequence[bool] | None = None,
+) -> list[Match]:
+    """The answers for n pairs by their logits (n,), as in `two_stage`, at a prior (default: the spec's).
+
+    `calibrated` (n,): whether each pair is as those that the scales were fitted on (default: all are).
+    """
+    used = rule(spec, prior)
     asked = needs_cross(spec.bi_scale, spec.prefilter, bi_logits).tolist()
-    first = spec.bi_scale.probability(bi_logits).tolist()
-    final = two_stage(spec.bi_scale, spec.fusion, spec.prefilter, bi_logits, cross_logits).tolist()
+    first = spec.bi_scale.probability(bi_logits)
+    final = two_stage(spec.bi_scale, spec.fusion, spec.prefilter, bi_logits, cross_logits)
+    first, final = (decisions.at_prior(p, spec.calibration_prior, used.prior).tolist() for p in (first, final))
     return [
-        Match(
-            stage="cross-encoder" if by_cross else "bi-encoder",
-            probability=probability,
-            same_book=probability >= spec.threshold,
-            bi_probability=bi,
-            cross_probability=probability if by_cross else None,
-            threshold=spec.threshold,
-            model=spec.fingerprint,
-        )
-        for by_cross, bi, probability in zip(asked, first, final, strict=True)
+        _answer(spec, used, *row) for row in zip(asked, first, final, calibrated or [True] * len(asked), strict=True)
     ]
+
+
+def _answer(
+    spec: MatcherSpec, used: decisions.Rule, by_cross: bool, bi: float, probability: float, calibrated: bool
+) -> Match:
+    decision, code = used.decide(probability, calibrated)
+    certified = bool(used.certificates)
+    return Match(
+        decision=decision,
+        code=code,
+        stage="cross-encoder" if by_cross else "bi-encoder",
+        probability=probability,
+        same_book=None if decision == "undecided" else decision == "same",
+        bi_probability=bi,
+        cross_probability=probability if by_cross else None,
+        threshold=None if certified else used.threshold,
+        same_threshold=used.limit("same") if certified else None,
+        different_threshold=used.limit("different") if certified else None,
+        prior=used.prior,
+        model=spec.fingerprint,
+    )
 
 
 def is_calibrated(spec: MatcherSpec, a: Sequence[str], b: Sequence[str]) -> bool:
@@ -211,14 +258,16 @@ def ordered(a: str, b: str) -> tuple[str, str]:
 class TwoStage:
     """The whole matcher in one process: what evaluation and notebooks use."""
 
-    def __init__(self, spec: MatcherSpec, bi: BiEncoder, cross: CrossEncoder):
-        self.spec, self.bi, self.cross = spec, bi, cross
+    def __init__(self, spec: MatcherSpec, bi: BiEncoder, cross: CrossEncoder, prior: float | None = None):
+        self.spec, self.bi, self.cross, self.prior = spec, bi, cross, prior
 
     @classmethod
-    def open(cls, uri: str) -> "TwoStage":
-        """From a published matcher's address."""
+    def open(cls, uri: str, prior: float | None = None) -> "TwoStage":
+        """From a published matcher's address. `prior`: the share of same-book pairs where it is used."""
+        spec = open_spec(uri)
+        rule(spec, prior)  # a prior that cannot be had is told before the models are loaded
         bi = BiEncoder.load(open_model(uri, "bi_encoder"))
-        return cls(open_spec(uri), bi, CrossEncoder.load(open_model(uri, "cross_encoder")))
+        return cls(spec, bi, CrossEncoder.load(open_model(uri, "cross_encoder")), prior)
 
     def match(self, pairs: Sequence[tuple[str, str]]) -> list[Match]:
         """One answer per pair of texts of any length. Each pair is computed by itself, so that (a, b) and (b, a) agree
@@ -227,7 +276,8 @@ class TwoStage:
         bi_logits = np.array([self._bi_logit(a, b) for a, b in cut])
         asked = needs_cross(self.spec.bi_scale, self.spec.prefilter, bi_logits)
         cross_logits = [self._cross_logit(a, b) if ask else np.nan for ask, (a, b) in zip(asked, cut, strict=True)]
-        return decide(self.spec, bi_logits, np.array(cross_logits))
+        calibrated = [is_calibrated(self.spec, a, b) for a, b in cut]
+        return decide(self.spec, bi_logits, np.array(cross_logits), prior=self.prior, calibrated=calibrated)
 
     def _bi_logit(self, a: list[str], b: list[str]) -> float:
         embeddings, rows = zip(*((self.bi.encode(side), self.bi.views.rows(side)) for side in (a, b)), strict=True)

@@ -5,7 +5,7 @@
 
 POST /v1/match takes {"a": ..., "b": ...} and answers one result, or {"pairs": [{"a", "b"}, ...]} and answers
 {"model": ..., "results": [...]}. GET /livez (the process answers), GET /healthz (both models answer), OpenAPI at /docs
-and /openapi.json.
+and /openapi.json. GET /v1/matcher: what the calibration rests on, and what it certifies.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from quire import matcher
 from quire.matcher import MatcherSpec
 from quire.views import Rows
 from serve.checks import Admission, Pair, RequestError, Result, Results, check_cost, parse, read_body, validate
-from serve.schema import DESCRIPTION, OPENAPI
+from serve.schema import DESCRIPTION, OPENAPI, Matcher
 
 DOCS_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")  # served here: no other host is asked
 BATCHES = 2  # concurrent batches a replica may hold; its queue must have room for both
@@ -54,6 +54,9 @@ class MatcherArgs(BaseModel):
     request_timeout: float = Field(default=60.0, gt=0, description="seconds a request may take, its reading included")
     batch_size: int = Field(default=16, gt=0, description="texts or pairs a model call")
     batch_wait: float = Field(default=0.01, ge=0, description="seconds a batch waits for company")
+    prior: float | None = Field(
+        default=None, gt=0, lt=1, description="share of same-book pairs where it is used; default: the matcher's own"
+    )
     num_replicas: int = Field(default=1, gt=0, description="of each model")
     num_cpus: float = Field(default=1, ge=0, description="of each model's replica")
     num_gpus: float = Field(default=0, ge=0, description="of each model's replica")
@@ -128,6 +131,7 @@ class Ingress:
     def __init__(self, args: MatcherArgs, bi: DeploymentHandle, cross: DeploymentHandle):
         self.args, self.bi, self.cross = args, bi, cross
         self.spec: MatcherSpec = matcher.open_spec(args.matcher)
+        matcher.rule(self.spec, args.prior)  # a prior that the matcher cannot have is told at the start
         self.admission = Admission(args.max_requests)
 
     @app.post("/v1/match", response_model=Result | Results, openapi_extra=OPENAPI)
@@ -158,7 +162,15 @@ class Ingress:
         check_cost(field, "cross_pairs", sum(map(len, chosen)), self.args.max_cross_pairs)
         bi_logits = await self._bi_logits(distinct, texts, passages)
         cross_logits = await self._cross_logits(bi_logits, chosen)
-        found = dict(zip(distinct, matcher.decide(self.spec, bi_logits, cross_logits), strict=True))
+        sides = [(texts[a].passages, texts[b].passages) for a, b in distinct]
+        calibrated = [matcher.is_calibrated(self.spec, a, b) for a, b in sides]
+        found = dict(
+            zip(
+                distinct,
+                matcher.decide(self.spec, bi_logits, cross_logits, prior=self.args.prior, calibrated=calibrated),
+                strict=True,
+            )
+        )
         results = []
         for pair, order in zip(pairs, asked, strict=True):
             a, b = texts[pair.a], texts[pair.b]
@@ -197,6 +209,11 @@ class Ingress:
         for place in places:
             logits[place] = np.mean([score[pair] for pair in chosen[place]])
         return logits
+
+    @app.get("/v1/matcher")
+    async def about(self) -> Matcher:
+        """What answers: the calibration's size, hashes, prior and certificates."""
+        return Matcher.of(self.spec, matcher.rule(self.spec, self.args.prior))
 
     @app.get("/livez")
     async def livez(self) -> dict[str, str]:

@@ -1,10 +1,12 @@
 """What a request may be: its shape, its limits, and a refusal that names the field."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quire.decisions import CODES
 
 
 class Pair(BaseModel):
@@ -27,12 +29,24 @@ class Pairs(BaseModel):
 class Result(BaseModel):
     """The answer for one pair."""
 
-    same_book: bool
-    probability: float = Field(description="calibrated; the final stage's")
+    decision: Literal["same", "different", "undecided"] = Field(
+        description="undecided: where a precision was asked for, and the probability lies between the two certified "
+        "thresholds or on a side without one"
+    )
+    code: Literal["cannot_certify", "not_calibrated"] | None = Field(
+        description="why it is undecided. " + "; ".join(f"{code}: {text}" for code, text in CODES.items())
+    )
+    same_book: bool | None = Field(description="the decision as a boolean; null when undecided")
+    probability: float = Field(description="calibrated, at the prior; the final stage's")
     stage: str = Field(description="bi-encoder or cross-encoder: whose answer is final")
     bi_probability: float
     cross_probability: float | None = Field(description="null when the first stage was enough")
-    threshold: float = Field(description="same_book is probability >= threshold")
+    threshold: float | None = Field(
+        description="without certificates, same_book is probability >= threshold; null with them"
+    )
+    same_threshold: float | None = Field(description="certified: same from this probability on; null: never")
+    different_threshold: float | None = Field(description="certified: different up to this probability; null: never")
+    prior: float = Field(description="share of same-book pairs that the probabilities are for")
     model: str = Field(description="fingerprint of the matcher")
     num_passages_a: int
     num_passages_b: int

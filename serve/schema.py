@@ -1,11 +1,25 @@
 """What the OpenAPI page says beyond the types of the answers."""
 
+from dataclasses import asdict
+
+from pydantic import BaseModel, Field
+
+from quire.certify import Certificate
+from quire.decisions import Rule
+from quire.matcher import MatcherSpec
 from serve.checks import Pair
 
 DESCRIPTION = (
     "Do two passages come from the same book? Texts longer than a passage are cut as the training data was, and the "
     "logits of their passages averaged. Probabilities were calibrated on pairs of single passages; for longer or much "
-    "shorter texts they rank the answers but are not calibrated, and `calibrated` is false."
+    "shorter texts they rank the answers but are not calibrated, and `calibrated` is false.\n\n"
+    "A matcher may be calibrated with a precision for the decision `same`, for `different`, or both. Each is then "
+    "certified by exact binomial bounds on independent pairs that nothing was fitted on: over calibration sets, the "
+    "precision among all such decisions is at least the one asked for, with the stated confidence, for each side by "
+    "itself. Any other pair is `undecided`. `GET /v1/matcher` shows the certificates. At another `prior` than theirs "
+    "the cuts on the scores stay; `same` stays certified at higher priors, `different` at lower ones, and the other "
+    "way a side answers `undecided` with the code `cannot_certify`. All this holds where same-book pairs, and "
+    "different-book pairs, look as they did in the calibration."
 )
 REFUSALS = {
     400: "Not JSON, or not UTF-8",
@@ -14,6 +28,30 @@ REFUSALS = {
     503: "Too many requests at once; ask again",
     504: "Not answered in time",
 }
+
+
+class Matcher(BaseModel):
+    """What answers: what its calibration rests on, and what it certifies."""
+
+    model: str = Field(description="fingerprint of all the rest")
+    bi_encoder_sha256: str
+    cross_encoder_sha256: str
+    data_sha256: str = Field(description="of the calibration pairs with their labels and logits")
+    num_calibration_pairs: int = Field(description="that the scales and thresholds were fitted on")
+    calibration_prior: float = Field(description="share of same-book pairs among them")
+    prior: float = Field(description="share of same-book pairs that the answers are for")
+    same_threshold: float | None = Field(description="same from this probability on; null: never")
+    different_threshold: float | None = Field(description="different up to this probability; null: never")
+    certificates: list[Certificate] = Field(description="of each precision that was asked for, held or not")
+
+    @classmethod
+    def of(cls, spec: MatcherSpec, rule: Rule) -> "Matcher":
+        """Of a spec as it is used at one prior."""
+        values = {key: value for key, value in asdict(spec).items() if key in cls.model_fields}
+        limits = {f"{side}_threshold": rule.limit(side) for side in ("same", "different")}
+        return cls(**values | limits | {"model": spec.fingerprint, "prior": rule.prior})
+
+
 _PAIR = Pair.model_json_schema()
 _PAIRS = {
     "type": "object",

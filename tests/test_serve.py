@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from cluster import s3_server
 from tiny import book
 
-from quire import calibration, hub, matcher, views
+from quire import calibration, certify, hub, matcher, views
 from quire.bi_encoder import BiEncoder, PairHead, build_encoder
 from quire.cross_encoder import CrossEncoder, build_model
 from quire.errors import UserError
@@ -27,8 +28,8 @@ A, B = book("sea", "alpha", 20), book("war", "beta", 20, seed=1)
 SHORT = "The ship was at sea and the crew was on deck."
 
 
-def publish_matcher(root: Path, encoder_folder: str, prefilter: float) -> str:
-    """A matcher with tiny real models; its address."""
+def publish_matcher(root: Path, encoder_folder: str, prefilter: float, **changes: Any) -> str:
+    """A matcher with tiny real models, and what else its spec may say; its address."""
     torch.manual_seed(1)
     fitted = views.Views.fit([A, B])
     head = PairHead(32, num_features=len(fitted.feature_names))
@@ -46,13 +47,13 @@ def publish_matcher(root: Path, encoder_folder: str, prefilter: float) -> str:
         fusion=calibration.Fusion(1.0, 0.5, 0.1),
         prefilter=prefilter,
         threshold=0.5,
-        objective="accuracy",
         size=6,
         overlap=2,
         min_chars=100,
         max_chunks_per_text=3,
         max_cross_pairs=2,
         num_calibration_pairs=100,
+        **{"objective": "accuracy"} | changes,
     )
     Storage(str(root)).write_json("models/m/matcher.json", matcher.spec_dict(spec))
     return str(root / "models" / "m")
@@ -73,6 +74,46 @@ def test_both_orders_give_the_same_bits_and_long_texts_are_cut(address: str) -> 
 def test_below_the_prefilter_the_first_stage_is_final(tmp_path: Path, encoder_folder: str) -> None:
     (found,) = TwoStage.open(publish_matcher(tmp_path, encoder_folder, prefilter=1.0)).match([(A, B)])
     assert (found.stage, found.cross_probability, found.probability) == ("bi-encoder", None, found.bi_probability)
+
+
+def certificate(side: str, threshold: float | None) -> certify.Certificate:
+    return certify.Certificate(side, 0.9, 0.95, "author", 0.5, threshold, 0.91, 60, 59, 100, 100)
+
+
+def test_what_is_promised_is_decided_and_nothing_else(tmp_path: Path, encoder_folder: str) -> None:
+    pair = (A[:250], B[:250])  # one passage each
+    bare = TwoStage.open(publish_matcher(tmp_path / "bare", encoder_folder, prefilter=0.0)).match([pair])[0]
+    assert bare.decision in ("same", "different") and bare.code is None and bare.same_threshold is None
+    low, high = bare.probability - 0.01, bare.probability + 0.01
+    expected = {
+        ("same", low): ("same", True, None),
+        ("different", high): ("different", False, None),
+        ("same", high): ("undecided", None, None),
+    }
+    for number, ((side, threshold), answer) in enumerate(expected.items()):
+        certificates = (certificate(side, threshold),)
+        address = publish_matcher(tmp_path / str(number), encoder_folder, prefilter=0.0, certificates=certificates)
+        one, long = TwoStage.open(address).match([pair, (A, B)])
+        assert (one.decision, one.same_book, one.code) == answer
+        assert (long.decision, long.code) == ("undecided", "not_calibrated")
+        assert getattr(one, f"{side}_threshold") == pytest.approx(threshold) and one.threshold is None
+
+
+def test_at_another_prior_the_probability_moves_and_a_promise_holds_on_one_side_only(
+    tmp_path: Path, encoder_folder: str
+) -> None:
+    pair = (A[:250], B[:250])
+    plain = publish_matcher(tmp_path / "plain", encoder_folder, prefilter=0.0)
+    probability = TwoStage.open(plain).match([pair])[0].probability
+    address = publish_matcher(
+        tmp_path / "m", encoder_folder, prefilter=0.0, certificates=(certificate("same", probability - 0.01),)
+    )
+    higher, lower = (TwoStage.open(address, prior).match([pair])[0] for prior in (0.9, 0.2))
+    assert higher.probability == pytest.approx(float(certify.shift(probability, 0.5, 0.9)))
+    assert (higher.decision, higher.prior) == ("same", 0.9) and higher.same_threshold < higher.probability
+    assert lower.decision == "undecided" and lower.same_threshold is None
+    with pytest.raises(UserError, match="calibrate with prior=0.2"):
+        TwoStage.open(publish_matcher(tmp_path / "r", encoder_folder, prefilter=0.0, objective="recall"), 0.2)
 
 
 def test_cross_pairs_are_the_same_for_swapped_texts() -> None:
@@ -265,7 +306,7 @@ def test_a_try_out_refuses_another_port_than_the_running_service_has(client: htt
 def test_health_docs_and_schema(client: httpx.Client) -> None:
     assert client.get("/healthz").json()["status"] == client.get("/livez").json()["status"] == "ok"
     schema = client.get("/openapi.json").json()
-    assert set(schema["paths"]) == {"/v1/match", "/healthz", "/livez"}
+    assert set(schema["paths"]) == {"/v1/match", "/v1/matcher", "/healthz", "/livez"}
     assert "requestBody" in schema["paths"]["/v1/match"]["post"]
     assert "not calibrated" in schema["info"]["description"]
     page = client.get("/docs")

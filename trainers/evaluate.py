@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from quire import artifact, config, matcher, matcher_report, metrics, report, strata
+from quire import artifact, config, decisions, matcher, matcher_report, metrics, report, strata
 from quire.artifact import Artifact
 from quire.calibration import Fusion, Scale
 from quire.errors import UserError
@@ -137,7 +137,9 @@ def system_scores(table: pa.Table, made: Artifact) -> Scores:
         logits["cross_encoder"],
     )
     probabilities = {"two_stage": both, **{name: scale.probability(logits[name]) for name, scale in scales.items()}}
-    thresholds = {**calibration["thresholds"], "two_stage": spec["threshold"]}
+    # The same cut on the scores, on the scale of these probabilities, which are for the calibration pairs' own prior.
+    threshold = decisions.at_prior(np.asarray(spec["threshold"]), spec["prior"], spec["calibration_prior"])
+    thresholds = {**calibration["thresholds"], "two_stage": float(threshold)}
     return Scores(probabilities, {"two_stage": both, **logits}, thresholds)
 
 

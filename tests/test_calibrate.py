@@ -1,0 +1,150 @@
+"""Calibration as a step: what is published, what cannot be promised, and what the spec says of its data."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from safetensors.numpy import save_file
+
+from quire import artifact, matcher, schema
+from quire.artifact import Shard
+from quire.errors import UserError
+from trainers import calibrate
+
+RECIPE = {"size": 14, "overlap": 4, "min_chars": 200, "split": {"by": "author"}}
+
+
+def publish(root: Path, kind: str, name: str, table: pa.Table | None = None) -> None:
+    draft = artifact.begin(str(root), kind, name, recipe=RECIPE, inputs={})
+    if table is None:
+        folder = root / kind / name
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"weight": np.ones(1, np.float32)}, folder / "model.safetensors")
+    else:
+        draft.write_shard(0, Shard(table=table, rows_in=table.num_rows))
+    draft.publish()
+
+
+def predictions(num_authors: int, seed: int = 0) -> tuple[pa.Table, pa.Table]:
+    """Chunks and scored pairs: two books an author; of each, two positives, one of either kind of negative."""
+    draw = np.random.default_rng(seed)
+    works = [f"a{i}/{book}" for i in range(num_authors) for book in "xy"]
+    rows: list[dict[str, Any]] = []
+    for split in ("calibration", "test"):
+        for number, work in enumerate(works):
+            author, other = work.split("/")[0], works[(number + 2 * int(draw.integers(1, num_authors))) % len(works)]
+            sibling = f"{author}/{'y' if work.endswith('x') else 'x'}"
+            partners = ((work, None), (work, None), (sibling, "same_author"), (other, "random"))
+            for place, (partner, kind) in enumerate(partners):
+                label = int(kind is None)
+                logits = {n: 2.5 * (2 * label - 1) + draw.normal(0, 1.5) for n in ("bi_encoder", "cross_encoder")}
+                rows.append(
+                    {
+                        "pair_id": f"{split}{number}-{place}",
+                        "split": split,
+                        "chunk_a": f"{work}:0",
+                        "chunk_b": f"{partner}:1",
+                        "label": label,
+                        "negative_type": kind,
+                        "distance": 100 if label else None,
+                        "work_a": work,
+                        "work_b": partner,
+                        "author_a": author,
+                        "author_b": partner.split("/")[0],
+                        **logits,
+                        "untrained": logits["bi_encoder"] + draw.normal(),
+                        "char_4gram": logits["bi_encoder"] + draw.normal(),
+                    }
+                )
+    columns = [*schema.PAIRS, *(pa.field(n, pa.float64()) for n in ("bi_encoder", "cross_encoder"))]
+    columns += [pa.field(n, pa.float64()) for n in ("untrained", "char_4gram")]
+    chunks = pa.table({"work_id": works, "author_group": [work.split("/")[0] for work in works]})
+    return chunks, pa.Table.from_pylist(rows, schema=pa.schema(columns))
+
+
+def published(root: Path, num_authors: int = 300) -> dict[str, Any]:
+    chunks, pairs = predictions(num_authors)
+    publish(root, "chunks", "c", chunks)
+    publish(root, "predictions", "p", pairs)
+    for name in ("bi", "cross"):
+        publish(root, "models", name)
+    return {
+        "predictions": "p",
+        "chunks": "c",
+        "bi_encoder": "bi",
+        "cross_encoder": "cross",
+        "runtime": {"root": str(root)},
+    }
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return published(tmp_path_factory.mktemp("root"))
+
+
+def run(inputs: dict[str, Any], name: str, **changes: Any) -> matcher.MatcherSpec:
+    made = calibrate.run(calibrate.CalibrateConfig(name=name, **inputs, **changes))
+    return matcher.open_spec(f"{inputs['runtime']['root']}/{made.folder}")
+
+
+def test_both_promises_are_kept_on_test_by_authors_never_seen(inputs: dict[str, Any]) -> None:
+    spec = run(inputs, "both", same_precision=0.9, different_precision=0.9)
+    same, different = spec.certificates
+    assert (same.side, different.side, same.unit, same.confidence) == ("same", "different", "author", 0.95)
+    assert same.num_pairs < 150 and min(same.bound, different.bound) >= 0.9  # a half of the authors, each used once
+    test = artifact.open_artifact(inputs["runtime"]["root"], "predictions", "p").read()
+    test = test.filter(pa.compute.equal(test["split"], "test"))
+    logits = (test[name].to_numpy() for name in ("bi_encoder", "cross_encoder"))
+    answers = matcher.decide(spec, *logits)
+    labels = test["label"].to_numpy()
+    for decision, wanted in (("same", 1), ("different", 0)):
+        said = np.array([answer.decision == decision for answer in answers])
+        assert said.mean() > 0.2 and (labels[said] == wanted).mean() >= 0.9
+
+
+def test_without_a_promise_one_threshold_decides_as_before(inputs: dict[str, Any]) -> None:
+    spec = run(inputs, "plain")
+    assert spec.certificates == () and spec.num_calibration_pairs == 2400
+    assert spec.prior == spec.calibration_prior == 0.5
+    assert {answer.decision for answer in matcher.decide(spec, np.array([-3.0, 3.0]), np.array([-3.0, 3.0]))} == {
+        "same",
+        "different",
+    }
+
+
+def test_what_cannot_be_certified_ends_the_run_and_says_what_can_be_had(inputs: dict[str, Any]) -> None:
+    with pytest.raises(
+        UserError, match=r"same: precision 0.999 .* cannot be certified \(best bound .* would be needed"
+    ):
+        run(inputs, "refused", same_precision=0.999)
+    spec = run(inputs, "refused", same_precision=0.999, allow_uncertified=True)
+    (answer,) = matcher.decide(spec, np.array([9.0]), np.array([9.0]))
+    assert (answer.decision, answer.code, answer.same_threshold) == ("undecided", "cannot_certify", None)
+
+
+def test_further_pairs_of_the_same_authors_are_promised_more_cheaply(inputs: dict[str, Any]) -> None:
+    by_pair = run(inputs, "pairs", same_precision=0.9, unit="pair").certificates[0]
+    assert by_pair.num_pairs > 1000 and by_pair.unit == "pair"
+
+
+def test_another_prior_moves_the_probabilities_the_threshold_and_the_promise(inputs: dict[str, Any]) -> None:
+    plain, rare = run(inputs, "plain2"), run(inputs, "rare", prior=0.1)
+    logits = np.array([0.5]), np.array([0.5])
+    (even,), (few,) = matcher.decide(plain, *logits), matcher.decide(rare, *logits)
+    odds = [p / (1 - p) for p in (even.probability, few.probability)]
+    assert odds[0] / odds[1] == pytest.approx(9.0) and few.prior == 0.1
+    (promised,) = run(inputs, "rare-promise", prior=0.1, different_precision=0.95).certificates
+    assert promised.prior == 0.1 and promised.num_decided / promised.num_pairs > 0.8  # nine pairs in ten are different
+    (common,) = run(inputs, "even-promise", different_precision=0.9).certificates
+    assert common.prior == pytest.approx(0.5, abs=0.01) and common.num_decided / common.num_pairs < 0.6
+
+
+def test_the_data_hash_follows_the_labels_and_the_scores(inputs: dict[str, Any], tmp_path: Path) -> None:
+    _, pairs = predictions(20)
+    found = calibrate.data_sha256(pairs)
+    assert found == calibrate.data_sha256(predictions(20)[1])
+    flipped = pairs.set_column(4, "label", pa.array(1 - pairs["label"].to_numpy(), pa.int8()))
+    assert len({found, calibrate.data_sha256(flipped), calibrate.data_sha256(predictions(20, 1)[1])}) == 3
+    assert len(run(inputs, "hashed").data_sha256) == 64
