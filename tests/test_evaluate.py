@@ -49,7 +49,7 @@ def matcher(root: str, made: Artifact) -> Artifact:
     draft = artifact.begin(root, "models", "m", recipe={}, inputs={"predictions": made})
     thresholds = dict.fromkeys(SYSTEMS, 0.5)
     draft.storage.write_json(f"{draft.folder}/calibration.json", {"systems": systems, "thresholds": thresholds})
-    spec = {"fusion": vars(fusion), "prefilter": 0.0, "threshold": 0.5}
+    spec = {"fusion": vars(fusion), "prefilter": 0.0, "threshold": 0.5, "prior": 0.4, "calibration_prior": 0.4}
     draft.storage.write_json(f"{draft.folder}/matcher.json", spec)
     return draft.publish()
 
@@ -77,7 +77,7 @@ def report(root: str) -> Artifact:
 
 def test_every_system_of_the_matcher_is_measured_in_every_stratum(report: Artifact) -> None:
     rows = report.read_json("results.json")
-    assert set(rows) == {"two-stage", "bi-encoder", "cross-encoder", "untrained encoder", "word tfidf"}
+    assert set(rows) == {"two-stage", "bi-encoder", "cross-encoder", "untrained encoder", "words, tf-idf"}
     types = {"overall", "random", "same_author", "neighbor"}
     strata = types | {"near", "far", "short", "medium", "long", "topic_matched", "masked"}
     assert all(set(cells) == strata == set(report.read_json("strata.json")) for cells in rows.values())
@@ -91,14 +91,14 @@ def test_the_numbers_are_those_of_the_predictions(report: Artifact, root: str) -
     table = table.filter(pa.compute.equal(table["split"], "test"))
     kinds = np.asarray(table["negative_type"].fill_null("positive").to_pylist())
     scores = table["word_tfidf"].to_numpy()
-    found, types = report.read_json("results.json")["word tfidf"], report.read_json("pair_types.json")["raw"]
+    found, types = report.read_json("results.json")["words, tf-idf"], report.read_json("pair_types.json")["raw"]
     hard = np.isin(kinds, ["positive", "same_author"])
     expected = metrics.auc(kinds[hard] == "positive", scores[hard])
     assert found["same_author"]["auc"] == pytest.approx(expected)
-    assert types["word tfidf"]["SB vs SA"]["auc"] == pytest.approx(expected)
+    assert types["words, tf-idf"]["SB vs SA"]["auc"] == pytest.approx(expected)
     apart = np.isin(kinds, ["same_author", "random"])
     expected = metrics.auc(kinds[apart] == "same_author", scores[apart])
-    assert types["word tfidf"]["SA vs DA"]["auc"] == pytest.approx(expected)
+    assert types["words, tf-idf"]["SA vs DA"]["auc"] == pytest.approx(expected)
 
 
 def test_masking_takes_from_the_same_book_and_leaves_the_author(report: Artifact) -> None:

@@ -184,7 +184,7 @@ def test_what_an_unfinished_harvest_has_fetched_is_not_sent_again(tmp_path: Path
         asked = ["name=wider", "select.ids=[1, 2, 3, 4]", "runtime.previous=g"]
         made = step.run(settings(tmp_path, server, *asked))
         conditional = [number_of(p) for p, h in zip(server.paths, server.headers, strict=True) if "if-none-match" in h]
-        assert conditional == [1, 2] and {number_of(path) for path in server.paths[begun:]} == {1, 2, 3, 4}
+        assert sorted(conditional) == [1, 2] and {number_of(path) for path in server.paths[begun:]} == {1, 2, 3, 4}
         plain = step.run(settings(tmp_path, server, *asked[:2], "name=plain"))
         assert contents(made) == contents(plain)
 

@@ -22,7 +22,7 @@ configs:
   data_files:
   - {split: test, path: data/test.jsonl.gz}
 - config_name: tables
-  data_files: other/*.csv
+  data_files: other/*.xml
 ---
 """
 LINES = ("source.subset=lines", "source.split=test")
@@ -59,7 +59,7 @@ def write_set(folder: Path) -> dict[str, bytes]:
         pq.write_table(half, folder / f"data/train-{part}.parquet", row_group_size=15)
     data = gzip.compress("".join(json.dumps(row) + "\n" for row in rows(500)).encode())
     (folder / "data/test.jsonl.gz").write_bytes(data[: len(data) // 2])
-    (folder / "other/a.csv").write_bytes(b"text\nw1\n")
+    (folder / "other/a.xml").write_bytes(b"<text>w1</text>")
     (folder / "README.md").write_bytes(CARD)
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -84,7 +84,7 @@ def test_a_data_set_is_read_where_it_lies_and_pinned(tmp_path: Path, model: str,
         assert told[:2] == ["made chunks/hub", "made chunks/test"] and told[-1] == "made chunks/hub", done.stderr
         assert "source.split = 'dev': me/set has train" in told[2]
         assert "source.subset = 'other': cannot be had" in told[3]
-        assert "a.csv', which is in a format not read here" in told[4]
+        assert "a.xml', which is in a format not read here" in told[4]
         assert "cannot be had (RevisionNotFoundError" in told[5] and "cannot be had (RepositoryNotFound" in told[6]
         hub.repos["datasets/me/set"].files["data/train-1.parquet"] = files["data/train-0.parquet"]
         moved = hub.python(RUN.format(runs=[asked]), tmp_path / "home").stdout

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from quire import baselines, metrics, views
 from quire.errors import UserError
-from quire.proper_names import proper_names
+from quire.proper_names import masked, proper_names
 from quire.views import Rows, Views
 
 BOOKS = [tiny.book(topic, f"w{chr(97 + place)}", 40, seed=place) for place, topic in enumerate(sorted(tiny.TOPICS) * 2)]
@@ -149,8 +149,10 @@ def test_the_regression_over_all_views_finds_the_book_of_a_text() -> None:
 def test_masked_baselines_do_not_see_names() -> None:
     texts = ["Then Ahab came to the ship.", "Then Peleg came to the ship.", "A rose is a rose."]
     facts = (texts, (texts[:2] * 2, texts[1:] * 2), np.array([1, 0, 1, 0]), ["", "random"] * 2)
-    masked, plain = (baselines.Baselines.fit(*facts, masked=choice) for choice in (True, False))
-    same, other = (one.scores([texts[0]] * 2, texts[:2])["char_4gram"] for one in (masked, plain))
+    fitted = baselines.Baselines.fit(*facts)
+    plain = ([texts[0]] * 2, texts[:2])
+    hidden = tuple([masked(text) for text in side] for side in plain)
+    same, other = (fitted.scores(*sides)["char_4gram"] for sides in (hidden, plain))
     assert same[0] == pytest.approx(same[1], abs=1e-6) and other[0] > other[1] + 0.1
 
 
