@@ -113,6 +113,10 @@ class BiEncoder:
     def load(cls, folder: str | Path) -> "BiEncoder":
         """From a folder that `save` wrote. Raises when a weight is missing: transformers would draw it at random."""
         folder = Path(folder)
+        if not (folder / _HEAD_CONFIG).is_file():
+            raise UserError(
+                f"{folder}: no {_HEAD_CONFIG}, so this is no bi-encoder; name one that trainers.bi_encoder made"
+            )
         sizes = json.loads((folder / _HEAD_CONFIG).read_text("utf-8"))
         if set(sizes) != set(_SIZES):
             raise UserError(f"{folder / _HEAD_CONFIG}: expected the keys {', '.join(_SIZES)}; train the model again")

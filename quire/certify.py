@@ -7,8 +7,8 @@ Exact binomial bounds (Clopper & Pearson 1934) on independent pairs, tested in a
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from scipy.special import expit, logit
@@ -70,11 +70,6 @@ class Certificate:
             return f"{asked} certified for P {sign} {self.threshold:.3f} (bound {self.bound:.3f}, {seen})"
         what = "more pairs alone will not do" if self.num_needed is None else f"about {self.num_needed} would be needed"
         return f"{asked} cannot be certified (best bound {self.bound:.3f}, {seen}; {what})"
-
-
-def certificate_dict(certificate: Certificate) -> dict[str, Any]:
-    """As JSON holds it."""
-    return asdict(certificate)
 
 
 def lower_bound(num_right: int, num: int, confidence: float) -> float:

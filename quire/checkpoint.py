@@ -1,6 +1,5 @@
 """Checkpoints of the training loop: safetensors and JSON in the artefact's scratch folder, newest complete one wins."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -103,8 +102,3 @@ def _detached(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _barrier() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
-
-
-def history_json(history: list[dict[str, Any]]) -> str:
-    """The loss history as published beside the model."""
-    return json.dumps(history, indent=1)

@@ -155,7 +155,10 @@ def _locate(uri: str) -> tuple[Storage, str]:
 
 
 def passages(text: str, spec: MatcherSpec) -> list[str]:
-    """The chunks of a text as the training data was cut; a text without a whole chunk is one passage."""
+    """The chunks of a text as the training data was cut.
+
+    A text without a whole chunk is one passage, its beginning, shorter than a chunk: `is_calibrated` knows it by that.
+    """
     made = chunk_text(
         text,
         size=spec.size,
@@ -164,7 +167,7 @@ def passages(text: str, spec: MatcherSpec) -> list[str]:
         max_chunks=spec.max_chunks_per_text,
         english=False,
     )
-    return [text[c.start : c.end] for c in made.chunks] or [text.strip()]
+    return [text[c.start : c.end] for c in made.chunks] or [text.strip()[: spec.min_chars - 1]]
 
 
 def cross_pairs(m: int, n: int, count: int) -> list[tuple[int, int]]:

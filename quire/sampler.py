@@ -89,19 +89,28 @@ class HardNegatives:
         self.work_of_row = np.full(size, -1, dtype=np.int64)  # -1: of a work that no batch holds
         for work, rows in enumerate(batches.rows):
             self.work_of_row[rows[:, 0]] = work
+        of_work: dict[int, list[np.ndarray]] = {}
+        for row, found in sorted(mined.items()):
+            if row < size:
+                of_work.setdefault(int(self.work_of_row[row]), []).append(found)
+        self.mined_of_work = {work: np.unique(np.concatenate(found)) for work, found in of_work.items()}
         self.covered = float(np.mean([row in mined for row in self.rows.tolist()])) if len(self.rows) else 0.0
 
     def plan(self, step: int, micro: int, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers and work numbers, (B x count,) int64 each, for the rows `anchors` (B,) of a global batch.
 
-        A chunk for which too few were mined gets random chunks as well: a batch has one size.
+        A chunk for which too few were mined gets some that were mined for other chunks of its work, then random ones:
+        a batch has one size.
         """
         draw = generator(self.seed, step, _HARD + micro)
         chosen = []
         for row in anchors.tolist():
             own = self.mined.get(row, np.zeros(0, dtype=np.int64))
             own = own[draw.permutation(len(own))][: self.count]
-            chosen += [own, self.rows[draw.integers(len(self.rows), size=self.count - len(own))]]
+            near = self.mined_of_work.get(int(self.work_of_row[row]), own)
+            near = draw.permutation(near[~np.isin(near, own)])[: self.count - len(own)]
+            lacking = self.count - len(own) - len(near)
+            chosen += [own, near, self.rows[draw.integers(len(self.rows), size=lacking)]]
         rows = np.concatenate(chosen).astype(np.int64)
         return rows, self.work_of_row[rows]
 

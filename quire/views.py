@@ -96,6 +96,8 @@ class Views:
     def fit(cls, texts: Sequence[str], names: Sequence[Name] = DEFAULT) -> "Views":
         """From the texts of the training split. Raises UserError when none has a word."""
         views = cls(names)
+        if not views.names:
+            return views
         readings = [reading.read(text) for text in texts]
         counts = Counter(word for one in readings for word in one.words)
         if not counts:

@@ -190,6 +190,13 @@ def test_mined_negatives_are_drawn_anew_each_step_from_those_of_the_chunk_and_fi
     assert len(seen) == 20 and hard.covered == 0.75
 
 
+def test_a_chunk_without_mined_negatives_takes_those_of_its_work_first() -> None:
+    hard = sampler.HardNegatives({0: np.asarray([20, 21]), 10: np.asarray([31])}, batches(), 2)
+    for step in range(10):
+        drawn = hard.plan(step, 0, np.asarray([1, 11, 0]))[0].reshape(3, 2).tolist()
+        assert set(drawn[0]) == {20, 21} and 31 in drawn[1] and set(drawn[2]) == {20, 21}
+
+
 def test_streams_of_pair_batches_differ() -> None:
     labels = np.asarray([1, 0] * 20)
     plain, taught = (sampler.PairBatches(labels, batch_size=8, seed=3, stream=s) for s in (0, sampler.TAUGHT))

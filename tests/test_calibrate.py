@@ -1,5 +1,6 @@
 """Calibration as a step: what is published, what cannot be promised, and what the spec says of its data."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,19 @@ def predictions(num_authors: int, seed: int = 0) -> tuple[pa.Table, pa.Table]:
     columns += [pa.field(n, pa.float64()) for n in calibrate.BASELINES]
     chunks = pa.table({"work_id": works, "author_group": [work.split("/")[0] for work in works]})
     return chunks, pa.Table.from_pylist(rows, schema=pa.schema(columns))
+
+
+def test_predictions_of_other_models_or_of_masked_texts_are_refused(tmp_path: Path) -> None:
+    made = published(tmp_path, 30)
+    folder = tmp_path / "predictions/p"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for changed, told in (
+        ({"recipe": {"mask_names": True}}, "predictions = 'p': scored with names masked"),
+        ({"inputs": {"bi_encoder": {"content": "x", "name": "old"}}}, "bi_encoder = 'bi': 'p' was made"),
+    ):
+        (folder / "manifest.json").write_text(json.dumps(manifest | changed))
+        with pytest.raises(UserError, match=told):
+            calibrate.run(calibrate.CONFIG.model_validate(made | {"name": "m", "runtime": {"root": str(tmp_path)}}))
 
 
 def published(root: Path, num_authors: int = 300) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def run(settings: CalibrateConfig) -> Artifact:
     draft = artifact.begin_step(settings, "models", inputs)
     if draft.published:
         return draft.published
+    _check_scored(inputs)
     table = inputs["predictions"].read()
     table = table.filter(pc.equal(table["split"], "calibration"))
     spec, report = _fit(table, inputs, settings)
@@ -99,6 +100,22 @@ def run(settings: CalibrateConfig) -> Artifact:
     )
     lines += [Certificate(**certificate).told() for certificate in spec["certificates"]]
     return draft.publish(summary="\n".join(lines), facts=report)
+
+
+def _check_scored(inputs: dict[str, Artifact]) -> None:
+    """Scales and promises hold for the very models that made the predictions, on texts as they are."""
+    predictions = inputs["predictions"]
+    if predictions.manifest["recipe"].get("mask_names"):
+        raise UserError(
+            f"predictions = {predictions.name!r}: scored with names masked; name those of texts as they are"
+        )
+    for role in ("chunks", "bi_encoder", "cross_encoder"):
+        scored = predictions.manifest["inputs"].get(role)
+        if scored and scored["content"] != inputs[role].content:
+            raise UserError(
+                f"{role} = {inputs[role].name!r}: {predictions.name!r} was made with {scored['name']!r}, or "
+                "with an earlier one of that name; score again"
+            )
 
 
 def _fit(

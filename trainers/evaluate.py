@@ -3,7 +3,8 @@
     python -m trainers.evaluate trainers/experiments/books/evaluate.toml [key=value ...]
 
 By stratum (`quire.strata`) and by pair type, with intervals over authors; where `masked` names the predictions of the
-same pairs with names masked (`pipelines.score mask_names=true`), beside those.
+same pairs with names masked (`pipelines.score mask_names=true`), beside those: by rank alone, since every scale was
+fitted on texts as they are. The baselines have then seen masked training texts, the models have not.
 """
 
 from typing import Any, NamedTuple
@@ -58,10 +59,10 @@ def run(settings: EvaluateConfig) -> Artifact:
     if draft.published:
         return draft.published
     table = inputs["predictions"].read()
-    test, fitted = (table.filter(pc.equal(table["split"], split)) for split in ("test", "calibration"))
+    test = table.filter(pc.equal(table["split"], "test"))
     topic = _topic(test, settings.topic)
     authors = [np.asarray(test[side].to_pylist(), dtype=object) for side in ("author_a", "author_b")]
-    measure = _Measure(authors, settings, prior=float(fitted["label"].to_numpy().mean()))
+    measure = _Measure(authors, settings, prior=inputs["matcher"].read_json("matcher.json")["calibration_prior"])
     scores = system_scores(test, inputs["matcher"])
     found, types = strata.strata(test, topic), strata.pair_types(test)
     rows = measure.strata(scores, found)
@@ -71,7 +72,7 @@ def run(settings: EvaluateConfig) -> Artifact:
         hidden = system_scores(_same_pairs(test, inputs["masked"]), inputs["matcher"])
         title = "Names masked, against all negatives"
         everything = {"masked": found["overall"]._replace(title=title)}
-        for system, values in measure.strata(hidden, everything).items():
+        for system, values in measure.rankings(hidden, everything).items():  # their scales are those of raw texts
             rows[system] |= values
         described["masked"] = described["overall"] | {"title": title, "topic_auc": None}
         pair_types["names masked"] = measure.rankings(hidden, types)
@@ -171,7 +172,8 @@ def ancestors(root: str, inputs: dict[str, Artifact]) -> list[Artifact]:
     waiting = list(inputs.values())
     while waiting:
         item = waiting.pop()
-        found.pop(item.folder, None)
+        if item.folder in found:
+            continue
         found[item.folder] = item
         for described in item.manifest["inputs"].values():
             if isinstance(described, dict):
