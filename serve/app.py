@@ -88,8 +88,8 @@ class BiEncoderModel:
 
     def check_health(self) -> None:
         """Raises when the model no longer gives finite numbers."""
-        if not np.isfinite(self.model.encode(["Is anybody there?"])).all():
-            raise RuntimeError("the bi-encoder gives embeddings that are not finite")
+        if not np.isfinite(self.model.score(["Is anybody there?"], ["Nobody."])).all():
+            raise RuntimeError("the bi-encoder gives logits that are not finite")
 
 
 class CrossEncoderModel:
@@ -162,8 +162,7 @@ class Ingress:
         check_cost(field, "cross_pairs", sum(map(len, chosen)), self.args.max_cross_pairs)
         bi_logits = await self._bi_logits(distinct, texts, passages)
         cross_logits = await self._cross_logits(bi_logits, chosen)
-        sides = [(texts[a].passages, texts[b].passages) for a, b in distinct]
-        calibrated = [matcher.is_calibrated(self.spec, a, b) for a, b in sides]
+        calibrated = [matcher.is_calibrated(self.spec, texts[a], texts[b]) for a, b in distinct]
         found = dict(
             zip(
                 distinct,
@@ -174,9 +173,8 @@ class Ingress:
         results = []
         for pair, order in zip(pairs, asked, strict=True):
             a, b = texts[pair.a], texts[pair.b]
-            calibrated = matcher.is_calibrated(self.spec, a, b)
             counts = {"num_passages_a": len(a), "num_passages_b": len(b)}
-            results.append(Result(**asdict(found[order]), **counts, calibrated=calibrated))
+            results.append(Result(**asdict(found[order]), **counts, calibrated=matcher.is_calibrated(self.spec, a, b)))
         return results
 
     def _cut(self, pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:

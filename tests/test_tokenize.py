@@ -97,7 +97,7 @@ def test_a_tokenizer_of_a_folder_and_a_vocabulary_of_32_bits(root: str, tmp_path
         ({"tokenizer": {"kind": "bpe", "vocab_size": 60_000}}, "tokenizer.vocab_size = 60000: the corpus gives"),
         ({"tokenizer": {"kind": "pretrained", "name": "/nowhere/tok"}}, "tokenizer '/nowhere/tok'"),
         ({"vocab_size": 2**33}, "at most 32 bits"),
-        ({"documents": "books"}, "documents = 'books' has no column 'categories': make it with pipelines.arxiv or"),
+        ({"documents": "books"}, "documents = 'books' has no column 'categories': make it with pipelines.arxiv, or"),
     ],
 )
 def test_what_cannot_be_tokenised_is_refused(root: str, changes: dict, message: str) -> None:
