@@ -44,6 +44,12 @@ class PanConfig(config.Config):
     truth: str | None = Field(default=None, description="a file of {id, same, authors}; without it, answers only")
     fit_pairs: str | None = Field(default=None, description="another set, to fit the probabilities on")
     fit_truth: str | None = None
+    prior: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of same-author problems, where nothing is fitted; default: matcher's",
+    )
     untrained: str = hub.MINILM
     num_bootstraps: int = Field(default=500, gt=0)
     seed: int = 0
@@ -54,6 +60,8 @@ class PanConfig(config.Config):
     def _both(self) -> Self:
         if (self.fit_pairs is None) != (self.fit_truth is None):
             raise ValueError("fit_pairs, fit_truth: give both or neither")
+        if self.fit_pairs and self.prior is not None:
+            raise ValueError(f"prior = {self.prior}: fit_pairs says what share is of one author; leave it out")
         return self
 
     def sets(self) -> dict[str, str]:
@@ -99,18 +107,18 @@ def _place(file: str) -> tuple[Storage, list[str]]:
 def _finish(
     draft: Draft, table: pa.Table, truths: dict[str, dict[str, pan.Truth]], made: Artifact, settings: PanConfig, n: int
 ) -> Artifact:
-    scales = _scales(table, truths.get("fit"), made, settings)
+    scales, prior = _scales(table, truths.get("fit"), made, settings)
     answered = table.filter(pc.equal(table["set"], "answer"))
     ids = answered["id"].to_pylist()
     values = {system: scales[system].probability(answered[system].to_numpy()) for system in SYSTEMS}
     lines = pan.answers(ids, values["two_stage"])
     draft.storage.write_bytes(f"{draft.folder}/answers.jsonl", lines.encode())
     where = f"answers: {draft.storage.uri(f'{draft.folder}/answers.jsonl')}"
-    fitted = {"scales": {system: vars(scale) for system, scale in scales.items()}}
+    fitted = {"scales": {system: vars(scale) for system, scale in scales.items()}, "prior": prior}
     took = f"{len(ids):,} problems; {speed(draft, len(table), 'problems')}"
     if "answer" not in truths:
         return draft.publish(num_shards=n, summary=f"{took}\n{where}", facts=fitted)
-    rows = results(ids, values, truths["answer"], settings)
+    rows = results(ids, values, truths["answer"], settings, prior)
     text = official_table(rows)
     draft.storage.write_json(f"{draft.folder}/results.json", rows)
     draft.storage.write_bytes(f"{draft.folder}/table.txt", text.encode())
@@ -119,18 +127,23 @@ def _finish(
 
 def _scales(
     table: pa.Table, truth: dict[str, pan.Truth] | None, made: Artifact, settings: PanConfig
-) -> dict[str, Scale]:
-    """How scores become probabilities: fitted on the other set where there is one, else the matcher's own."""
+) -> tuple[dict[str, Scale], float]:
+    """How scores become probabilities, and for what share of same-author problems: fitted on the other set where there
+    is one, else the matcher's own, whose answers are for `prior` already."""
     if truth is None:
-        known = made.read_json("calibration.json")["systems"]["untrained"]["scale"]
-        return {"two_stage": Scale(1.0, 0.0), "bi_encoder": Scale(1.0, 0.0), "untrained": Scale(**known)}
+        spec = made.read_json("matcher.json")
+        prior = settings.prior or spec["prior"]
+        known = Scale(**made.read_json("calibration.json")["systems"]["untrained"]["scale"])
+        shifted = Scale(known.slope, known.bias + float(logit(prior) - logit(spec["calibration_prior"])))
+        return {"two_stage": Scale(1.0, 0.0), "bi_encoder": Scale(1.0, 0.0), "untrained": shifted}, prior
     rows = table.filter(pc.equal(table["set"], "fit"))
     same = np.asarray([t.same for t in _told(rows["id"].to_pylist(), truth, settings.fit_truth)])
-    return {system: calibration.fit_scale(rows[system].to_numpy(), same, must_rise=False) for system in SYSTEMS}
+    fitted = {system: calibration.fit_scale(rows[system].to_numpy(), same, must_rise=False) for system in SYSTEMS}
+    return fitted, float(same.mean())
 
 
 def results(
-    ids: list[str], values: dict[str, np.ndarray], truth: dict[str, pan.Truth], settings: PanConfig
+    ids: list[str], values: dict[str, np.ndarray], truth: dict[str, pan.Truth], settings: PanConfig, prior: float = 0.5
 ) -> dict[str, dict[str, Any]]:
     """PAN's metrics of every system, ECE and Cllr beside them, and the intervals over authors of AUC and mean."""
     told = list(_told(ids, truth, settings.truth))
@@ -138,9 +151,9 @@ def results(
     authors = [[t.authors[side] for t in told] for side in (0, 1)]
     rows = {}
     for system, answers in values.items():
-        found = metrics.metrics(labels, answers, 0.5)
+        found = metrics.metrics(labels, answers, 0.5, prior)
         bounds = metrics.metric_intervals(
-            labels, answers, *authors, 0.5, num_samples=settings.num_bootstraps, seed=settings.seed
+            labels, answers, *authors, 0.5, prior, num_samples=settings.num_bootstraps, seed=settings.seed
         )
         rows[system] = {
             **metrics.pan(labels, answers),
@@ -168,7 +181,7 @@ def _told(ids: list[str], truth: dict[str, pan.Truth], file: str | None) -> Iter
 
 
 def _scorer(address: str, settings: PanConfig) -> Any:
-    two_stage = TwoStage.open(address)
+    two_stage = TwoStage.open(address, settings.prior)
     untrained = encoder.load_encoder(hub.find_model(settings.untrained))
     files = settings.sets()
 

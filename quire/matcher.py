@@ -93,11 +93,14 @@ def load_spec(text: str | bytes) -> MatcherSpec:
     for wrong, what in ((set(values) - names, "unknown"), (names - set(values), "missing")):
         if wrong:
             raise UserError(f"matcher.json: {what} key {sorted(wrong)[0]!r}; it holds {', '.join(sorted(names))}")
-    parts = {
-        "bi_scale": Scale(**values["bi_scale"]),
-        "fusion": Fusion(**values["fusion"]),
-        "certificates": tuple(Certificate(**certificate) for certificate in values["certificates"]),
-    }
+    try:
+        parts = {
+            "bi_scale": Scale(**values["bi_scale"]),
+            "fusion": Fusion(**values["fusion"]),
+            "certificates": tuple(Certificate(**certificate) for certificate in values["certificates"]),
+        }
+    except TypeError as error:  # a key that is missing or unknown
+        raise UserError(f"matcher.json: {error}; calibrate again instead of editing it") from error
     spec = MatcherSpec(**{**values, **parts})
     if _fingerprint(spec) != spec.fingerprint:
         raise UserError("matcher.json: its contents do not give its fingerprint; calibrate again instead of editing it")
