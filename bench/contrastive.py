@@ -80,7 +80,7 @@ class Pairs:
         return {"loss": 0.0}
 
     def save(self, folder: Path) -> None:
-        raise NotImplementedError
+        self.model.save(str(folder), create_model_card=False)
 
 
 class Clock:

@@ -10,12 +10,14 @@ import logging
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
 from quire import schema
@@ -44,8 +46,9 @@ class Worker:
                 shard.cpu += time.process_time() - cpu
                 shard.gpu += (time.perf_counter() - wall) if ray.get_gpu_ids() else 0.0
                 self.draft.write_shard(index, shard)
-            # Raised, either would reach the user inside a long trace through Ray, and its frames would hold the CPUs
-            # of all workers for as long as anything holds the exception.
+            # Nothing is lost: `run_shards` raises what is told here, and the shard stays undone. Raised here, it would
+            # reach the user inside a long trace through Ray, and its frames would hold the CPUs of all workers for as
+            # long as anything holds the exception.
             except UserError as error:
                 return _told(batch, mistake=str(error))
             except Exception:
@@ -121,18 +124,20 @@ def _first_failure(
     most = min(len(pending), num_workers or len(pending))
     # Rows are indices alone: an item need not be anything Arrow can hold.
     dataset = ray.data.from_items([{"index": index} for index in pending], override_num_blocks=len(pending))
-    dataset = dataset.map_batches(
-        Worker,
-        batch_size=1,
-        batch_format="numpy",
-        fn_constructor_args=constructor,
-        # As many as there is room for now; more as an autoscaling cluster grows, which Ray Data asks it to.
-        compute=ray.data.ActorPoolStrategy(min_size=min(most, _places(num_gpus, num_workers)), max_size=most),
-        num_cpus=1,
-        num_gpus=num_gpus or None,
-        memory=memory,
-        max_task_retries=_RETRIES,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # Ray 2.60 has no named parameter for max_task_retries
+        dataset = dataset.map_batches(
+            Worker,
+            batch_size=1,
+            batch_format="numpy",
+            fn_constructor_args=constructor,
+            # As many as there is room for now; more as an autoscaling cluster grows, which Ray Data asks it to.
+            compute=ray.data.ActorPoolStrategy(min_size=min(most, _places(num_gpus, num_workers)), max_size=most),
+            num_cpus=1,
+            num_gpus=num_gpus or None,
+            memory=memory,
+            max_task_retries=_RETRIES,
+        )
     for row in dataset.iter_rows():
         if row["mistake"] or row["trace"]:
             return row

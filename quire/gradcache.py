@@ -5,6 +5,7 @@ time. Embed all chunks without graphs, take the loss's gradient with respect to 
 chunk again, under the same random state, and carry that gradient on. Shape letters: N texts, D embedding width.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from quire import device
 
 
-class Contrastive(nn.Module):
+class Contrastive(nn.Module, ABC):
     """A module whose loss joins the embeddings of all texts of a batch, which are embedded one by one.
 
     `loss` must not draw random numbers: it is computed twice where `chunk_size` cuts the batch.
@@ -21,13 +22,13 @@ class Contrastive(nn.Module):
 
     chunk_size: int | None = None  # texts whose graphs the memory holds; None: those of a whole batch
 
+    @abstractmethod
     def embed(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """`input_ids` and `attention_mask` (n, T), padded on the right, to embeddings (n, D) float32."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, embeddings: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """{"loss": scalar, **other scalars} from embeddings (N, D) of all texts of this rank and what stands beside."""
-        raise NotImplementedError
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         embeddings = self.embed(batch)
