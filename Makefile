@@ -1,11 +1,21 @@
-# make demo [BOOKS=folder]   the book matcher end to end, from corpus to a running service
-# make test                  every test that needs no GPU
-# make env                   the environment alone (.venv), with pinned versions
+# make demo [BOOKS=folder] [SET="step.key=value ..."]   the book matcher end to end, from corpus to a running service
+# make test                                             every test that needs no GPU
+# make env                                              the environment alone (.venv), with pinned versions
 
 PYTHON ?= python3.11
 VENV   ?= .venv
 RUN     = $(VENV)/bin/python
-ROOT   ?= $(if $(BOOKS),artifacts/$(notdir $(abspath $(BOOKS))),artifacts)
+
+# By the shell: make's own functions take a name with blanks for several names.
+ifdef BOOKS
+FOLDER := $(shell CDPATH= cd "$(BOOKS)" 2>/dev/null && pwd)
+ifeq ($(FOLDER),)
+$(error BOOKS = $(BOOKS): no such folder)
+endif
+SOURCE := documents.source.kind=folder documents.source.folder="$(FOLDER)"
+ROOT   ?= artifacts/$(shell basename "$(FOLDER)")
+endif
+ROOT   ?= artifacts
 
 .PHONY: demo test env lint clean
 
@@ -19,7 +29,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: env
-	$(RUN) -m quire.flow flows/demo.toml root=$(ROOT) $(if $(BOOKS),documents.source.kind=folder documents.source.folder='"$(abspath $(BOOKS))"')
+	$(RUN) -m quire.flow flows/demo.toml root="$(ROOT)" $(SOURCE) $(SET)
 
 # One tier after the other: a Ray of one test must not meet the Ray of another on two cores.
 test: env

@@ -39,20 +39,26 @@ def contest(
         "bench": name,
         "unit": f"{unit}/s",
         "contenders": {
-            key: {"speed": _spread(found), "ratio": _spread([a / b for a, b in zip(ours, found, strict=True)])}
+            key: {"speed": spread(found), "ratio": spread([a / b for a, b in zip(ours, found, strict=True)])}
             for key, found in speeds.items()
         },
         **facts,
         **where(),
     }
     show(result)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}-{_slug(result['processor'])}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    keep(result)
     return result
 
 
-def options(doc: str, **defaults: float) -> argparse.Namespace:
-    """The command line of a bench: `--name number` for each default, and its docstring for `--help`."""
+def keep(result: Mapping[str, Any]) -> None:
+    """Write bench/results/NAME-PROCESSOR.json."""
+    RESULTS.mkdir(exist_ok=True)
+    name = f"{result['bench']}-{_slug(result['processor'])}.json"
+    (RESULTS / name).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+
+
+def options(doc: str, **defaults: float | str) -> argparse.Namespace:
+    """The command line of a bench: `--name value` for each default, and its docstring for `--help`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
@@ -86,7 +92,8 @@ def show(result: Mapping[str, Any]) -> None:
     Console(width=120).print(table)
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and most."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 

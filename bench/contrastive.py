@@ -59,6 +59,8 @@ class Ranking(gradcache.Contrastive):
 class Pairs:
     """Quire's side: the pairs in order, tokenised ahead of the step that needs them."""
 
+    mfu_key = "mfu"
+
     def __init__(self, asked: argparse.Namespace, pairs: datasets.Dataset, size: int, chunk: int | None):
         self.pairs, self.size = pairs, size
         self.model = opened(asked, dropout=0.0)

@@ -8,7 +8,7 @@ DOCUMENT_CHARS = 2_000
 PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "networkx", "sympy", "matplotlib", "transformers", "botocore")
 
 
-def corpus(megabytes: int) -> Iterator[str]:
+def corpus(megabytes: float) -> Iterator[str]:
     """Texts of about `DOCUMENT_CHARS` characters, `megabytes` of them in all."""
     packages = docstrings.list_packages(PACKAGES)
     found = [docstrings.read_books(package, max_books=50, max_chars=10**6) for package in packages]

@@ -29,7 +29,7 @@ from quire.artifact import Artifact
 MAX_TOKENS, OVERLAP = 250, 25
 
 
-def prepare(root: str, megabytes: int) -> float:
+def prepare(root: str, megabytes: float) -> float:
     """One Parquet file of documents; MB of text."""
     whole = "\n".join(corpus(megabytes))
     draw, texts, at = np.random.default_rng(0), [], 0

@@ -2,8 +2,8 @@
 
     python -m pipelines.chunk pipelines/experiments/books/chunk.toml [key=value ...]
 
-Three passes: MinHash signatures of the documents, which make works and splits; the chunks, shard by shard; and the
-removal of chunks whose text occurs in more than `max_repeats` works.
+Three passes: the documents' MinHash signatures make works and splits; the chunks, shard by shard; and the removal of
+chunks whose text occurs in more than `max_repeats` works.
 """
 
 from typing import Any, Literal, NamedTuple, Self
@@ -90,22 +90,35 @@ def _works(documents: Artifact, draft: Draft, settings: ChunkConfig) -> dict[str
     if draft.storage.exists(kept):
         return {key: Work(*values) for key, values in draft.storage.read_json(kept).items()}
     _check_columns(documents)
-    table = documents.read(["document_id", "authors"])
+    sizes, signed = [], []
+    for part in documents.parts:  # one at a time: all texts together may be more than memory holds
+        table = documents.storage.read_table(part, ["document_id", "authors", "signature", "text"])
+        sizes += pc.utf8_length(table["text"]).to_pylist()
+        signed.append(_signed(table))
+    works = assign(pa.concat_tables(signed), sizes, settings)
+    draft.storage.write_json(kept, works)
+    return works
+
+
+def _signed(table: pa.Table) -> pa.Table:
+    """The documents without their texts, signed where they came unsigned, as papers do: few are read as books are."""
+    rows = zip(table["signature"].to_pylist(), table["text"].to_pylist(), strict=True)
+    signatures = [known or dedup.minhash(text).tolist() for known, text in rows]
+    column = pa.array(signatures, schema.DOCUMENTS.field("signature").type)
+    return table.select(["document_id", "authors"]).append_column("signature", column)
+
+
+def assign(table: pa.Table, sizes: list[int], settings: ChunkConfig) -> dict[str, Work]:
+    """document_id -> its work, of documents (document_id, authors, signature) that are `sizes` characters long."""
     ids, authors = table["document_id"].to_pylist(), table["authors"].to_pylist()
-    signatures, sizes = [], []
-    for part in documents.parts:
-        for text in documents.storage.read_table(part, ["text"])["text"].to_pylist():
-            signatures.append(dedup.minhash(text))
-            sizes.append(len(text))
-    work_of = dedup.work_ids(ids, np.stack(signatures), settings.near_duplicate)
+    signatures = pc.list_flatten(table["signature"]).to_numpy().reshape(-1, dedup.NUM_HASHES)
+    work_of = dedup.work_ids(ids, signatures, settings.near_duplicate)
     work_ids = [work_of[document] for document in ids]
     author_groups = splits.split_groups(authors, work_ids)
     groups = author_groups if settings.split.by == "author" else splits.split_groups(authors, work_ids, by="work")
-    shares = settings.split.shares.model_dump()
-    assigned = splits.assign_splits(groups, sizes, shares, seed=settings.split.seed, method=settings.split.method)
-    works = dict(zip(ids, map(Work, work_ids, assigned, author_groups), strict=True))
-    draft.storage.write_json(kept, works)
-    return works
+    options = settings.split.model_dump(include={"seed", "method"})
+    assigned = splits.assign_splits(groups, sizes, settings.split.shares.model_dump(), **options, works=work_ids)
+    return dict(zip(ids, map(Work, work_ids, assigned, author_groups), strict=True))
 
 
 def _check_columns(documents: Artifact) -> None:
@@ -113,8 +126,8 @@ def _check_columns(documents: Artifact) -> None:
         lacking = sorted(set(schema.DOCUMENTS.names) - set(pq.read_schema(file).names))
     if lacking:
         raise UserError(
-            f"documents = {documents.name!r} has no column {lacking[0]!r}: make it with pipelines.documents (again, if "
-            "an older version made it)"
+            f"documents = {documents.name!r} has no column {lacking[0]!r}: an older version made it; make it again "
+            "under another name, or delete its folder first"
         )
 
 
@@ -123,7 +136,7 @@ def _chunker(documents: Artifact, settings: ChunkConfig, works: dict[str, Work])
         rows, dropped, size = [], [], 0
         for document in documents.storage.read_table(part).to_pylist():
             size += len(document["text"].encode())
-            made, rejected = _chunk_document(document, settings, works[document["document_id"]])
+            made, rejected = chunk_document(document, settings, works[document["document_id"]])
             rows += made
             dropped += rejected
         columns = {name: [row[name] for row in rows] for name in schema.CHUNKS.names}
@@ -133,7 +146,8 @@ def _chunker(documents: Artifact, settings: ChunkConfig, works: dict[str, Work])
     return process
 
 
-def _chunk_document(document: dict, settings: ChunkConfig, work: Work) -> tuple[list[dict], list[dict]]:
+def chunk_document(document: dict, settings: ChunkConfig, work: Work) -> tuple[list[dict], list[dict]]:
+    """Rows of `schema.CHUNKS` of one document (a row of `schema.DOCUMENTS`), and of `schema.REJECTS`."""
     text, document_id = document["text"], document["document_id"]
     result = chunks.chunk_text(
         text,
@@ -186,7 +200,7 @@ def _drop_repeated(draft: Draft, num_shards: int, max_repeats: int) -> None:
 
 def _publish(draft: Draft, documents: Artifact, num_shards: int, works: dict[str, Work]) -> Artifact:
     names = [f"{draft.folder}/part-{index:05d}.parquet" for index in range(num_shards)]
-    columns = ["split", "work_id", "author", "document_id"]
+    columns = ["split", "work_id", "author", "anonymous", "document_id"]
     table = pa.concat_tables(draft.storage.read_table(name, columns) for name in names)
     if not table.num_rows:
         raise draft.given_up(
@@ -196,7 +210,7 @@ def _publish(draft: Draft, documents: Artifact, num_shards: int, works: dict[str
     for split in splits.SPLITS:
         part = table.filter(pc.equal(table["split"], split))
         counts[split] = {
-            "authors": len(part["author"].unique()),
+            "authors": len(part.filter(pc.invert(part["anonymous"]))["author"].unique()),
             "works": len(part["work_id"].unique()),
             "documents": len(part["document_id"].unique()),
             "chunks": part.num_rows,

@@ -7,6 +7,7 @@ python -m pipelines.datasets name=NAME source.kind=table source.folder=FOLDER so
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -26,6 +27,7 @@ class Table(labelled.Files):
     text: str = "text"
     category: str = "category"
     title: str | None = None
+    author: str | None = labelled.added(description="column of one author or several; default: each its own")
     key: str | None = Field(default=None, description="column of ids; default: the place in the file")
 
 
@@ -37,9 +39,12 @@ class Hub(config.Config):
 
     kind: Literal["hub"] = "hub"
     dataset: str
+    revision: str | None = labelled.added(description="of the data set; default: the newest")
     subset: str | None = Field(default=None, description="one of the data set's configurations; a folder has none")
     text: str = "text"
     category: str = "label"
+    title: str | None = labelled.added(description="column of titles")
+    author: str | None = labelled.added(description="column of one author or several; default: each its own")
     shard_rows: int = Field(default=1000, gt=0)
 
 
@@ -52,6 +57,7 @@ class DatasetsConfig(config.Config):
 
 
 CONFIG = DatasetsConfig
+_ROLES = ("text", "category", "title", "author")
 
 
 def run(settings: DatasetsConfig) -> Artifact:
@@ -59,7 +65,7 @@ def run(settings: DatasetsConfig) -> Artifact:
     source = settings.source
     if isinstance(source, Hub):
         return labelled.make(settings, *_rows(source, _load(source)), open_source)
-    columns = {f"source.{name}": getattr(source, name) for name in ("text", "category", "title", "key")}
+    columns = {f"source.{role}": name for role, name in (*_columns(source).items(), ("key", source.key))}
     return labelled.make(settings, *labelled.pieces(source, columns), open_source)
 
 
@@ -72,20 +78,35 @@ def open_source(settings: DatasetsConfig) -> labelled.Reader:
     storage = Storage(source.folder)
 
     def read(piece: Piece) -> Iterator[papers.Row | Dropped]:
-        names = {"text": source.text, "category": source.category, "title": source.title, "key": source.key}
+        names = _columns(source) | {"key": source.key}
         for file, place, record in readers.records(storage, piece):
             yield record if isinstance(record, Dropped) else papers.table_row(record, file, place, **names)
 
     return read
 
 
+def _columns(source: Table | Hub) -> dict[str, str | None]:
+    """Role -> the column that plays it."""
+    return {role: getattr(source, role) for role in _ROLES}
+
+
 def _load(source: Hub) -> Any:
     import datasets
 
+    if source.revision is not None and Path(source.dataset).is_dir():
+        raise UserError(f"source.revision = {source.revision!r}: the folder {source.dataset} has none; leave it out")
+    where = f"source.dataset = {source.dataset!r}" + (f", source.subset = {source.subset!r}" if source.subset else "")
     try:
-        return datasets.load_dataset(source.dataset, source.subset)
+        return datasets.load_dataset(source.dataset, source.subset, revision=source.revision)
     except (ConnectionError, FileNotFoundError, ValueError) as error:  # what datasets raises for names and networks
-        raise UserError(f"source.dataset = {source.dataset!r} ({source.subset}): cannot be loaded: {error}") from error
+        raise UserError(f"{where}: cannot be loaded: {error}") from error
+    except RuntimeError as error:
+        if "scripts" not in str(error):
+            raise
+        raise UserError(
+            f"{where}: is made by a script of its own, which no one runs any more ({error}); set "
+            "source.revision=refs/convert/parquet, where the hub keeps the same rows as files"
+        ) from error
 
 
 def _rows(source: Hub, loaded: Any) -> tuple[list[dict[str, Any]], str]:
@@ -96,7 +117,7 @@ def _rows(source: Hub, loaded: Any) -> tuple[list[dict[str, Any]], str]:
             f"source.dataset = {source.dataset!r}: split {unknown[0]!r} is none of {', '.join(papers.SPLIT_NAMES)}"
         )
     for split, columns in loaded.column_names.items():
-        lacking = [name for name in (source.text, source.category) if name not in columns]
+        lacking = [name for name in _columns(source).values() if name and name not in columns]
         if lacking:
             raise UserError(
                 f"source: no column {lacking[0]!r} in split {split!r} of the data set; it has {', '.join(columns)}"
@@ -111,18 +132,19 @@ def _rows(source: Hub, loaded: Any) -> tuple[list[dict[str, Any]], str]:
 
 
 def _hub_rows(loaded: Any, source: Hub, item: dict[str, Any]) -> Iterator[papers.Row | Dropped]:
-    split = loaded[item["split"]]
-    label = split.features[source.category]
+    split, names = loaded[item["split"]], _columns(source)
+    coded = {name: split.features[name] for name in names.values() if name and hasattr(split.features[name], "int2str")}
     for number in range(item["start"], item["end"]):
         record = split[number]
-        value = record[source.category]
-        if hasattr(label, "int2str") and value is not None:
-            value = label.int2str(value) if 0 <= value < label.num_classes else None  # -1 is "no label"
-        record = {**record, source.category: value, "split": item["split"]}
-        key = {"key": f"{item['split']}_{number}"}  # as the earlier system numbered them
-        yield papers.table_row(
-            {**record, **key}, source.dataset, number, text=source.text, category=source.category, title=None, key="key"
-        )
+        record |= {name: _decoded(label, record[name]) for name, label in coded.items()}
+        key = f"{item['split']}_{number}"  # as the earlier system numbered them
+        record |= {"split": item["split"], "key": key}
+        yield papers.table_row(record, source.dataset, number, **names, key="key")
+
+
+def _decoded(label: Any, value: int | None) -> str | None:
+    """The name of a class; -1 is "no label"."""
+    return label.int2str(value) if value is not None and 0 <= value < label.num_classes else None
 
 
 if __name__ == "__main__":

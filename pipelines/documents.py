@@ -64,7 +64,7 @@ CONFIG = DocumentsConfig
 
 def run(settings: DocumentsConfig) -> Artifact:
     """Make the `documents` artefact. Raises UserError naming a document that cleaning nearly emptied."""
-    reading = _Books(settings) if isinstance(settings.source, Folder) else _Packages(settings)
+    reading = TextFiles(settings) if isinstance(settings.source, Folder) else _Packages(settings)
     draft = artifact.begin_step(settings, "documents", {"source": reading.content_hash()}, recipe=_recipe(settings))
     if draft.published:
         if losses := _losses(draft.published.manifest["facts"]["kept"], settings):
@@ -100,7 +100,7 @@ def _publish(draft: Draft, settings: DocumentsConfig, num_shards: int) -> Artifa
     return draft.publish(num_shards=num_shards, summary=summary, facts={"kept": kept})
 
 
-class _Books:
+class TextFiles:
     """A folder of text files as shards of consecutive files."""
 
     def __init__(self, settings: DocumentsConfig):
@@ -201,11 +201,7 @@ class _Packages:
                     rows.append(
                         {
                             "document_id": book.title,
-                            "author": names.slug(book.author),
-                            "authors": [names.slug(book.author)],
-                            "author_name": book.author,
-                            "anonymous": False,
-                            "title": book.title,
+                            **identity.by_people(book.title, [book.author]).columns(),
                             "text": book.text,
                             "source": f"{package.name}=={package.version}",
                             "encoding": "utf-8",

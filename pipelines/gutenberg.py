@@ -3,6 +3,9 @@
     python -m pipelines.gutenberg pipelines/experiments/gutenberg/documents.toml runtime.contact=you@example.org
 
 Killed at any moment, the same line goes on: a book is settled by itself, and what is settled is not asked for again.
+With `name=ANOTHER runtime.previous=NAME`, only what has changed since NAME is sent (conditional requests); NAME must
+have been made with keep_raw=true.
+
 The documents are those of `pipelines.documents`. Beside them stands `metadata-*.parquet`, one row for every id that was
 asked for: status, reason, address, SHA-256, rights, and when it was fetched, which alone differs from run to run.
 """
@@ -54,12 +57,12 @@ class GutenbergRuntime(config.Runtime):
     hosts: tuple[str, ...] = Field(default=("www.gutenberg.org", "gutenberg.org"), description="redirects may lead to")
     rate: float = Field(default=0.5, gt=0, description="requests a second, of all workers; the Project asks for 0.5")
     obey_robots: bool = Field(default=True, description="ask no host for what its robots.txt forbids")
-    concurrency: int = Field(default=4, gt=0, description="books at a time of each worker")
+    concurrency: int = Field(default=4, gt=0, description="books, and so connections, at a time of each worker")
     limits: fetch.Limits = fetch.Limits()
     retry_failed: bool = Field(default=False, description="ask again for what failed, and for nothing else")
     max_failed: int = Field(default=0, ge=0, description="books that may fail without stopping the run")
     previous: str | None = Field(
-        default=None, description="one with keep_raw, or an unfinished one: only what changed is sent"
+        default=None, description="artefact with keep_raw, or unfinished: only what changed since is sent"
     )
 
 
@@ -70,7 +73,7 @@ class GutenbergConfig(config.Config):
     source: Http | Mirror = Field(default=Http(), discriminator="kind")
     select: Selection = Selection()
     max_bytes: int = Field(default=64 * 2**20, gt=0, description="of one book")
-    keep_raw: bool = Field(default=False, description="the bytes as they were fetched stay in raw/")
+    keep_raw: bool = Field(default=False, description="fetched bytes stay in raw/, for runtime.previous")
     shard_books: int = Field(default=100, gt=0)
     min_kept: float = Field(default=0.5, ge=0, le=1, description="a document keeping less of itself stops the run")
     allow_losses: tuple[str, ...] = Field(default=(), description="document ids allowed to keep less than min_kept")
@@ -278,14 +281,23 @@ def _publish(draft: Draft, settings: GutenbergConfig, num_shards: int) -> Artifa
         dropped = schema.summarise(totals["dropped"])
         raise draft.given_up(f"no document survived: {dropped}; look at rejects in {draft.folder}")
     summary = f"{documents.told(kept, totals)}; {speed(draft, totals['cost']['bytes_in'] / 1e6, 'MB')}"
-    return draft.publish(num_shards=num_shards, summary=summary, facts={"kept": kept, "failed": _failed(draft)})
+    books = _metadata(draft)
+    facts = {"kept": kept, "failed": {b["document_id"]: b["reason"] for b in books if b["status"] == "failed"}}
+    if isinstance(settings.source, Http) and settings.runtime.previous:
+        known = settled.earlier(draft.storage, settings.runtime.previous)[1]
+        digests = {key: record.sha256 for key, record in known.items()}
+        facts["unchanged"] = sum(
+            b["sha256"] is not None and digests.get(b["document_id"]) == b["sha256"] for b in books
+        )
+        summary += f"\n{facts['unchanged']:,} books are as in {settings.runtime.previous}"
+    return draft.publish(num_shards=num_shards, summary=summary, facts=facts)
 
 
-def _failed(draft: Draft) -> dict[str, str]:
-    """id -> reason of every book that failed."""
+def _metadata(draft: Draft) -> list[dict[str, Any]]:
+    """What became of each book that was asked for."""
     files = [name for name in draft.storage.files(draft.folder) if name.startswith("metadata-")]
-    tables = (draft.storage.read_table(f"{draft.folder}/{f}", ["document_id", "status", "reason"]) for f in files)
-    return {row["document_id"]: row["reason"] for t in tables for row in t.to_pylist() if row["status"] == "failed"}
+    columns = ["document_id", "status", "reason", "sha256"]
+    return [row for file in files for row in draft.storage.read_table(f"{draft.folder}/{file}", columns).to_pylist()]
 
 
 if __name__ == "__main__":

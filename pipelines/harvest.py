@@ -33,8 +33,9 @@ class Plan:
     may_lack_end: tuple[str, ...] = ()
     previous: Shelf | None = None
 
-    def client(self, pacer: Any) -> Client:
-        return Client(pacer, self.limits, agent=self.agent, hosts=self.hosts, max_bytes=self.max_bytes)
+    def client(self, pacer: Any, max_open: int) -> Client:
+        limits = {"max_bytes": self.max_bytes, "max_open": max_open}
+        return Client(pacer, self.limits, agent=self.agent, hosts=self.hosts, **limits)
 
 
 class _Pacer:
@@ -51,11 +52,11 @@ class _Pacer:
 
 
 class _Worker:
-    """One connection pool; settles as many books at a time as it is given."""
+    """One pool of `max_open` connections; settles as many books at a time as it is given."""
 
-    def __init__(self, plan: Plan, pace: Any, known: Mapping[str, Record]):
+    def __init__(self, plan: Plan, pace: Any, known: Mapping[str, Record], max_open: int):
         harvest = {"previous": plan.previous, "known": known, "may_lack_end": plan.may_lack_end}
-        self.harvest = Harvest(plan.client(_Pacer(pace)), plan.shelf, **harvest)
+        self.harvest = Harvest(plan.client(_Pacer(pace), max_open), plan.shelf, **harvest)
 
     async def settle(self, wanted: Wanted) -> Record | str:
         """The record; or the mistake that must end the run, which raised would reach the user inside a long trace."""
@@ -75,7 +76,8 @@ def fetch_all(
     known: Mapping[str, Record] | None = None,
     label: str = "fetch",
 ) -> None:
-    """Bring every book to its record. `rate`: requests a second of all workers; `concurrency`: books at a time of each.
+    """Bring every book to its record. `rate`: requests a second of all workers; `concurrency`: books, and
+    so connections, at a time of each.
 
     Raises UserError when the hosts cannot be had or want to be left alone; and what a worker raises that is no answer
     of a server: a full disk, a store that cannot be reached.
@@ -92,7 +94,7 @@ def fetch_all(
         _Worker
     )
     held = ray.put(dict(known)) if known else {}
-    workers = [worker.remote(plan, pace, held) for _ in range(min(most, len(pending)))]
+    workers = [worker.remote(plan, pace, held, concurrency) for _ in range(min(most, len(pending)))]
     try:
         _settle(pending, workers, concurrency, len(wanted), label)
     finally:

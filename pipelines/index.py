@@ -112,20 +112,20 @@ def _train(embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfig
     """Leaves the trained index, and the queries that recall is measured with."""
     wanted = plan.training_rows, min(plan.rows, settings.num_queries)
     chosen = [_sample(plan.rows, size, [settings.seed, number]) for number, size in enumerate(wanted)]
-    taken: list[list[np.ndarray]] = [[], []]
+    taken = [np.empty((len(rows), plan.dim), np.float32) for rows in chosen]  # a sample may be gigabytes: held once
+    usable = [np.empty(len(rows), bool) for rows in chosen]
     first = size = 0
     for part in embeddings.parts:
         vectors = schema.matrix(embeddings.storage.read_table(part, ["embedding"])["embedding"])
-        for rows, found in zip(chosen, taken, strict=True):
+        for rows, found, good in zip(chosen, taken, usable, strict=True):
             low, high = np.searchsorted(rows, [first, first + len(vectors)])
-            found.append(vectors[rows[low:high] - first])
+            found[low:high], good[low:high] = index.unit(vectors[rows[low:high] - first])
         first, size = first + len(vectors), size + vectors.nbytes
-    sample, good = index.unit(np.concatenate(taken[0]))
-    trained = index.train(plan, sample[good], seed=settings.seed, gpu=gpu)
+    (sample, queries), (good, answered) = taken, usable
+    trained = index.train(plan, sample if good.all() else sample[good], seed=settings.seed, gpu=gpu)
     if trained is not None:
         draft.storage.write_bytes(f"{draft.folder}/{TRAINED}", memoryview(faiss.serialize_index(trained)))
-    queries, good = index.unit(np.concatenate(taken[1]))
-    columns = {"row": pa.array(chosen[1][good]), "query": schema.lists(queries[good])}
+    columns = {"row": pa.array(chosen[1][answered]), "query": schema.lists(queries[answered])}
     draft.storage.write_table(f"{draft.folder}/{_QUERIES}", pa.table(columns))
     return Shard(bytes_in=size)
 

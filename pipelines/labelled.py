@@ -15,6 +15,7 @@ from pipelines.shards import drop_rows, run_shards, speed
 from quire import artifact, config, papers, readers, schema
 from quire.artifact import Artifact, Draft, Shard
 from quire.readers import Dropped, Piece
+from quire.seen import Seen
 from quire.storage import Storage
 
 Reader = Callable[[Any], Iterable[papers.Row | Dropped]]  # of one item
@@ -46,14 +47,24 @@ def make(settings: Any, items: Sequence[Any], content: str, open_source: Callabl
 
     `open_source(settings)` runs once per worker. Raises UserError when no document is left.
     """
-    recipe = config.recipe(settings)
-    recipe["source"].pop("folder", None)  # where it lies does not matter, only what is in it
-    draft = artifact.begin_step(settings, "documents", {"source": content}, recipe=recipe)
+    draft = artifact.begin_step(settings, "documents", {"source": content}, recipe=recipe_of(settings))
     if draft.published:
         return draft.published
     run_shards(draft, items, shards, (settings, open_source), num_workers=settings.runtime.num_workers)
     drop_repeated(draft, len(items))
     return _publish(draft, len(items))
+
+
+def recipe_of(settings: Any) -> dict[str, Any]:
+    """What a step's settings say of the documents. Where they lie does not matter, only what is in them."""
+    recipe = config.recipe(settings)
+    recipe["source"].pop("folder", None)
+    return recipe
+
+
+def added(description: str) -> Any:
+    """A setting that an older version did not have: unset, it is no part of the recipe, and nothing is made again."""
+    return Field(default=None, description=description, exclude_if=lambda value: value is None)
 
 
 def shards(settings: Any, open_source: Callable[[Any], Reader]) -> Callable[[Any], Shard]:
@@ -77,17 +88,14 @@ def shards(settings: Any, open_source: Callable[[Any], Reader]) -> Callable[[Any
 
 def drop_repeated(draft: Draft, num_shards: int) -> None:
     """Of documents that share an id the first stays."""
-    seen: set[str] = set()
-    for index in range(num_shards):
-        name = f"{draft.folder}/part-{index:05d}.parquet"
-        ids = draft.storage.read_table(name, ["document_id"])["document_id"].to_pylist()
-        repeated = np.zeros(len(ids), bool)
-        for row, document in enumerate(ids):
-            repeated[row] = document in seen
-            seen.add(document)
-        if repeated.any():
-            dropped = [{"id": ids[row], "reason": "repeated_id"} for row in np.flatnonzero(repeated)]
-            drop_rows(draft, index, repeated, dropped)
+    with Seen() as seen:
+        for index in range(num_shards):
+            name = f"{draft.folder}/part-{index:05d}.parquet"
+            ids = draft.storage.read_table(name, ["document_id"])["document_id"].to_pylist()
+            repeated = np.asarray([not seen.add(document) for document in ids], bool)
+            if repeated.any():
+                dropped = [{"id": ids[row], "reason": "repeated_id"} for row in np.flatnonzero(repeated)]
+                drop_rows(draft, index, repeated, dropped)
 
 
 def _publish(draft: Draft, num_shards: int) -> Artifact:

@@ -215,6 +215,7 @@ def _publish(draft: Draft, inputs: Inputs, num_shards: int, settings: MineConfig
     facts: dict[str, Any] = {
         "model_weights": inputs.embeddings.manifest["facts"].get("model_weights"),
         "queries": sum(shard["queries"] for shard in found),
+        "training_chunks": inputs.chunks.read(["split"])["split"].to_pylist().count("train"),
         "candidates": dict(tally),
         "audit": mining_report.added([shard["audit"] for shard in found]),
         "recall": next((record["facts"]["recall"] for record in records if "recall" in record["facts"]), None),
@@ -253,7 +254,8 @@ def _told(draft: Draft, facts: dict[str, Any]) -> str:
     signs = ", ".join(f"{mining_report.share(audit, sign):.1%} {sign}" for sign in mining_report.SIGNS)
     queries = facts["queries"]
     return (
-        f"{queries:,} queries, {tally['chosen']:,} negatives{how}; {speed(draft, queries, 'queries')}\n"
+        f"{queries:,} queries of {facts['training_chunks']:,} training chunks, {tally['chosen']:,} negatives{how}; "
+        f"{speed(draft, queries, 'queries')}\n"
         f"of the candidates {rejected}\nof the negatives {signs}"
     )
 

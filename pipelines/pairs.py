@@ -2,20 +2,23 @@
 
     python -m pipelines.pairs pipelines/experiments/books/pairs.toml [key=value ...]
 
+With positives=author the pairs are those of style: one author in two works, or authors who never wrote together.
+
 Mined negatives (`pipelines.mine`) change the training pairs alone: validation, calibration and test pairs have the same
 bytes whatever was mined, so that the rounds of a model can be compared.
 """
 
 from collections import Counter
-from typing import Any
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.shards import run_shards
 from quire import artifact, config, pairs, schema, splits
 from quire.artifact import Artifact, Shard
+from quire.author_pairs import sample_author_pairs
 from quire.errors import UserError
 from quire.mined_pairs import mined_pairs
 
@@ -26,6 +29,7 @@ class PairsConfig(config.Config):
     name: str
     chunks: str
     neighbors: str
+    positives: Literal["work", "author"] = Field(default="work", description="author: of two works of one author")
     num_positives: int = Field(default=20, gt=0, description="per work")
     num_negatives: int = Field(default=40, gt=0, description="per work")
     random_share: float = Field(
@@ -35,6 +39,12 @@ class PairsConfig(config.Config):
     mined_share: float = Field(default=0.25, ge=0, lt=1, description="of the training negatives that are mined")
     seed: int = 0
     runtime: config.Runtime = config.Runtime()
+
+    @model_validator(mode="after")
+    def _judged_by_author(self) -> Self:
+        if self.positives == "author" and self.negatives is not None:
+            raise ValueError(f"negatives = {self.negatives!r}: mined to tell books apart; leave it out, or positives")
+        return self
 
 
 CONFIG = PairsConfig
@@ -47,6 +57,8 @@ def run(settings: PairsConfig) -> Artifact:
     near = artifact.open_artifact(root, "neighbors", settings.neighbors)
     inputs, recipe = {"chunks": chunks, "neighbors": near}, config.recipe(settings)
     mined = None
+    if settings.positives == "work":
+        del recipe["positives"]
     if settings.negatives is None:  # pairs are frozen: those drawn before there was mining have this recipe
         del recipe["negatives"], recipe["mined_share"]
     else:
@@ -60,8 +72,10 @@ def run(settings: PairsConfig) -> Artifact:
     facts = {split: records[index]["facts"] for index, split in enumerate(splits.SPLITS)}
     for split, counts in facts.items():
         if counts["counts"] and not (counts["counts"].get("positive") and len(counts["counts"]) > 1):
+            few = "works" if settings.positives == "work" else "authors with two works"
             raise draft.given_up(
-                f"split {split!r} has only {counts['counts']}: too few works; add books or change split shares"
+                f"split {split!r} has only {counts['counts']}: too few {few}; add books, change split.shares of the "
+                "chunk step, or set its split.by = 'work'"
             )
     lines = [
         f"{split:<12}" + "  ".join(f"{count:>6,} {kind}" for kind, count in fact["counts"].items())
@@ -90,7 +104,8 @@ def _sampler(chunks: Artifact, near: Artifact, mined: Artifact | None, settings:
         found = near.read()
         found = found.filter(pc.equal(found["split"], split))
         works, candidates = (_mapping(found, level) for level in ("work", "chunk"))
-        made, rejects = pairs.sample_pairs(
+        sample = pairs.sample_pairs if settings.positives == "work" else sample_author_pairs
+        made, rejects = sample(
             table,
             works,
             candidates,

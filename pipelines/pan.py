@@ -26,8 +26,8 @@ from quire.storage import Storage
 SYSTEMS = ("two_stage", "bi_encoder", "untrained")
 OFFICIAL = {"auc": "AUC", "c_at_1": "c@1", "f05u": "F0.5u", "f1": "F1", "brier": "Brier", "overall": "mean"}
 SCHEMA = pa.schema(
-    [("set", pa.string()), ("id", pa.string()), ("chunks_a", pa.int32()), ("chunks_b", pa.int32())]
-    + [(system, pa.float64()) for system in SYSTEMS]  # logits; the cosine of the untrained encoder
+    [("set", pa.string()), ("id", pa.string()), ("chunks_a", pa.int32()), ("chunks_b", pa.int32()), ("k", pa.int32())]
+    + [(system, pa.float64()) for system in SYSTEMS]  # logits at the matcher's prior, by its scales of level k
 )
 
 
@@ -75,7 +75,14 @@ CONFIG = PanConfig
 def run(settings: PanConfig) -> Artifact:
     """Make the `predictions` artefact: a row a problem, answers.jsonl, and with a truth results.json and table.txt."""
     made = artifact.open_artifact(settings.runtime.root, "models", settings.matcher)
-    sizes = {name: pan.count(file) for name, file in settings.sets().items()}
+    problems = {name: pan.ids(file) for name, file in settings.sets().items()}
+    both = problems["answer"] & problems.get("fit", set())
+    if both:
+        raise UserError(
+            f"fit_pairs = {settings.fit_pairs!r}: {len(both)} of its problems, such as {min(both)!r}, are in pairs: "
+            "answers would rest on what they were fitted on; name a set of other authors"
+        )
+    sizes = {name: len(found) for name, found in problems.items()}
     truths = {name: pan.truth(file) for name, file in _truth_files(settings).items()}
     inputs = {"matcher": made, "untrained_weights": hub.weights_sha256(hub.find_model(settings.untrained))}
     files = {name: getattr(settings, name) for name in ("pairs", "truth", "fit_pairs", "fit_truth")}
@@ -85,7 +92,7 @@ def run(settings: PanConfig) -> Artifact:
         return draft.published
     items = [(name, start) for name, size in sizes.items() for start in range(0, size, settings.shard_size)]
     runtime = settings.runtime
-    arguments = (made.storage.uri(made.folder), settings)
+    arguments = (made, settings)
     run_shards(
         draft, items, _scorer, arguments, num_workers=runtime.num_workers, num_gpus=runtime.num_gpus, memory=3 * 2**30
     )
@@ -131,11 +138,8 @@ def _scales(
     """How scores become probabilities, and for what share of same-author problems: fitted on the other set where there
     is one, else the matcher's own, whose answers are for `prior` already."""
     if truth is None:
-        spec = made.read_json("matcher.json")
-        prior = settings.prior or spec["prior"]
-        known = Scale(**made.read_json("calibration.json")["systems"]["untrained"]["scale"])
-        shifted = Scale(known.slope, known.bias + float(logit(prior) - logit(spec["calibration_prior"])))
-        return {"two_stage": Scale(1.0, 0.0), "bi_encoder": Scale(1.0, 0.0), "untrained": shifted}, prior
+        prior = settings.prior or made.read_json("matcher.json")["prior"]
+        return dict.fromkeys(SYSTEMS, Scale(1.0, 0.0)), prior
     rows = table.filter(pc.equal(table["set"], "fit"))
     same = np.asarray([t.same for t in _told(rows["id"].to_pylist(), truth, settings.fit_truth)])
     fitted = {system: calibration.fit_scale(rows[system].to_numpy(), same, must_rise=False) for system in SYSTEMS}
@@ -180,10 +184,10 @@ def _told(ids: list[str], truth: dict[str, pan.Truth], file: str | None) -> Iter
         yield truth[name]
 
 
-def _scorer(address: str, settings: PanConfig) -> Any:
-    two_stage = TwoStage.open(address, settings.prior)
+def _scorer(made: Artifact, settings: PanConfig) -> Any:
+    two_stage = TwoStage.open(made.storage.uri(made.folder), settings.prior)
     untrained = encoder.load_encoder(hub.find_model(settings.untrained))
-    files = settings.sets()
+    scales, files = _untrained_scales(made, settings), settings.sets()
 
     def process(item: tuple[str, int]) -> Shard:
         which, start = item
@@ -191,18 +195,37 @@ def _scorer(address: str, settings: PanConfig) -> Any:
         pairs = [(problem.a, problem.b) for problem in found]
         matches = two_stage.match(pairs)
         cut = [[matcher.passages(text, two_stage.spec) for text in pair] for pair in pairs]
+        cosines = []
+        for sides in cut:
+            read = matcher.question(two_stage.spec, *sides)
+            cosines.append(_cosine(encoder.encode(untrained, read.a), encoder.encode(untrained, read.b)))
         columns = {
             "set": [which] * len(found),
             "id": [problem.id for problem in found],
             "chunks_a": [len(a) for a, _ in cut],
             "chunks_b": [len(b) for _, b in cut],
+            "k": [match.k for match in matches],
             "two_stage": _logits([match.probability for match in matches]),
             "bi_encoder": _logits([match.bi_probability for match in matches]),
-            "untrained": [_cosine(encoder.encode(untrained, a), encoder.encode(untrained, b)) for a, b in cut],
+            "untrained": [
+                scales[match.k].slope * cosine + scales[match.k].bias
+                for match, cosine in zip(matches, cosines, strict=True)
+            ],
         }
         return Shard(table=pa.table(columns, schema=SCHEMA), rows_in=len(found))
 
     return process
+
+
+def _untrained_scales(made: Artifact, settings: PanConfig) -> dict[int, Scale]:
+    """By k, the scale of the untrained encoder's cosines for the prior of the answers."""
+    spec, reports = made.read_json("matcher.json"), made.read_json("calibration.json")["levels"]
+    wanted, scales = settings.prior or spec["prior"], {}
+    for level in spec["levels"]:
+        known = Scale(**reports[str(level["k"])]["systems"]["untrained"]["scale"])
+        shift = float(logit(wanted) - logit(level["calibration_prior"]))
+        scales[level["k"]] = Scale(known.slope, known.bias + shift)
+    return scales
 
 
 def _logits(probabilities: list[float]) -> np.ndarray:

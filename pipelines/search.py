@@ -22,7 +22,6 @@ from pydantic import Field, field_validator
 from quire import artifact, config, index, lookup, schema
 from quire.artifact import Artifact
 from quire.errors import UserError
-from quire.storage import cached_file
 
 _SHOWN_CHARS = 300
 _COLUMNS = ("document_id", "text")
@@ -203,9 +202,8 @@ def opened(made: Artifact) -> tuple[index.Plan, faiss.IndexIVF | None]:
 def shards(made: Artifact, plan: index.Plan, trained: faiss.IndexIVF | None) -> Iterator[faiss.Index]:
     """One after the other, each gone when the next one comes."""
     for shard in made.manifest["facts"]["shards"]:
-        stated = made.manifest["files"][shard["file"]]
-        path = cached_file(made.storage, f"{made.folder}/{shard['file']}", f"{stated['sha256'][:32]}.faiss")
-        yield index.read(path, plan, trained, rows=shard["rows"], size=stated["bytes"])
+        path, size = made.local_file(shard["file"]), made.manifest["files"][shard["file"]]["bytes"]
+        yield index.read(path, plan, trained, rows=shard["rows"], size=size)
 
 
 def _places(made: Artifact, found: np.ndarray) -> Places:

@@ -132,7 +132,9 @@ def _first_failure(
             batch_format="numpy",
             fn_constructor_args=constructor,
             # As many as there is room for now; more as an autoscaling cluster grows, which Ray Data asks it to.
-            compute=ray.data.ActorPoolStrategy(min_size=min(most, _places(num_gpus, num_workers)), max_size=most),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(most, _places(num_gpus, num_workers, memory)), max_size=most
+            ),
             num_cpus=1,
             num_gpus=num_gpus or None,
             memory=memory,
@@ -159,11 +161,11 @@ def _check_items(draft: Draft, done: Mapping[int, dict[str, Any]], items: Sequen
         )
 
 
-def _places(num_gpus: float, num_workers: int | None) -> int:
+def _places(num_gpus: float, num_workers: int | None, memory: int = 0) -> int:
     """How many workers the cluster holds now, at least 1: an autoscaling cluster may stand at no node.
 
-    Whether it would add GPUs cannot be asked. Raises UserError when it has none, instead of waiting for ever, unless
-    the number of workers is set: then somebody expects them.
+    Whether it would add GPUs, or a node with more memory, cannot be asked. Raises UserError when it has no GPU, instead
+    of waiting for ever, unless the number of workers is set: then somebody expects them.
     """
     total = ray.cluster_resources()
     places = int(total.get("GPU", 0) / num_gpus) if num_gpus else int(total.get("CPU", 0))
@@ -174,6 +176,10 @@ def _places(num_gpus: float, num_workers: int | None) -> int:
                 "the cluster adds nodes itself set runtime.num_workers"
             )
         print("      the cluster has no GPU yet: waiting for it to add a node", file=sys.stderr, flush=True)
+    most = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if memory > most:  # Ray waits without a word
+        told = f"a worker needs {memory / 2**30:.1f} GiB of memory, the largest node has {most / 2**30:.1f}"
+        print(f"      {told}: waiting for the cluster to add a larger one", file=sys.stderr, flush=True)
     return max(1, places)
 
 

@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,7 +115,7 @@ def _tokenizer(draft: Draft, documents: Artifact, settings: TokenizeConfig) -> t
     else:
         kept = f"{draft.folder}/{WORK}/tokenizer"
         if not draft.storage.exists(f"{kept}/done.json"):
-            ids = documents.read(["document_id"])["document_id"].to_pylist()
+            ids = (name for column in _columns(documents, "document_id") for name in column.to_pylist())
             trained = bpe.train(_texts(documents, bpe.spread(ids, choice.max_documents)), choice.vocab_size)
             with draft.storage.local_folder(kept) as folder:
                 bpe.save(trained, Path(folder))
@@ -129,11 +129,16 @@ def _tokenizer(draft: Draft, documents: Artifact, settings: TokenizeConfig) -> t
     return tokenizer, vocab_size
 
 
-def _texts(documents: Artifact, places: list[int]) -> Any:
-    """The texts at these places, one part of the documents in memory at a time."""
-    wanted, start = np.asarray(places), 0
+def _columns(documents: Artifact, name: str) -> Iterator[pa.ChunkedArray]:
+    """A column of each part of the documents, one in memory at a time."""
     for part in documents.parts:
-        texts = documents.storage.read_table(part, ["text"])["text"]
+        yield documents.storage.read_table(part, [name])[name]
+
+
+def _texts(documents: Artifact, places: list[int]) -> Iterator[str]:
+    """The texts at these places."""
+    wanted, start = np.asarray(places), 0
+    for texts in _columns(documents, "text"):
         inside = wanted[(wanted >= start) & (wanted < start + len(texts))] - start
         yield from texts.take(pa.array(inside)).to_pylist()
         start += len(texts)
@@ -145,8 +150,9 @@ def _filed(category: str, level: str) -> str:
 
 def _frequent(draft: Draft, documents: Artifact, categories: Categories) -> set[str]:
     counts: Counter[str] = Counter()
-    for found in documents.read(["category"])["category"].value_counts().to_pylist():
-        counts[_filed(found["values"], categories.level)] += found["counts"]
+    for column in _columns(documents, "category"):
+        for found in column.value_counts().to_pylist():
+            counts[_filed(found["values"], categories.level)] += found["counts"]
     kept = {name for name, count in counts.items() if count >= categories.min_documents}
     if not kept:
         most = counts.most_common(1)[0]

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,30 @@ class Artifact:
             return pa.ipc.open_file(source).read_all()
 
     def local(self) -> Path:
-        """The artefact's folder on this machine, downloaded first if it is remote."""
-        return storages.cached(self.storage, self.folder, self._cache_key)
+        """The artefact's folder on this machine, downloaded first if it is remote.
+
+        Raises UserError when a remote file is missing or has another length than the manifest says. Such a copy is not
+        kept: made again, the artefact has the same key.
+        """
+        return storages.cached(self.storage, self.folder, self._cache_key, self._check_lengths)
+
+    def local_file(self, name: str) -> Path:
+        """`local` for one of the files alone."""
+        key = f"{self.manifest['files'][name]['sha256'][:32]}{Path(name).suffix}"
+        return storages.cached_file(self.storage, f"{self.folder}/{name}", key, partial(self._check_length, name))
+
+    def _check_lengths(self, copy: Path) -> None:
+        for name in self.manifest["files"]:
+            self._check_length(name, copy / name)
+
+    def _check_length(self, name: str, file: Path) -> None:
+        stated = self.manifest["files"][name]["bytes"]
+        found = f"{file.stat().st_size:,} bytes long" if file.exists() else "missing"
+        if not file.exists() or file.stat().st_size != stated:
+            raise UserError(
+                f"{self.storage.uri(f'{self.folder}/{name}')}: {found}, its manifest says {stated:,} bytes; delete "
+                f"{self.storage.uri(self.folder)} and run its step again"
+            )
 
     @property
     def _cache_key(self) -> str:
@@ -319,6 +342,7 @@ def _is_empty(storage: Storage, folder: str) -> bool:
 def _clear(storage: Storage, folder: str) -> None:
     for name in _SCRATCH:
         storage.delete(f"{folder}/{name}")
+    storage.drop_half_written(folder)
 
 
 def _check_name(kind: str, name: str) -> None:

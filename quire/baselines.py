@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from quire.errors import UserError
-from quire.views import Views
+from quire.views import Rows, Views
 
 # System -> the pair feature that is its score.
 SINGLE_VIEWS = {
@@ -88,7 +88,14 @@ class Baselines:
 
     def scores(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> dict[str, np.ndarray]:
         """One score (N,) float64 a pair by each of NAMES: cosines, and the logit of the regression."""
-        features = self.views.compare(texts_a, texts_b)
+        return self._scores(self.views.compare(texts_a, texts_b))
+
+    def mean_scores(self, a: Rows, b: Rows) -> dict[str, float]:
+        """The mean score of every text of one list with every one of another, by each of NAMES, from their views."""
+        return {name: float(scores.mean()) for name, scores in self._scores(self.views.all_pairs(a, b)).items()}
+
+    def _scores(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        """(..., F) to (...) float64 each."""
         column = {name: place for place, name in enumerate(self.views.feature_names)}
-        scores = {name: features[:, column[feature]].astype(np.float64) for name, feature in SINGLE_VIEWS.items()}
+        scores = {name: features[..., column[feature]].astype(np.float64) for name, feature in SINGLE_VIEWS.items()}
         return {**scores, ALL_VIEWS: self.regression.logits(features)}

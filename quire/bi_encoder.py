@@ -20,6 +20,7 @@ from quire import device, encoder
 from quire.attention import TokenGate, is_gate
 from quire.baselines import Regression, fit_regression
 from quire.errors import UserError
+from quire.proper_names import masked
 from quire.views import PAIRS_PER_BLOCK, Rows, Views
 
 _HEAD_WEIGHTS, _HEAD_CONFIG = "pair_head.safetensors", "pair_head.json"
@@ -27,17 +28,21 @@ _SIZES = ("width", "hidden_size", "num_features")
 # A step of Adam moves a parameter by about the learning rate: without it, a few hundred steps would leave the cosine's
 # weight where the untrained encoder put it.
 SCALAR_GAIN = 50.0
+# A head that takes nearness for a sign against would turn validation round while the contrastive loss trains for it.
+LEAST_COSINE_WEIGHT = 0.1
 MAX_INVERSE_TEMPERATURE = 100.0  # as CLIP bounds it (Radford et al. 2021, section 2.5): temperature >= 0.01
 
 
-def build_encoder(folder: str, *, pooling: str, max_seq_length: int) -> SentenceTransformer:
+def build_encoder(folder: str, *, pooling: str, max_seq_length: int, typed_marks: bool = True) -> SentenceTransformer:
     """A pretrained encoder with its transformer kept, the given pooling, and a projection that starts as identity.
 
-    The untrained bi-encoder therefore ranks pairs exactly as the pretrained model with that pooling does; `attention`
-    starts as the mean.
+    The untrained bi-encoder therefore ranks pairs exactly as the pretrained model with that pooling does, of texts with
+    typed marks (`encoder.read_typed`), where that is asked for; `attention` starts as the mean.
     """
     transformer = Transformer(folder, max_seq_length=max_seq_length, model_kwargs={"use_safetensors": True})
     encoder.freeze_unused(transformer)
+    if typed_marks:
+        encoder.read_typed(transformer)
     width = transformer.get_embedding_dimension()
     attention = pooling == "attention"
     projection = Dense(
@@ -86,6 +91,7 @@ class PairHead(nn.Module):
     def start(self, views: Regression, both: Regression) -> None:
         """From a regression over F view features, and one over its logit and the cosine of the embeddings."""
         (of_views, of_cosine), bias = both.weights / both.deviation, both.bias
+        of_cosine = max(of_cosine, LEAST_COSINE_WEIGHT)
         self.feature_mean.copy_(torch.from_numpy(views.mean))
         self.feature_deviation.copy_(torch.from_numpy(views.deviation))
         self.feature_weight.copy_(torch.from_numpy(of_views * views.weights))
@@ -139,7 +145,9 @@ class BiEncoder:
         model = encoder.load_encoder(str(folder), max_seq_length)
         encoder.freeze_unused(model[0])
         modules = [TokenGate.from_dense(module) if is_gate(module) else module for module in model]
-        return cls(SentenceTransformer(modules=modules, device=str(model.device)), found.head, found.views)
+        further = SentenceTransformer(modules=modules, device=str(model.device))
+        further.mask_names = encoder.masks_names(model)
+        return cls(further, found.head, found.views)
 
     def save(self, folder: str | Path) -> None:
         """Write the sentence-transformers folder, of its own modules alone, the head and its views."""
@@ -147,6 +155,7 @@ class BiEncoder:
         modules = [module.as_dense() if isinstance(module, TokenGate) else module for module in self.model]
         saved = SentenceTransformer(modules=modules, device=str(self.model.device))
         saved.save(str(folder), create_model_card=False, safe_serialization=True)
+        encoder.save_reading(self.model, folder)
         state = {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()}
         save_file(state, folder / _HEAD_WEIGHTS)
         sizes = {name: getattr(self.head, name) for name in _SIZES}
@@ -157,11 +166,21 @@ class BiEncoder:
         """Normalised embeddings (N, D) float32."""
         return encoder.encode(self.model, texts)
 
+    def rows(self, texts: Sequence[str]) -> Rows:
+        """N texts as the views that the head compares."""
+        return self.views.rows(self._read(texts))
+
+    def _read(self, texts: Sequence[str]) -> Sequence[str]:
+        """As the views read them; the encoder masks names by itself."""
+        return [masked(text) for text in texts] if encoder.masks_names(self.model) else texts
+
     @torch.inference_mode()
     def pair_logits(self, embeddings_a: np.ndarray, embeddings_b: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Logits (...) float64 of pairs given by embeddings (..., D) and features (..., F); symmetric."""
         where = self.head.out.weight.device
-        arrays = (torch.from_numpy(np.ascontiguousarray(x)).to(where) for x in (embeddings_a, embeddings_b, features))
+        arrays = (
+            torch.from_numpy(np.require(x, requirements="CW")).to(where) for x in (embeddings_a, embeddings_b, features)
+        )
         return self.head(*arrays).double().cpu().numpy()
 
     def all_pair_logits(self, embeddings: tuple[np.ndarray, np.ndarray], rows: tuple[Rows, Rows]) -> np.ndarray:
@@ -173,7 +192,7 @@ class BiEncoder:
         """Logits (N,) of text pairs; each distinct text is read once."""
         texts = list(dict.fromkeys([*texts_a, *texts_b]))
         row = {text: index for index, text in enumerate(texts)}
-        embeddings, rows = self.encode(texts), self.views.rows(texts)
+        embeddings, rows = self.encode(texts), self.rows(texts)
         a, b = (np.asarray([row[text] for text in side], np.int64) for side in (texts_a, texts_b))
         logits = np.zeros(len(a))
         for start in range(0, len(a), PAIRS_PER_BLOCK):
@@ -192,7 +211,7 @@ class BiEncoder:
     ) -> None:
         """Start the head from N training pairs: the views' weights from all of them, the cosine's, which takes
         embeddings, from `num_encoded` evenly spaced ones. Raises UserError as `fit_regression`."""
-        features = self.views.compare(texts_a, texts_b)
+        features = self.views.compare(self._read(texts_a), self._read(texts_b))
         regression = fit_regression(features, labels, negative_types)
         few = np.unique(np.linspace(0, len(labels) - 1, num_encoded).astype(int))
         sides = (self.encode([texts[row] for row in few]) for texts in (texts_a, texts_b))

@@ -4,7 +4,8 @@ What comes from transformers is imported where it is used: it brings torch, seco
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import heapq
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,10 +57,13 @@ def load(name: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def spread(ids: Sequence[str], count: int) -> list[int]:
-    """At most `count` places, chosen by the hashes of the ids: the same documents wherever they stand."""
-    marks = [hashlib.sha256(document.encode()).digest() for document in ids]
-    return sorted(sorted(range(len(ids)), key=marks.__getitem__)[:count])
+def spread(ids: Iterable[str], count: int) -> list[int]:
+    """At most `count` places, chosen by the hashes of the ids: the same documents wherever they stand.
+
+    Memory holds `count` of them, however many there are.
+    """
+    marked = ((hashlib.sha256(document.encode()).digest(), place) for place, document in enumerate(ids))
+    return sorted(place for _, place in heapq.nsmallest(count, marked))
 
 
 def save(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "fit_temperature",
     "prior_weights",
     "quality",
+    "smoothed",
 ]
 OBJECTIVES = ("accuracy", "balanced_accuracy", "f1", "precision", "recall")
 
@@ -51,9 +52,9 @@ def fit_scale(logits: np.ndarray, labels: np.ndarray, *, must_rise: bool = True)
     logits, labels = _inputs(logits, labels)
     center, spread = logits.mean(), max(logits.std(), 1e-12)
     x = (logits - center) / spread
-    slope, bias = _solve(np.stack([x, np.ones_like(x)], axis=1), _smoothed(labels))
+    slope, bias = _solve(np.stack([x, np.ones_like(x)], axis=1), smoothed(labels))
     if slope <= 0 and not must_rise:
-        return Scale(0.0, float(logit(_smoothed(labels).mean())))
+        return Scale(0.0, float(logit(smoothed(labels).mean())))
     slope = _rising(slope / spread)
     return Scale(slope, float(bias - slope * center))
 
@@ -82,7 +83,7 @@ def fit_fusion(cross_logits: np.ndarray, bi_logits: np.ndarray, labels: np.ndarr
     bi, _ = _inputs(bi_logits, labels)
     columns = [((x - x.mean()) / max(x.std(), 1e-12), x.mean(), max(x.std(), 1e-12)) for x in (cross, bi)]
     design = np.stack([columns[0][0], columns[1][0], np.ones(len(labels))], axis=1)
-    *slopes, bias = _solve(design, _smoothed(labels))
+    *slopes, bias = _solve(design, smoothed(labels))
     if slopes[0] < 0:
         alone = fit_scale(bi, labels)
         return Fusion(0.0, alone.slope, alone.bias)
@@ -98,7 +99,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> Scale:
     """
     logits, labels = _inputs(logits, labels)
     spread = max(np.abs(logits).max(), 1e-12)
-    (slope,) = _solve((logits / spread)[:, None], _smoothed(labels))
+    (slope,) = _solve((logits / spread)[:, None], smoothed(labels))
     return Scale(_rising(slope / spread), 0.0)
 
 
@@ -113,7 +114,8 @@ def _rising(slope: float) -> float:
     return float(slope)
 
 
-def _smoothed(labels: np.ndarray) -> np.ndarray:
+def smoothed(labels: np.ndarray) -> np.ndarray:
+    """Platt's targets (n,) of bool labels: as if one more pair of each class had been seen."""
     positives, negatives = int(labels.sum()), int((~labels).sum())
     return np.where(labels, (positives + 1) / (positives + 2), 1 / (negatives + 2))
 

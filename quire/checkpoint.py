@@ -12,6 +12,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from quire.artifact import WORK, Draft
+from quire.errors import UserError
 
 _KEEP = 2  # the newest, and one more in case the newest was cut off
 
@@ -24,7 +25,7 @@ def save(draft: Draft, module: nn.Module, optimizer: torch.optim.Optimizer, stat
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
         draft.storage.write_bytes(f"{folder}/state.safetensors", save_tensors(_detached(tensors)))
-        draft.storage.write_json(f"{folder}/state.json", asdict(state))
+        draft.storage.write_json(f"{folder}/state.json", {"fingerprint": draft.fingerprint, **asdict(state)})
         for old in _complete(draft)[:-_KEEP]:
             draft.storage.delete(f"{draft.folder}/{WORK}/{old}")
     _barrier()
@@ -36,11 +37,19 @@ def load_latest(
     """Restore module and optimiser from the newest complete checkpoint; its state, or None when there is none.
 
     The parameter groups' settings are not restored: they follow from the config, which the draft's fingerprint fixes.
+    Raises UserError when the checkpoint is of another recipe or of other inputs.
     """
     names = _complete(draft)
     if not names:
         return None
     folder = f"{draft.folder}/{WORK}/{names[-1]}"
+    state = draft.storage.read_json(f"{folder}/state.json")
+    found = state.pop("fingerprint", draft.fingerprint)  # checkpoints of earlier versions have none
+    if found != draft.fingerprint:
+        raise UserError(
+            f"{draft.storage.uri(folder)} is of another recipe or of other inputs (fingerprint {found[:12]}, "
+            f"this run's is {draft.fingerprint[:12]}): choose another name= or delete {draft.storage.uri(draft.folder)}"
+        )
     tensors = load_tensors(draft.storage.read_bytes(f"{folder}/state.safetensors"))
     model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     module.load_state_dict(model, strict=True)
@@ -51,7 +60,13 @@ def load_latest(
             moments.setdefault(int(index), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    return state_class(**draft.storage.read_json(f"{folder}/state.json"))
+    return state_class(**state)
+
+
+def history(draft: Draft) -> list[dict[str, Any]]:
+    """The records of the steps before the newest complete checkpoint, from which a run goes on."""
+    names = _complete(draft)
+    return draft.storage.read_json(f"{draft.folder}/{WORK}/{names[-1]}/state.json")["history"] if names else []
 
 
 def save_best(draft: Draft, module: nn.Module, step: int, rank: int) -> None:
@@ -79,6 +94,11 @@ def keep(draft: Draft, write: Callable[[Path], None], step: int, rank: int) -> N
 def batch_name(draft: Draft, step: int, micro: int, rank: int) -> str:
     """Where a batch at which the loss went bad is kept, without the ending."""
     return f"{draft.folder}/{WORK}/nonfinite-step-{step:08d}-micro-{micro}-rank-{rank}"
+
+
+def evaluation_name(draft: Draft, step: int) -> str:
+    """Where the rows of an evaluation that gave no number are kept, without the ending."""
+    return f"{draft.folder}/{WORK}/nonfinite-step-{step:08d}-evaluation"
 
 
 def save_batch(draft: Draft, batch: dict[str, torch.Tensor], rows: list[str], name: str) -> None:

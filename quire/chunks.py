@@ -7,6 +7,7 @@ import numpy as np
 
 from quire.english import is_english
 from quire.errors import UserError
+from quire.evenly import evenly
 from quire.sentences import sentence_spans
 
 MAX_SENTENCE_CHARS = 2_000  # longer "sentences" (tables, unpunctuated verse) are cut at white space
@@ -40,18 +41,24 @@ class Chunking:
 
 
 def chunk_text(
-    text: str, *, size: int = 14, overlap: int = 4, min_chars: int = 200, max_chunks: int = 800, english: bool = True
+    text: str,
+    *,
+    size: int = 14,
+    overlap: int = 4,
+    min_chars: int = 200,
+    max_chunks: int | None = 800,
+    english: bool = True,
 ) -> Chunking:
     """Windows of `size` sentences, each starting `size - overlap` sentences after the one before.
 
     The last window is the first to reach the end of the text: a further one would only repeat its tail. Windows of
     fewer than `min_chars` characters, or that are not English, are dropped; of more than `max_chunks`, evenly spaced
-    ones are kept, in order. `index` counts windows before anything is dropped, so ids do not depend on the limits.
-    Raises UserError for an overlap that would never advance.
+    ones are kept, in order (None: all). `index` counts windows before anything is dropped, so ids do not depend on the
+    limits. Raises UserError for an overlap that would never advance.
     """
     if size < 1 or not 0 <= overlap < size:
         raise UserError(f"size = {size}, overlap = {overlap}: need size >= 1 and 0 <= overlap < size")
-    if max_chunks < 1:
+    if max_chunks is not None and max_chunks < 1:
         raise UserError(f"max_chunks = {max_chunks}: need at least 1")
     if min_chars < 0:
         raise UserError(f"min_chars = {min_chars}: need 0 or more")
@@ -66,8 +73,8 @@ def chunk_text(
             rejects.append(Reject(start, end, "not_english"))
         else:
             chunks.append(Chunk(index, start, end, len(window)))
-    if len(chunks) > max_chunks:
-        keep = set(((np.arange(max_chunks) * len(chunks)) // max_chunks).tolist())
+    if max_chunks is not None and len(chunks) > max_chunks:
+        keep = set(evenly(len(chunks), max_chunks).tolist())
         rejects += [Reject(c.start, c.end, "over_cap") for i, c in enumerate(chunks) if i not in keep]
         rejects.sort(key=lambda reject: reject.start)
         chunks = [c for i, c in enumerate(chunks) if i in keep]

@@ -21,9 +21,10 @@ class Module(gradcache.Contrastive):
 
     DDP averages gradients over ranks. Each rank's loss is that of the global batch, and `gather` sums what all ranks
     send back, so the average is exactly the gradient of one worker with the global batch. What is a mean over single
-    texts or pairs (teacher, adversary) every rank takes over its own. The texts of a rank stand in this order: the
-    chunks of its works, their mined negatives, the first and the second texts of the teacher's pairs. `features`
-    (B, B, F) is that of the global batch on every rank, `taught_features` (P, F) of the rank's own pairs.
+    texts or pairs (teacher, adversary) every rank takes over its own. A batch with `authors` and `groups` has authors
+    for classes (`losses.relations`), else works. The texts of a rank stand in this order: the chunks of its works,
+    their mined negatives, the first and the second texts of the teacher's pairs. `features` (B, B, F) is that of the
+    global batch on every rank, `taught_features` (P, F) of the rank's own pairs.
     """
 
     def __init__(
@@ -49,10 +50,13 @@ class Module(gradcache.Contrastive):
         sizes = [len(batch["works"]), num_mined, num_taught, num_taught]
         own, mined, *taught = embeddings.split(sizes)
         whole, works = gather(own), gather(batch["works"])
-        negatives = (gather(mined), gather(batch["negative_works"])) if num_mined else ()
+        negatives = (gather(mined), gather(batch["negative_works"])) if num_mined else (None, None)
+        authors = (
+            losses.Authors(*(gather(batch[key]) for key in losses.Authors._fields)) if "authors" in batch else None
+        )
         inverse = self.log_inverse_temperature.clamp(0.0, math.log(bi_encoder.MAX_INVERSE_TEMPERATURE)).exp()
-        contrastive = losses.supervised_info_nce(whole, works, inverse, *negatives)
-        pair = losses.balanced_pair_loss(self.all_pairs(whole, batch["features"]), works)
+        contrastive = losses.supervised_info_nce(whole, works, inverse, *negatives, authors)
+        pair = losses.balanced_pair_loss(self.all_pairs(whole, batch["features"]), works, authors)
         out = {"contrastive": contrastive, "pair": pair, "inverse_temperature": inverse}
         total = contrastive + self.pair_weight * pair
         if num_taught:

@@ -17,13 +17,15 @@ from torch import nn
 from transformers import AutoConfig
 
 from quire import device
-from quire.encoder import batch_budget, check_whole, freeze_unused
+from quire.encoder import batch_budget, check_whole, freeze_unused, read_typed
 from quire.errors import UserError
 from quire.packing import pack, pad
 
 
-def build_model(folder: str, max_length: int) -> Model:
+def build_model(folder: str, max_length: int, typed_marks: bool = True) -> Model:
     """A pretrained transformer that reads `max_length` tokens of both texts together, with a new head of one logit.
+
+    With `typed_marks` it reads as `encoder.read_typed` says; a folder whose model does so keeps it.
 
     The head starts as a distance instead of as noise. With the plain mean m of all token vectors and the mean w
     weighted by position, w - m points from the first text's mean to the second's (both means are linear in the two,
@@ -34,6 +36,8 @@ def build_model(folder: str, max_length: int) -> Model:
     check_length(folder, max_length)
     transformer = Transformer(folder, max_seq_length=max_length, model_kwargs={"use_safetensors": True})
     freeze_unused(transformer)
+    if typed_marks:
+        read_typed(transformer)
     width = transformer.get_embedding_dimension()
     rotation = torch.linalg.qr(torch.randn(width, width))[0]
     difference = torch.cat([-rotation, rotation], dim=1)  # the pooled vector is (m, w)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from quire import decode, english, gutenberg, gutenberg_header, schema
+from quire import decode, dedup, english, gutenberg, gutenberg_header, schema
 from quire.artifact import Shard
 from quire.gutenberg_header import Header
 from quire.identity import Identity
@@ -42,9 +42,7 @@ class Books:
         except (decode.Unreadable, _Unwanted) as error:
             self.drop(document, error.reason, f"{source}: {error.detail}")
             return
-        found = identify(header)
-        row = {"document_id": document, "author": found.author, "authors": found.authors}
-        row |= {"author_name": found.author_name, "anonymous": not found.authors, "title": found.title, "text": text}
+        row = {"document_id": document, **identify(header).columns(), "text": text}
         self.rows.append(row | {"source": source, "encoding": decoded.encoding, "kept": self.kept[document]})
 
     def drop(self, document: str, reason: str, detail: str) -> None:
@@ -68,7 +66,8 @@ class Books:
 
 
 def shard(rows: Sequence[dict], dropped: list[dict], kept: Mapping[str, float], num_bytes: int) -> Shard:
-    """Rows of the `documents` table as a shard of a step."""
+    """Rows of the `documents` table as a shard of a step; their signatures are made here, where the texts are held."""
+    rows = [row | {"signature": dedup.minhash(row["text"])} for row in rows]
     columns = {name: [row[name] for row in rows] for name in schema.DOCUMENTS.names}
     return Shard(
         table=pa.table(columns, schema=schema.DOCUMENTS),

@@ -7,6 +7,7 @@ import pyarrow as pa
 import xxhash
 
 from quire import schema
+from quire.evenly import evenly
 
 
 def spaced(documents: Sequence[str], max_chunks: int) -> list[int]:
@@ -17,8 +18,7 @@ def spaced(documents: Sequence[str], max_chunks: int) -> list[int]:
     bounds = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
     chosen: list[int] = []
     for start, end in zip(bounds, np.r_[bounds[1:], len(names)], strict=True):
-        count = min(max_chunks, end - start)
-        chosen += (start + (np.arange(count) * (end - start)) // count).tolist()
+        chosen += (start + evenly(end - start, max_chunks)).tolist()
     return chosen
 
 

@@ -109,16 +109,20 @@ class Client:
         agent: str,
         hosts: Iterable[str],
         max_bytes: int,
+        max_open: int = 1,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         draw: Callable[[], float] = random.random,
         now: Callable[[], float] = time.time,
     ):
-        """`agent`: the User-Agent, with a contact. `hosts`: `host` or `host:port` that a redirect may lead to."""
+        """`agent`: the User-Agent, with a contact. `hosts`: `host` or `host:port` that a redirect may lead to.
+        `max_open`: connections, and so requests, at once; a request waits for one before its time begins."""
         self.pacer, self.limits, self.hosts, self.max_bytes = pacer, limits, frozenset(hosts), max_bytes
         self.sleep, self.draw, self.now = sleep, draw, now
+        self._gate = asyncio.Semaphore(max_open)
         self._client = httpx.AsyncClient(
             headers={"User-Agent": agent, "Accept-Encoding": "gzip", "Accept": "*/*"},
             timeout=httpx.Timeout(limits.read, connect=limits.connect, pool=None),
+            limits=httpx.Limits(max_connections=max_open),
             follow_redirects=False,
             verify=_certificates(),
         )
@@ -189,15 +193,8 @@ class Client:
         seen = [url]
         allowed = self.hosts | {netloc(url)}
         while True:
-            turn = await self.pacer.turn()
-            while turn.wait:
-                await self.sleep(turn.wait)
-                turn = await self.pacer.turn(turn.slot)
-            try:
-                async with asyncio.timeout(self.limits.total):
-                    answer = await self._request(seen[-1], url, known)
-            except TimeoutError as error:
-                raise NotFetched("too_slow", f"{seen[-1]}: no end in {self.limits.total} s", again=True) from error
+            async with self._gate:
+                answer = await self._in_turn(seen[-1], url, known)
             if not isinstance(answer, str):
                 return answer
             if answer in seen:
@@ -207,6 +204,18 @@ class Client:
             seen.append(answer)
             if len(seen) - 1 > self.limits.max_redirects:
                 raise NotFetched("redirect_loop", f"{url}: more than {self.limits.max_redirects} redirects")
+
+    async def _in_turn(self, url: str, asked: str, known: Known | None) -> tuple[Fetched, str] | str:
+        """One request when its turn comes, and in time."""
+        turn = await self.pacer.turn()
+        while turn.wait:
+            await self.sleep(turn.wait)
+            turn = await self.pacer.turn(turn.slot)
+        try:
+            async with asyncio.timeout(self.limits.total):
+                return await self._request(url, asked, known)
+        except TimeoutError as error:
+            raise NotFetched("too_slow", f"{url}: no end in {self.limits.total} s", again=True) from error
 
     async def _request(self, url: str, asked: str, known: Known | None) -> tuple[Fetched, str] | str:
         """One request: a body with its content type, or where to look instead."""

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from quire import places
+from quire.places import Span
+
 MAX_HEADER_LINES = 1_000  # the old header with its "small print" takes about 400
 MAX_FOOTER_CHARS = 30_000  # the licence has 19,000; a longer rest after an END line is another volume
 _MAX_FOOTER_GAP = 2_000  # without a word of the licence; the longest gap in the licences of 65 books has 869
@@ -69,9 +72,6 @@ _NOTE_WORDS = re.compile(
     re.I,
 )
 _CAPTION_OPEN = re.compile(r"\[\s*_?(?:Illustrations?\b|(?:Picture|Frontispiece):)", re.I)
-_BRACKET = re.compile(r"[\[\]]")
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ def header_of(text: str) -> str:
     if not spans or not _HINT.search(text, 0, spans[0][1]):
         return ""
     header = text[: spans[0][1]]
-    starts = _marks(header, _START, *_GUTENBERG)
+    starts = places.marks(header, _START, *_GUTENBERG)
     return header[: starts[0].start()] if starts else header
 
 
 def lacks_end(text: str) -> bool:
     """A START line and no line that ends the book: what a file is that was cut on its way."""
-    started = _marks(text, _START, *_GUTENBERG)
-    return bool(started) and not any(_marks(text, pattern, *_GUTENBERG) for pattern in (_END, _END_WORDS))
+    started = places.marks(text, _START, *_GUTENBERG)
+    return bool(started) and not any(places.marks(text, pattern, *_GUTENBERG) for pattern in (_END, _END_WORDS))
 
 
 def clean(text: str) -> Cleaned:
@@ -115,10 +115,10 @@ def clean(text: str) -> Cleaned:
     while length != len(text):  # every rule only deletes, so this ends
         length = len(text)
         for rule, find in _RULES:
-            spans = _merged(find(text))
+            spans = places.merged(find(text))
             if spans:
                 removed[rule] += sum(end - start for start, end in spans)
-                text = _drop_blanks(_without(text, spans), removed)
+                text = _drop_blanks(places.without(text, spans), removed)
     return Cleaned(text, removed)
 
 
@@ -131,56 +131,9 @@ def _drop_blanks(text: str, removed: dict[str, int]) -> str:
     return kept
 
 
-def _without(text: str, spans: list[Span]) -> str:
-    starts = [0, *(end for _, end in spans)]
-    ends = [*(start for start, _ in spans), len(text)]
-    return "".join(text[start:end] for start, end in zip(starts, ends, strict=True))
-
-
-def _merged(spans: list[Span]) -> list[Span]:
-    merged: list[Span] = []
-    for start, end in sorted(spans):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged
-
-
-def _line_offset(text: str, num_lines: int) -> int:
-    """Where the line of that number begins, or the text's length."""
-    offset = 0
-    for _ in range(num_lines):
-        offset = text.find("\n", offset) + 1
-        if not offset:
-            return len(text)
-    return offset
-
-
-def _lines_with(text: str, *words: str) -> list[int]:
-    """Where those lines begin that hold one of the words: a plain search passes most text at memory speed."""
-    starts = set()
-    for word in words:
-        offset = text.find(word)
-        while offset >= 0:
-            starts.add(text.rfind("\n", 0, offset) + 1)
-            offset = text.find(word, offset + len(word))
-    return sorted(starts)
-
-
-def _marks(text: str, pattern: re.Pattern[str], *words: str) -> list[re.Match[str]]:
-    """Matches of the pattern at the beginning of the lines with one of the words."""
-    return [match for start in _lines_with(text, *words) if (match := pattern.match(text, start))]
-
-
-def _line_end(text: str, offset: int) -> int:
-    end = text.find("\n", offset)
-    return len(text) if end < 0 else end
-
-
 def _marker_end(text: str, match: re.Match[str]) -> int:
     """The end of a START or END marker: its title may wrap, up to the line with the closing stars."""
-    first = end = _line_end(text, match.end())
+    first = end = places.line_end(text, match.end())
     for _ in range(4):
         line_start = text.rfind("\n", 0, end) + 1
         line = text[max(line_start, match.end()) : end]
@@ -188,36 +141,21 @@ def _marker_end(text: str, match: re.Match[str]) -> int:
             return end
         if end == len(text) or text[end + 1 : end + 2] in ("\n", ""):
             return first
-        end = _line_end(text, end + 1)
+        end = places.line_end(text, end + 1)
     return first
 
 
-def _paragraph_end(text: str, offset: int) -> int:
-    end = text.find("\n\n", offset)
-    return len(text) if end < 0 else end
-
-
-def _paragraphs(text: str) -> list[Span]:
-    """Offsets of the paragraphs of a text whose blank lines are empty and single."""
-    spans, start = [], 0
-    while start < len(text):
-        end = _paragraph_end(text, start)
-        spans.append((start, end))
-        start = end + 2
-    return spans
-
-
 def _header(text: str) -> list[Span]:
-    limit = _line_offset(text, MAX_HEADER_LINES)
+    limit = places.line_offset(text, MAX_HEADER_LINES)
     top = text[:limit]
     end = 0
-    if starts := _marks(top, _START, *_GUTENBERG):
+    if starts := places.marks(top, _START, *_GUTENBERG):
         end = _marker_end(text, starts[0])
-    small = [mark for mark in _marks(top, _SMALL_PRINT_END, *_SMALL_PRINT) if mark.start() >= end]
+    small = [mark for mark in places.marks(top, _SMALL_PRINT_END, *_SMALL_PRINT) if mark.start() >= end]
     if small and _small_print_is_header(top, small[0]):
-        end = _line_end(text, small[0].end())
-    if not end and _HINT.search(top, 0, min(_paragraph_end(top, 0), _MAX_LICENCE_CHARS)):
-        for start, stop in _paragraphs(top):
+        end = places.line_end(text, small[0].end())
+    if not end and _HINT.search(top, 0, min(places.paragraph_end(top, 0), _MAX_LICENCE_CHARS)):
+        for start, stop in places.paragraphs(top):
             if not _HEADER_PARAGRAPH.match(text, start) or stop - start > _MAX_LICENCE_CHARS:
                 break
             end = stop
@@ -226,15 +164,15 @@ def _header(text: str) -> list[Span]:
 
 def _small_print_is_header(top: str, small: re.Match[str]) -> bool:
     """The small print opened the files of the nineties; in a few it closes them, and the book stands above it."""
-    begins = _marks(top[: small.start()], _SMALL_PRINT_START, *_SMALL_PRINT)
-    near = not begins or begins[0].start() < _line_offset(top, 200)
+    begins = places.marks(top[: small.start()], _SMALL_PRINT_START, *_SMALL_PRINT)
+    near = not begins or begins[0].start() < places.line_offset(top, 200)
     return near and _HINT.search(top, 0, small.start()) is not None
 
 
 def _footer(text: str) -> list[Span]:
     """From an END line to the end, where a licence follows; between the volumes of a collection the line alone."""
     for pattern in (_END, _END_WORDS):
-        if marks := _marks(text, pattern, *_GUTENBERG):
+        if marks := places.marks(text, pattern, *_GUTENBERG):
             ends = (len(text) if _licence_follows(text, mark.end()) else _marker_end(text, mark) for mark in marks)
             return [(mark.start(), end) for mark, end in zip(marks, ends, strict=True)]
     return []
@@ -250,24 +188,24 @@ def _licence_follows(text: str, offset: int) -> bool:
 def _licence(text: str) -> list[Span]:
     """Paragraphs with words of the licence, and the small print or full licence from its title to its end."""
     spans = _licence_paragraphs(text)
-    spans += [(mark.start(), _marker_end(text, mark)) for mark in _marks(text, _START, *_GUTENBERG)]
-    for begin in _marks(text, _SMALL_PRINT_START, *_SMALL_PRINT):
+    spans += [(mark.start(), _marker_end(text, mark)) for mark in places.marks(text, _START, *_GUTENBERG)]
+    for begin in places.marks(text, _SMALL_PRINT_START, *_SMALL_PRINT):
         block = text[begin.start() : begin.start() + MAX_FOOTER_CHARS]
-        if ends := _marks(block, _SMALL_PRINT_END, *_SMALL_PRINT):
-            spans.append((begin.start(), begin.start() + _line_end(block, ends[0].end())))
+        if ends := places.marks(block, _SMALL_PRINT_END, *_SMALL_PRINT):
+            spans.append((begin.start(), begin.start() + places.line_end(block, ends[0].end())))
     return spans
 
 
 def _licence_paragraphs(text: str) -> list[Span]:
     marked = set()
-    for line in _lines_with(text, *_LICENCE_WORDS):
+    for line in places.lines_with(text, *_LICENCE_WORDS):
         start = text.rfind("\n\n", 0, line)
         start = 0 if start < 0 else start + 2
-        end = _paragraph_end(text, line)
+        end = places.paragraph_end(text, line)
         if end - start <= _MAX_LICENCE_CHARS and _LICENCE.search(text, start, end):
             marked.add((start, end))
     spans = list(marked)
-    for title in _marks(text, _LICENCE_TITLE, "FULL"):
+    for title in places.marks(text, _LICENCE_TITLE, "FULL"):
         ends = [end for _, end in marked if 0 <= end - title.start() <= MAX_FOOTER_CHARS]
         if ends:
             spans.append((title.start(), max(ends)))
@@ -277,65 +215,27 @@ def _licence_paragraphs(text: str) -> list[Span]:
 def _credits(text: str) -> list[Span]:
     """Paragraphs such as "Produced by" near the top; of one that is too long to be a credit, the first line."""
     spans = []
-    top = _line_offset(text, 200)
-    for start, end in _paragraphs(text[:top])[:_NUM_CREDIT_PARAGRAPHS]:
+    top = places.line_offset(text, 200)
+    for start, end in places.paragraphs(text[:top])[:_NUM_CREDIT_PARAGRAPHS]:
         if _CREDIT.match(text, start):
             whole = end < top or top == len(text)
-            stop = end if whole and end - start <= _MAX_CREDIT_CHARS else _line_end(text, start)
+            stop = end if whole and end - start <= _MAX_CREDIT_CHARS else places.line_end(text, start)
             if stop - start <= _MAX_CREDIT_CHARS:
                 spans.append((start, stop))
     return spans
 
 
-def _bracketed(text: str, opening: re.Pattern[str], max_chars: int) -> list[Span]:
-    """From an opening bracket to its match; if none is near, to one that ends a line of the paragraph; else nothing."""
-    spans, position = [], 0
-    while match := opening.search(text, position):
-        limit = min(len(text), match.start() + max_chars)
-        end = _matching(text, match.start(), limit)
-        if end is None:
-            paragraph_end = text.find("\n\n", match.start(), limit)
-            close = text.find("]\n", match.start(), limit if paragraph_end < 0 else paragraph_end + 1)
-            end = close + 1 if close >= 0 else None
-        if end is not None:
-            spans.append((match.start(), end))
-        position = match.end() if end is None else end
-    return spans
-
-
-def _matching(text: str, start: int, limit: int) -> int | None:
-    depth = 0
-    for bracket in _BRACKET.finditer(text, start, limit):
-        depth += 1 if bracket.group() == "[" else -1
-        if depth == 0:
-            return bracket.end()
-    return None
-
-
-def _with_blanks(text: str, spans: list[Span]) -> list[Span]:
-    """Also the blanks beside a mark within a line, so that no double blank and no indentation stays behind."""
-    widened = []
-    for start, end in spans:
-        while start and text[start - 1] in " \t":
-            start -= 1
-        if start == 0 or text[start - 1] == "\n":
-            while end < len(text) and text[end] in " \t":
-                end += 1
-        widened.append((start, end))
-    return widened
-
-
 def _illustrations(text: str) -> list[Span]:
-    return _with_blanks(text, _bracketed(text, _CAPTION_OPEN, _MAX_CAPTION_CHARS))
+    return places.with_blanks(text, places.bracketed(text, _CAPTION_OPEN, _MAX_CAPTION_CHARS))
 
 
 def _transcriber_notes(text: str) -> list[Span]:
-    lines = _lines_with(text, *_TRANSCRIBER_WORDS)
+    lines = places.lines_with(text, *_TRANSCRIBER_WORDS)
     if not lines:
         return []
-    spans = _with_blanks(text, _bracketed(text, _NOTE_OPEN, _MAX_NOTE_CHARS))
+    spans = places.with_blanks(text, places.bracketed(text, _NOTE_OPEN, _MAX_NOTE_CHARS))
     spans += [box.span() for box in _NOTE_BOX.finditer(text) if re.search(_TRANSCRIBER, box.group(), re.I)]
-    blocks = _paragraphs(text)
+    blocks = places.paragraphs(text)
     index_at = {start: index for index, (start, _) in enumerate(blocks)}
     for line in lines:
         if line in index_at and (heading := _NOTE_HEADING.match(text, line)):
@@ -348,7 +248,7 @@ def _note_end(text: str, blocks: list[Span], index: int, heading_end: int) -> in
     start, end = blocks[index]
     bare = not text[heading_end:end].strip(" *_=:.\n")
     if end - start > _MAX_NOTE_CHARS:
-        return _line_end(text, start)
+        return places.line_end(text, start)
     for later_start, later_end in blocks[index + 1 :]:
         if later_end - start > _MAX_NOTE_CHARS:
             break

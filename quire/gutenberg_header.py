@@ -23,6 +23,10 @@ _BRACKETED = re.compile(r"[(\[][^)\]]*[)\]]")
 _SUFFIX = re.compile(r"(?:[JS]r|I{2,3}|IV|Esq|Bart|M\.? ?[AD]|Ph\.? ?D|D\.? ?D|LL\.? ?D|père|fils)\.?$", re.I)
 _LIFE_DATES = re.compile(r",?\s*\d{4}\??\s*[-–]\s*(?:\d{4}\??)?$")
 
+_LICENCE_BYTES = 20_000  # the small print that older books begin with has 12,000
+_COPYRIGHTED = re.compile(rb"this is a copyrighted project gutenberg", re.I)
+_LICENSED = re.compile(rb"project\s+gutenberg(?:-tm|\xe2\x84\xa2)?\s+license|small\s+print!", re.I)
+
 
 @dataclass(frozen=True)
 class Header:
@@ -100,3 +104,11 @@ def _turned(name: str) -> list[str]:
 def _capitalised(name: str) -> list[str]:
     """Its words without particles: "von Goethe" is one name, "Charles Dickens" two."""
     return [word for word in name.split() if not word.islower()]
+
+
+def licence(data: bytes) -> str | None:
+    """What a book's own header says of the rights in it, in the catalogue's words where it has them; None: nothing."""
+    head = data[:_LICENCE_BYTES]
+    if _COPYRIGHTED.search(head):
+        return "Copyrighted. Read the copyright notice inside this book for details."
+    return "Project Gutenberg License" if _LICENSED.search(head) else None

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from quire import names
 from quire.errors import UserError
@@ -22,6 +22,22 @@ class Identity(NamedTuple):
         """One slug for all its people, in whatever order they are named."""
         return names.slug("; ".join(sorted(self.author_name.split("; "), key=names.slug)))
 
+    def columns(self) -> dict[str, Any]:
+        """Of the `documents` table. Without a single name it is anonymous."""
+        return {
+            "author": self.author,
+            "authors": self.authors,
+            "author_name": self.author_name,
+            "anonymous": not self.authors,
+            "title": self.title,
+        }
+
+
+def by_people(title: str, people: Sequence[str]) -> Identity:
+    """Of a text by these people, each "First Last"; those whom the name does not name are no authors to compare."""
+    authors = tuple(dict.fromkeys(names.slug(name) for name in people if not names.is_anonymous(name)))
+    return Identity(title, "; ".join(people), authors)
+
 
 def identify(file: str, header: Header, stated: dict[str, str]) -> Identity:
     """Author and title of the file at the relative path `file`, whose row of the manifest is `stated`.
@@ -37,8 +53,7 @@ def identify(file: str, header: Header, stated: dict[str, str]) -> Identity:
     )
     found = header.authors or people(stated.get("author", "")) or people(from_path[0].replace("_", " "))
     title = header.title or stated.get("title") or from_path[1].replace("_", " ")
-    authors = tuple(dict.fromkeys(names.slug(name) for name in found if not names.is_anonymous(name)))
-    return Identity(title, "; ".join(found), authors)
+    return by_people(title, found)
 
 
 def read_manifest(data: bytes, files: Sequence[str], where: str) -> dict[str, dict[str, str]]:

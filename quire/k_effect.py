@@ -50,17 +50,22 @@ class Levels:
 
     `means` are the losses at each K, seeds levelled out; `rest` (R, ...) is what neither explains, and `spread` its
     standard deviation: what runs of one K differ by once their seeds' level is taken out. None where nothing is left
-    to estimate it from.
+    to estimate it from. `spreads` are the same for the runs of each K alone; NaN where they leave nothing.
     """
 
     k: tuple[int, ...]
     means: np.ndarray  # (levels, ...)
     rest: np.ndarray  # (R, ...)
     spread: np.ndarray | None  # (...)
+    spreads: np.ndarray  # (levels, ...)
 
 
 def levels(k: Sequence[int], seeds: Sequence[int], losses: np.ndarray) -> Levels:
-    """The additive model of losses (R, ...) in K and seed, by least squares (Box, Hunter & Hunter 2005, chapter 4)."""
+    """The additive model of losses (R, ...) in K and seed, by least squares (Box, Hunter & Hunter 2005, chapter 4).
+
+    The variance of one K's runs is the mean of their squared rests, each over its share that the fit leaves free
+    (HC2, MacKinnon & White 1985): the fit follows a run that has few beside it more closely.
+    """
     losses = np.asarray(losses, float)
     k_levels, k_index = np.unique(np.asarray(k), return_inverse=True)
     seed_levels, seed_index = np.unique(np.asarray(seeds), return_inverse=True)
@@ -74,7 +79,12 @@ def levels(k: Sequence[int], seeds: Sequence[int], losses: np.ndarray) -> Levels
     freedom = len(losses) - int(rank)
     means = found[: len(k_levels)].reshape(len(k_levels), *losses.shape[1:])
     spread = np.sqrt(np.square(rest).sum(0) / freedom) if freedom else None
-    return Levels(tuple(k_levels.tolist()), means, rest, spread)
+    free = 1 - np.einsum("rp,pr->r", design, np.linalg.pinv(design))  # share of each run
+    free[free < 1e-9] = np.nan
+    each = np.square(rest) / free.reshape(-1, *[1] * (losses.ndim - 1))
+    left = [each[(k_index == level) & np.isfinite(free)] for level in range(len(k_levels))]
+    spreads = np.stack([np.sqrt(some.mean(0)) if len(some) else np.full(rest.shape[1:], np.nan) for some in left])
+    return Levels(tuple(k_levels.tolist()), means, rest, spread, spreads)
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,6 @@ class Trend:
     slope: float
     p_value: float
     seed_slopes: tuple[float, ...]
-    spread: float | None  # standard deviation at equal K, seeds levelled out, in nats
 
 
 def trend(
@@ -93,13 +102,15 @@ def trend(
     """Does the loss change with K by more than chance? None when no seed has two values of K.
 
     A permutation test with seeds as blocks (Good 2005, chapter 5): K is shuffled inside each seed, the statistic is
-    the mean over seeds of the least-squares slope over log2 K, two-sided. It holds for losses that would be
-    exchangeable within a seed if K did nothing: on the same texts for every K, or with what makes one text harder
-    than another taken out. A seed with one value of K says nothing about a slope and is left out.
+    the mean over seeds of the least-squares slope over log2 K, two-sided. `seeds` are those that choose the
+    categories. Runs of one seed and K share their categories, so they count once, by their mean: shuffled one by one
+    they would pass for so many draws of categories, and what one draw happens to hold for an effect of K. The test
+    holds for means that would be exchangeable within a seed if K did nothing: on the same texts for every K, or with
+    what makes one text harder than another taken out. A seed with one value of K says nothing about a slope.
     """
     k, seeds, losses = np.log2(np.asarray(k, float)), np.asarray(seeds), np.asarray(losses, float)
-    blocks = [(k[seeds == seed], losses[seeds == seed]) for seed in np.unique(seeds)]
-    blocks = [(x, y) for x, y in blocks if len(np.unique(x)) > 1]
+    blocks = [_means(k[seeds == seed], losses[seeds == seed]) for seed in np.unique(seeds)]
+    blocks = [(x, y) for x, y in blocks if len(x) > 1]
     if not blocks:
         return None
     slopes = [_slope(x, y) for x, y in blocks]
@@ -111,8 +122,13 @@ def trend(
         shuffled += y[orders] @ centred / np.square(centred).sum()
     observed = abs(sum(slopes))
     p_value = (1 + int((np.abs(shuffled) >= observed - 1e-12).sum())) / (1 + num_permutations)
-    spread = levels(k, seeds, losses).spread
-    return Trend(float(np.mean(slopes)), p_value, tuple(slopes), None if spread is None else float(spread))
+    return Trend(float(np.mean(slopes)), p_value, tuple(slopes))
+
+
+def _means(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different values of x, and the mean of y at each."""
+    values, place, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return values, np.bincount(place, weights=y) / counts
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:

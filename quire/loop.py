@@ -32,6 +32,7 @@ class Task(Protocol):
     """What a trainer supplies."""
 
     module: nn.Module  # forward(batch) -> {"loss": scalar, **other scalars}
+    mfu_key: str  # what the model's FLOP utilisation is logged as: `mfu...`, and whether `flops` counts embeddings
 
     def batch(self, step: int, micro: int, rank: int, world: int) -> Batch:
         """This rank's slice of the global micro-batch; a function of its arguments alone."""
@@ -40,7 +41,7 @@ class Task(Protocol):
         """Tokens in the batch, padding left out."""
 
     def flops(self, batch: Batch) -> float:
-        """FLOPs of forward and backward for the batch, for the model's FLOP utilisation."""
+        """FLOPs of forward and backward for the batch."""
 
     def evaluate(self, rank: int, world: int) -> dict[str, Any]:
         """Metrics on a frozen set; every rank calls it and every rank gets the same numbers.
@@ -53,6 +54,10 @@ class Task(Protocol):
 
     def describe(self, step: int, micro: int, rank: int, world: int) -> list[str]:
         """What each row of that batch was made from, to be named when its loss is no number. A task may lack it."""
+
+    def bad_evaluation(self, rank: int, world: int) -> tuple[Batch, list[str]]:
+        """What of the last evaluation had no finite loss, the same on every rank, and what each row of it was made
+        from. Every rank calls it. A task may lack it."""
 
 
 class NonFinite(RuntimeError):
@@ -184,8 +189,8 @@ def _step(task, wrapped, optimizer, config, state, draft, rank, world, log, batc
     record = {"step": state.step, "learning_rate": rate, **metrics}
     state.history.append(record)
     if rank == 0:
-        mfu = flops / seconds / device.peak_flops(device.precision())
-        log({**record, "tokens_per_second": tokens / seconds, "mfu": mfu, "data_share": waited / seconds})
+        mfu = {task.mfu_key: flops / seconds / device.peak_flops(device.precision())}
+        log({**record, "tokens_per_second": tokens / seconds, **mfu, "data_share": waited / seconds})
 
 
 def _non_finite(
@@ -205,12 +210,30 @@ def _non_finite(
         where = checkpoint.batch_name(draft, step, micro, worker)
         if worker == rank:
             checkpoint.save_batch(draft, used[micro], rows, where)
-        shown = ", ".join(rows[:_SHOWN]) + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")
         lines.append(
             f"  micro-batch {micro} of worker {worker}, loss {of_all[worker * count + micro]}: "
-            f"{draft.storage.uri(where)}{'.safetensors, made from ' if rows else '.safetensors'}{shown}"
+            f"{draft.storage.uri(where)}{'.safetensors, made from ' if rows else '.safetensors'}{_shown(rows)}"
         )
     return NonFinite("\n".join(lines))
+
+
+def _non_finite_evaluation(task: Task, step: int, metric: str, metrics: dict[str, Any], draft: Draft) -> NonFinite:
+    """The error that names which numbers of the evaluation are none and the rows at fault, which rank 0 saves."""
+    rank, world = rank_and_world()
+    others = [key for key, v in metrics.items() if key != metric and isinstance(v, float) and not math.isfinite(v)]
+    line = f"step {step}: the evaluation's {metric} is {metrics[metric]}; lower loop.learning_rate"
+    lines = [line, *([f"  not a number either: {', '.join(others)}"] if others else [])]
+    batch, rows = task.bad_evaluation(rank, world) if hasattr(task, "bad_evaluation") else ({}, [])
+    if rows:
+        where = checkpoint.evaluation_name(draft, step)
+        if rank == 0:
+            checkpoint.save_batch(draft, batch, rows, where)
+        lines.append(f"  {draft.storage.uri(where)}.safetensors, made from {_shown(rows)}")
+    return NonFinite("\n".join(lines))
+
+
+def _shown(rows: list[str]) -> str:
+    return ", ".join(rows[:_SHOWN]) + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")
 
 
 def _gradients(task, wrapped, config, batches) -> tuple[dict[str, torch.Tensor], list[Batch], list[torch.Tensor]]:
@@ -257,7 +280,7 @@ def _evaluate(task, config, state, draft, rank, world, log) -> None:
         raise UserError(f"loop.metric = {config.metric!r}: the evaluation gives {', '.join(sorted(metrics))}")
     value = metrics[config.metric]
     if not math.isfinite(value):
-        raise NonFinite(f"step {state.step}: the evaluation's {config.metric} is {value}; lower loop.learning_rate")
+        raise _non_finite_evaluation(task, state.step, config.metric, metrics, draft)
     if config.geometric_ratio and (state.geometric is None or value < config.geometric_ratio * state.geometric):
         state.geometric = value
         checkpoint.keep(draft, task.save, state.step, rank)
@@ -265,7 +288,7 @@ def _evaluate(task, config, state, draft, rank, world, log) -> None:
     if config.ema_smoothing is not None:
         share = config.ema_smoothing
         state.ema = value if state.ema is None else share * value + (1.0 - share) * state.ema
-        value = record[f"eval_{config.metric}_ema"] = state.ema
+        value = record[f"eval_{config.judged_by}"] = state.ema
     gain = math.inf if state.best is None else (value - state.best) * (1 if config.higher_is_better else -1)
     if gain > config.min_delta:
         state.best, state.best_step, state.bad_evaluations = value, state.step, 0

@@ -54,6 +54,11 @@ class LoopConfig(Config):
             )
         return self
 
+    @property
+    def judged_by(self) -> str:
+        """Name of the number that decides on the best weights and on stopping: the metric, or its moving average."""
+        return self.metric if self.ema_smoothing is None else f"{self.metric}_ema"
+
     def in_steps(self, tokens_per_step: int) -> Self:
         """The same loop with its budget in optimiser steps. Raises UserError when it does not pay for one."""
         if self.max_tokens is None:

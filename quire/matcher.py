@@ -1,6 +1,6 @@
 """The two-stage decision: the bi-encoder answers what it can refuse, the cross-encoder the rest, on one scale.
 
-The same code evaluates offline and answers over HTTP. Shape letters: m, n passages of the two texts.
+The same code evaluates offline and answers over HTTP. Shape letters: n pairs, k passages that are read of either text.
 """
 
 import hashlib
@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quire import decisions, hub
+from quire import decisions, hub, levels
 from quire.bi_encoder import BiEncoder
 from quire.calibration import Fusion, Scale
-from quire.certify import Certificate
 from quire.chunks import chunk_text
 from quire.cross_encoder import CrossEncoder
 from quire.errors import UserError
+from quire.levels import Level, Question
 from quire.storage import Storage, made_once
 
 
@@ -26,30 +26,27 @@ from quire.storage import Storage, made_once
 class MatcherSpec:
     """All that turns two models into decisions; stored as matcher.json. Folders are relative to the artefact root.
 
-    The scales give probabilities for pairs mixed as the calibration pairs, of which `calibration_prior` are of the same
-    book; the answers are for `prior`, on whose scale the threshold and the certificates stand.
+    The answers are for pairs of which `prior` are of the same book, on whose scale the thresholds and the certificates
+    of all levels stand.
     """
 
     bi_encoder: str
     cross_encoder: str
     bi_encoder_sha256: str
     cross_encoder_sha256: str
-    bi_scale: Scale
-    fusion: Fusion
-    prefilter: float
-    threshold: float
+    levels: tuple[Level, ...]  # rising, from one passage a side
     objective: str
     size: int
     overlap: int
     min_chars: int
-    max_chunks_per_text: int
-    max_cross_pairs: int
-    num_calibration_pairs: int  # that the scales and the threshold were fitted on; a certificate counts its own
+    max_cross_pairs: int  # cells that the cross-encoder reads
     data_sha256: str = ""  # of the pairs, labels and logits that all this came from
-    calibration_prior: float = 0.5
     prior: float = 0.5
-    certificates: tuple[Certificate, ...] = ()  # of the sides for which a precision was asked
     fingerprint: str = ""
+
+    def level(self, k: int = 1) -> Level:
+        """The level of exactly k passages a side. Raises UserError when there is none."""
+        return levels.exactly(self.levels, k)
 
 
 @dataclass(frozen=True)
@@ -67,6 +64,8 @@ class Match:
     same_threshold: float | None
     different_threshold: float | None
     prior: float
+    k: int  # passages that were read of either text
+    calibrated: bool
     model: str
 
 
@@ -92,16 +91,13 @@ def load_spec(text: str | bytes) -> MatcherSpec:
     names = {field.name for field in fields(MatcherSpec)}
     for wrong, what in ((set(values) - names, "unknown"), (names - set(values), "missing")):
         if wrong:
-            raise UserError(f"matcher.json: {what} key {sorted(wrong)[0]!r}; it holds {', '.join(sorted(names))}")
+            raise UserError(
+                f"matcher.json: {what} key {sorted(wrong)[0]!r}; it holds {', '.join(sorted(names))}. Calibrate again"
+            )
     try:
-        parts = {
-            "bi_scale": Scale(**values["bi_scale"]),
-            "fusion": Fusion(**values["fusion"]),
-            "certificates": tuple(Certificate(**certificate) for certificate in values["certificates"]),
-        }
+        spec = MatcherSpec(**{**values, "levels": tuple(levels.read(level) for level in values["levels"])})
     except TypeError as error:  # a key that is missing or unknown
         raise UserError(f"matcher.json: {error}; calibrate again instead of editing it") from error
-    spec = MatcherSpec(**{**values, **parts})
     if _fingerprint(spec) != spec.fingerprint:
         raise UserError("matcher.json: its contents do not give its fingerprint; calibrate again instead of editing it")
     return spec
@@ -158,28 +154,19 @@ def _locate(uri: str) -> tuple[Storage, str]:
 
 
 def passages(text: str, spec: MatcherSpec) -> list[str]:
-    """The chunks of a text as the training data was cut.
+    """All chunks of a text, as the training data was cut.
 
-    A text without a whole chunk is one passage, its beginning, shorter than a chunk: `is_calibrated` knows it by that.
+    A text without a whole chunk is one passage, its beginning, shorter than a chunk: `question` knows it by that.
     """
     made = chunk_text(
-        text,
-        size=spec.size,
-        overlap=spec.overlap,
-        min_chars=spec.min_chars,
-        max_chunks=spec.max_chunks_per_text,
-        english=False,
+        text, size=spec.size, overlap=spec.overlap, min_chars=spec.min_chars, max_chunks=None, english=False
     )
     return [text[c.start : c.end] for c in made.chunks] or [text.strip()[: spec.min_chars - 1]]
 
 
-def cross_pairs(m: int, n: int, count: int) -> list[tuple[int, int]]:
-    """At most `count` passage pairs, spread evenly over both texts: the cells along the diagonal of the (m, n) grid.
-
-    Swapping the two texts gives the same pairs, swapped.
-    """
-    size = min(count, max(m, n))
-    return [((i * m) // size, (i * n) // size) for i in range(size)]
+def question(spec: MatcherSpec, a: Sequence[str], b: Sequence[str]) -> Question:
+    """What is read of two texts, each given as all of its passages."""
+    return levels.question(spec.levels, spec.min_chars, a, b)
 
 
 def needs_cross(bi_scale: Scale, prefilter: float, bi_logits: np.ndarray) -> np.ndarray:
@@ -202,9 +189,16 @@ def two_stage(
     return np.where(asked, fusion.probability(cross_logits, bi_logits), bi_scale.probability(bi_logits))
 
 
-def rule(spec: MatcherSpec, prior: float | None = None) -> decisions.Rule:
-    """How the matcher decides where `prior` of the pairs are of the same book. Raises UserError as `decisions.rule`."""
-    return decisions.rule(spec.threshold, spec.objective, spec.certificates, spec.prior, prior)
+def rule(spec: MatcherSpec, prior: float | None = None, k: int = 1) -> decisions.Rule:
+    """How a level decides where `prior` of the pairs are of the same book. Raises UserError as `decisions.rule`."""
+    level = spec.level(k)
+    return decisions.rule(level.threshold, spec.objective, level.certificates, spec.prior, prior)
+
+
+def check_prior(spec: MatcherSpec, prior: float | None) -> None:
+    """Raises UserError for a prior at which some level cannot decide."""
+    for level in spec.levels:
+        rule(spec, prior, level.k)
 
 
 def decide(
@@ -212,25 +206,40 @@ def decide(
     bi_logits: np.ndarray,
     cross_logits: np.ndarray,
     *,
+    k: Sequence[int] | None = None,
     prior: float | None = None,
     calibrated: Sequence[bool] | None = None,
 ) -> list[Match]:
     """The answers for n pairs by their logits (n,), as in `two_stage`, at a prior (default: the spec's).
 
-    `calibrated` (n,): whether each pair is as those that the scales were fitted on (default: all are).
+    `k` (n,): the level of each pair (default: single passages). `calibrated` (n,): whether each pair is as those that
+    the level's scales were fitted on (default: all are).
     """
-    used = rule(spec, prior)
-    asked = needs_cross(spec.bi_scale, spec.prefilter, bi_logits).tolist()
-    first = spec.bi_scale.probability(bi_logits)
-    final = two_stage(spec.bi_scale, spec.fusion, spec.prefilter, bi_logits, cross_logits)
-    first, final = (decisions.at_prior(p, spec.calibration_prior, used.prior).tolist() for p in (first, final))
-    return [
-        _answer(spec, used, *row) for row in zip(asked, first, final, calibrated or [True] * len(asked), strict=True)
-    ]
+    bi_logits, cross_logits = np.asarray(bi_logits), np.asarray(cross_logits)
+    of_level = np.ones(len(bi_logits), int) if k is None else np.asarray(k, int)
+    told = [True] * len(bi_logits) if calibrated is None else list(calibrated)
+    answers: dict[int, Match] = {}
+    for number in np.unique(of_level).tolist():
+        level, used = spec.level(number), rule(spec, prior, number)
+        rows = np.flatnonzero(of_level == number)
+        bi, cross = bi_logits[rows], cross_logits[rows]
+        asked = needs_cross(level.bi_scale, level.prefilter, bi).tolist()
+        first = level.bi_scale.probability(bi)
+        final = two_stage(level.bi_scale, level.fusion, level.prefilter, bi, cross)
+        both = (decisions.at_prior(p, level.calibration_prior, used.prior).tolist() for p in (first, final))
+        for row, *values in zip(rows.tolist(), asked, *both, strict=True):
+            answers[row] = _answer(spec, level, used, *values, told[row])
+    return [answers[row] for row in range(len(bi_logits))]
 
 
 def _answer(
-    spec: MatcherSpec, used: decisions.Rule, by_cross: bool, bi: float, probability: float, calibrated: bool
+    spec: MatcherSpec,
+    level: Level,
+    used: decisions.Rule,
+    by_cross: bool,
+    bi: float,
+    probability: float,
+    calibrated: bool,
 ) -> Match:
     decision, code = used.decide(probability, calibrated)
     certified = bool(used.certificates)
@@ -246,14 +255,10 @@ def _answer(
         same_threshold=used.limit("same") if certified else None,
         different_threshold=used.limit("different") if certified else None,
         prior=used.prior,
+        k=level.k,
+        calibrated=calibrated,
         model=spec.fingerprint,
     )
-
-
-def is_calibrated(spec: MatcherSpec, a: Sequence[str], b: Sequence[str]) -> bool:
-    """Whether two texts, given as passages, are like the pairs that the probabilities were fitted on: one each, no
-    shorter than a chunk may be. Means over several passages spread less, so the same scale is only a ranking there."""
-    return len(a) == len(b) == 1 and min(len(a[0]), len(b[0])) >= spec.min_chars
 
 
 def ordered(a: str, b: str) -> tuple[str, str]:
@@ -271,24 +276,32 @@ class TwoStage:
     def open(cls, uri: str, prior: float | None = None) -> "TwoStage":
         """From a published matcher's address. `prior`: the share of same-book pairs where it is used."""
         spec = open_spec(uri)
-        rule(spec, prior)  # a prior that cannot be had is told before the models are loaded
+        check_prior(spec, prior)  # a prior that cannot be had is told before the models are loaded
         bi = BiEncoder.load(open_model(uri, "bi_encoder"))
         return cls(spec, bi, CrossEncoder.load(open_model(uri, "cross_encoder")), prior)
 
     def match(self, pairs: Sequence[tuple[str, str]]) -> list[Match]:
         """One answer per pair of texts of any length. Each pair is computed by itself, so that (a, b) and (b, a) agree
         to the last bit, whatever stands beside them in the list."""
-        cut = [[passages(text, self.spec) for text in ordered(*pair)] for pair in pairs]
-        bi_logits = np.array([self._bi_logit(a, b) for a, b in cut])
-        asked = needs_cross(self.spec.bi_scale, self.spec.prefilter, bi_logits)
-        cross_logits = [self._cross_logit(a, b) if ask else np.nan for ask, (a, b) in zip(asked, cut, strict=True)]
-        calibrated = [is_calibrated(self.spec, a, b) for a, b in cut]
-        return decide(self.spec, bi_logits, np.array(cross_logits), prior=self.prior, calibrated=calibrated)
+        questions = [self.question(*pair) for pair in pairs]
+        grids = [self._bi_logits(question.a, question.b) for question in questions]
+        bi_logits, cross_logits = np.array([grid.mean() for grid in grids]), np.full(len(pairs), np.nan)
+        for row, (question, grid) in enumerate(zip(questions, grids, strict=True)):
+            if needs_cross(question.level.bi_scale, question.level.prefilter, bi_logits[row]):
+                cross_logits[row] = self._cross_logit(question, grid)
+        k, calibrated = [question.level.k for question in questions], [question.calibrated for question in questions]
+        return decide(self.spec, bi_logits, cross_logits, k=k, prior=self.prior, calibrated=calibrated)
 
-    def _bi_logit(self, a: list[str], b: list[str]) -> float:
-        embeddings, rows = zip(*((self.bi.encode(side), self.bi.views.rows(side)) for side in (a, b)), strict=True)
-        return float(self.bi.all_pair_logits(embeddings, rows).mean())
+    def question(self, a: str, b: str) -> Question:
+        """What is read of two texts of any length, whichever way round they come."""
+        return question(self.spec, *(passages(text, self.spec) for text in ordered(a, b)))
 
-    def _cross_logit(self, a: list[str], b: list[str]) -> float:
-        chosen = cross_pairs(len(a), len(b), self.spec.max_cross_pairs)
-        return float(self.cross.logits([(a[i], b[j]) for i, j in chosen]).mean())
+    def _bi_logits(self, a: list[str], b: list[str]) -> np.ndarray:
+        """Logits (k, k) of all cells."""
+        embeddings, rows = zip(*((self.bi.encode(side), self.bi.rows(side)) for side in (a, b)), strict=True)
+        return self.bi.all_pair_logits(embeddings, rows)
+
+    def _cross_logit(self, question: Question, grid: np.ndarray) -> float:
+        """Mean logit of the cells that tell the most."""
+        chosen = levels.cells(grid, self.spec.max_cross_pairs)
+        return float(self.cross.logits([(question.a[i], question.b[j]) for i, j in chosen]).mean())

@@ -91,6 +91,33 @@ def calibration_section(calibration: Mapping[str, Any]) -> Section:
     )
 
 
+def decision_section(decided: Sequence[Mapping[str, Any]]) -> Section:
+    """What each side of the decisions promised (a `certify.Certificate`) and what it kept on test."""
+    if not decided:
+        return Section("Decisions", "No precision was asked for, so one threshold decides every pair.", (), [])
+    rows = []
+    for row in decided:
+        made = row["certificate"]
+        found = made["threshold"] is not None
+        rows.append(
+            (
+                made["side"] if row["k"] == 1 else f"{made['side']}, {row['k']} chunks a side",
+                f"{made['target']:g} at confidence {made['confidence']:g}",
+                f"P {'>=' if made['side'] == 'same' else '<='} {made['threshold']:.3f}" if found else "cannot certify",
+                f"{made['bound']:.3f} ({made['num_right']} of {made['num_decided']})",
+                f"{row['decided']:.1%}",
+                "" if row["precision"] is None else f"{row['precision']:.3f}",
+            )
+        )
+    return Section(
+        "Decisions",
+        "What was promised of each decision when the matcher was calibrated, and what it kept on test; all other pairs "
+        "are undecided. The bound is from independent pairs that nothing else was fitted on.",
+        ("Decision", "precision promised", "decided where", "bound", "decided on test", "precision on test"),
+        rows,
+    )
+
+
 def figures(
     labels: np.ndarray, kinds: np.ndarray, probabilities: Mapping[str, np.ndarray], ancestry: Sequence[Artifact]
 ) -> list[report.Plot]:

@@ -19,7 +19,7 @@ import xxhash
 
 from quire.dedup import mixed
 from quire.errors import UserError
-from quire.pairs import MIN_GAP
+from quire.works import MIN_GAP
 
 REASONS = (
     "range_min",

@@ -90,8 +90,8 @@ def page(name: str, facts: Mapping[str, Any], suspicious: Sequence[Mapping[str, 
         report.Report(
             title=f"Negatives: {name}",
             question="Are these chunks, which look like the query's book, truly of other books?",
-            headline=f"{audit['negatives']:,} negatives of {facts['queries']:,} queries; "
-            f"{share(audit, 'near_duplicate'):.2%} are near duplicates",
+            headline=f"{audit['negatives']:,} negatives of {facts['queries']:,} queries, drawn from "
+            f"{facts['training_chunks']:,} training chunks; {share(audit, 'near_duplicate'):.2%} are near duplicates",
             plots=[report.Plot("Margins", margins, how)],
             sections=sections,
             details={_title(number, row): _both(row) for number, row in enumerate(suspicious, start=1)},

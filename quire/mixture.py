@@ -37,7 +37,7 @@ def choose_mixture(
     names = sorted(set(universe)) if universe is not None else known
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"categories = {unknown[0]!r}: the token store has {', '.join(known)}")
+        raise UserError(f"categories = {unknown[0]!r}: the token store has {', '.join(known)}; choose among these")
     chosen = choose_categories(names, len(names) if k is None else k, seed)
     if distinct_tokens is not None and distinct_tokens % len(chosen):
         nearest = distinct_tokens // len(chosen) * len(chosen)

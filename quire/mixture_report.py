@@ -5,11 +5,12 @@ Shape letters: N windows of a category, T predictions of a window, R runs.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from quire import k_effect, lm, plots, report
+from quire import k_effect, plots, report
+from quire.next_token import perplexity
 
 MEASURES = {
     "first": "the K = 1 category of the seed",
@@ -34,12 +35,17 @@ class Run:
     losses: Mapping[str, np.ndarray]
     documents: Mapping[str, np.ndarray]  # (N,) which document each window is from
     bytes_per_token: Mapping[str, float]
+    distinct_tokens: int | None = None  # different ones read in training: fewer than the pool, by chance
 
 
-def curves(runs: Sequence[Run], measure: str) -> np.ndarray:
-    """Loss by position (R, T) of runs that are all controls or all not, by one of MEASURES."""
+def curves(runs: Sequence[Run], measure: str, unit: Literal["nats", "bits"] = "nats") -> np.ndarray:
+    """Loss by position (R, T) of runs that are all controls or all not, by one of MEASURES.
+
+    In nats a token, or in bits a byte, each category by its own texts.
+    """
     by_category = {
-        name: np.stack([run.losses[name].mean(0, dtype=np.float64) for run in runs]) for name in runs[0].losses
+        name: np.stack([run.losses[name].mean(0, dtype=np.float64) * _worth(run, name, unit) for run in runs])
+        for name in runs[0].losses
     }
     if measure == "first":
         return np.stack([by_category[run.first][row] for row, run in enumerate(runs)])
@@ -48,34 +54,51 @@ def curves(runs: Sequence[Run], measure: str) -> np.ndarray:
     return np.stack([np.mean([by_category[name][row] for name in run.categories], 0) for row, run in enumerate(runs)])
 
 
+def _worth(run: Run, category: str, unit: str) -> float:
+    return k_effect.bits_per_byte(1.0, run.bytes_per_token[category]) if unit == "bits" else 1.0
+
+
 def seeds_of(runs: Sequence[Run]) -> list[int]:
-    """A number for each combination of the three seeds: the blocks of the comparison."""
+    """A number for each combination of the three seeds: what the levels are compared within."""
     keys = [tuple(sorted(run.seeds.items())) for run in runs]
     return [sorted(set(keys)).index(key) for key in keys]
 
 
 def results(runs: Sequence[Run]) -> dict[str, Any]:
-    """By measure, the controls' with `control_` before it: every K's level, the spread, and the trend over log2 K."""
+    """By measure, the controls' with `control_` before it: every K's level, the spread, and the trend over log2 K.
+
+    Levels are in nats a token; `bits_per_byte` are the same in bits a byte.
+    """
     found: dict[str, Any] = {}
     for control in sorted({run.control for run in runs}):
         part = [run for run in runs if run.control == control]
-        k, seeds = [run.k for run in part], seeds_of(part)
+        k, seeds, chosen = [run.k for run in part], seeds_of(part), [run.seeds["category_seed"] for run in part]
         for measure in MEASURES:
-            values = curves(part, measure).mean(1)
+            values, bits = (curves(part, measure, unit).mean(1) for unit in ("nats", "bits"))
             level = k_effect.levels(k, seeds, values)
+            in_bits = k_effect.levels(k, seeds, bits)
             by_k = {
                 str(number): {
                     "level": float(mean),
                     "mean": float(values[np.asarray(k) == number].mean()),
+                    "bits_per_byte": float(of_byte),
                     "runs": k.count(number),
                 }
-                for number, mean in zip(level.k, level.means, strict=True)
+                for number, mean, of_byte in zip(level.k, level.means, in_bits.means, strict=True)
             }
+            for number, about in by_k.items():
+                about["distinct_tokens"] = _distinct([run for run in part if str(run.k) == number])
             entry: dict[str, Any] = {"by_k": by_k, "spread": None if level.spread is None else float(level.spread)}
-            if measure in TESTED and (trend := k_effect.trend(k, seeds, values)):
+            if measure in TESTED and (trend := k_effect.trend(k, chosen, values)):
                 entry["trend"] = asdict(trend)
             found[f"{'control_' if control else ''}{measure}"] = entry
     return found
+
+
+def _distinct(runs: Sequence[Run]) -> float | None:
+    """Mean number of different tokens that the runs read; None where one of them does not say."""
+    read = [run.distinct_tokens for run in runs]
+    return None if None in read else float(np.mean(read))
 
 
 def category_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -88,8 +111,11 @@ def category_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 {"trial": run.trial, "k": run.k, **run.seeds, "control": run.control}
                 | {"category": name, "in_mixture": name in run.categories}
                 | {"loss": loss.mean, "loss_low": loss.low, "loss_high": loss.high}
-                | {"perplexity": lm.perplexity(loss.mean)}
-                | {"perplexity_low": lm.perplexity(loss.low), "perplexity_high": lm.perplexity(loss.high)}
+                | {"perplexity": perplexity(loss.mean)}
+                | {
+                    "perplexity_low": perplexity(loss.low),
+                    "perplexity_high": perplexity(loss.high),
+                }
                 | {"bits_per_byte": k_effect.bits_per_byte(loss.mean, run.bytes_per_token[name])}
             )
     return rows
@@ -121,13 +147,36 @@ def table(found: Mapping[str, Any]) -> str:
         spread = "" if entry["spread"] is None else f" (+- {entry['spread']:.4f} between runs, seeds levelled out)"
         lines.append(f"{'labels shuffled: ' if control else ''}test loss on {MEASURES[measure]}, nats a token{spread}")
         for k, level in entry["by_k"].items():
-            shown = f"{level['level']:.4f} over {level['runs']} runs   perplexity {lm.perplexity(level['level']):.1f}"
-            if measure == "own_excess":
-                shown = f"{level['level']:+.4f} over {level['runs']} runs"
-            lines.append(f"  K = {k:<3} {shown}")
+            sign = "+" if measure == "own_excess" else ""
+            shown = f"{level['level']:{sign}.4f} over {level['runs']} runs"
+            shown += "" if sign else f"   perplexity {perplexity(level['level']):.1f}"
+            lines.append(f"  K = {k:<3} {shown}   {level['bits_per_byte']:{sign}.4f} bits a byte{_read(level)}")
         if "trend" in entry:
             lines.append(f"  {_slope(entry['trend'])}")
     return "\n".join(lines)
+
+
+def _read(level: Mapping[str, Any]) -> str:
+    return "" if level["distinct_tokens"] is None else f"   {level['distinct_tokens']:,.0f} different tokens read"
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The losses of every K in nats a token and bits a byte, as a table to be quoted."""
+    entries = {key: entry for key, entry in found.items() if key != "pretrained"}
+    every = sorted({k for entry in entries.values() for k in entry["by_k"]}, key=int)
+    rows = [["test loss, nats a token / bits a byte", *(f"K = {k}" for k in every), "for each doubling of K"]]
+    rows += [["---"] * len(rows[0])]
+    for key, entry in entries.items():
+        measure, by_k = key.removeprefix("control_"), entry["by_k"]
+        sign = "+" if measure == "own_excess" else ""
+        cells = [
+            f"{by_k[k]['level']:{sign}.3f} / {by_k[k]['bits_per_byte']:{sign}.3f}" if k in by_k else "" for k in every
+        ]
+        trend = entry.get("trend")
+        slope = "" if trend is None else f"{trend['slope']:+.3f} nats, p = {trend['p_value']:.4f}"
+        name = f"{'labels shuffled: ' if measure != key else ''}{MEASURES[measure]}"
+        rows.append([name, *cells, slope])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 def _slope(trend: Mapping[str, Any]) -> str:
@@ -152,12 +201,12 @@ def figures(runs: Sequence[Run], pretrained: tuple[str, np.ndarray] | None = Non
         )
         x, binned = _log_bins(curves(real, measure))
         level = k_effect.levels([run.k for run in real], seeds_of(real), binned)
-        bands = {f"K = {k}": (mean, level.spread) for k, mean in zip(level.k, level.means, strict=True)}
+        bands = {f"K = {k}": of_k for k, *of_k in zip(level.k, level.means, level.spreads, strict=True)}
         made[f"loss_by_position_{measure}"] = report.Plot(
             f"Loss by position, {MEASURES[measure]}",
             plots.bands(x, bands, "tokens of context", "test loss, nats"),
-            "Means over ranges of positions, seeds levelled out; the band is what runs of one K still differ by (one "
-            "standard deviation). Every position stands in positions.parquet.",
+            "Means over ranges of positions, seeds levelled out; each band is what the runs of that K still differ by "
+            "(one standard deviation). Every position stands in positions.parquet.",
         )
     if pretrained is not None:
         name, (x, binned) = pretrained[0], _log_bins(pretrained[1][None])

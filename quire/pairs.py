@@ -4,10 +4,8 @@ Every work has its own random numbers (Philox, Salmon et al. 2011, keyed by seed
 stay the same when other works come or go. All works are drawn at once, in numpy.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,35 +14,15 @@ import pyarrow.compute as pc
 
 from quire.errors import UserError
 from quire.schema import PAIRS
+from quire.works import MIN_GAP, Works, documents, first_apart, nearest_chunks, neighbor_lists, numbers, sorted_by_work
 
 NEGATIVE_TYPES = ("random", "same_author", "neighbor")
 SCHEMA = pa.schema([field for field in PAIRS if field.name != "split"])
-_RANDOM, _SAME_AUTHOR, _NEIGHBOR = range(3)
+RANDOM, SAME_AUTHOR, NEIGHBOR = range(3)
 _MAX_ROUNDS = 8  # of drawing anew what was drawn before; small corpora have few pairs to give
-_COLUMNS = ("chunk_id", "document_id", "work_id", "author", "author_group", "anonymous", "start", "end")
-# Characters. In 65 novels at most 71 stand between two sentences that follow each other (white space around verse and
-# headings), so that a wider gap holds a sentence; a sentence has 100 on average.
-MIN_GAP = 80
 
 
-@dataclass(frozen=True)
-class _Works:
-    """The chunk table by work. n chunks, sorted by work and in reading order; w works, sorted by id."""
-
-    table: pa.Table  # (n,) rows
-    names: list[str]  # (w,)
-    keys: list[int]  # (w,) of the random numbers
-    work: np.ndarray  # (n,) work of each chunk
-    offset: np.ndarray  # (w + 1,) first chunk of each work
-    by_author: np.ndarray  # (w,) works sorted by group and author, an anonymous work being an author of its own
-    place: np.ndarray  # (w,) where by_author holds each work
-    author_first: np.ndarray  # (w,) where by_author holds the first and, exclusive, the last work
-    author_last: np.ndarray  # (w,) of the same author
-    group_first: np.ndarray  # (w,) and of the same group of authors
-    group_last: np.ndarray  # (w,)
-
-
-class _Sources(NamedTuple):
+class Sources(NamedTuple):
     """Where the negatives of each work come from."""
 
     weights: np.ndarray  # (w, 3) how often a negative is of which type: rows add up to 1, or to 0 without any
@@ -53,7 +31,7 @@ class _Sources(NamedTuple):
     nearest: np.ndarray  # (n,) nearest chunk in another work, else -1
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
     """Drawn pairs, (p,) each; chunks by their place in the sorted table."""
 
     ours: np.ndarray  # a chunk of the work that the pair was drawn for
@@ -95,14 +73,13 @@ def sample_pairs(
 
     Returns a table of SCHEMA; raises UserError for a broken chunk table and impossible numbers.
     """
-    _check(
-        chunks,
+    check_numbers(
         random_share,
         num_positives_per_work=num_positives_per_work,
         num_negatives_per_work=num_negatives_per_work,
         min_gap=min_gap,
     )
-    works = _sorted_by_work(chunks, seed)
+    works = sorted_by_work(chunks, seed)
     missing: Counter[str] = Counter()
     positives = _positives(works, num_positives_per_work, min_gap, missing)
     quota = np.full(len(works.names), num_negatives_per_work)
@@ -110,45 +87,32 @@ def sample_pairs(
         got = np.bincount(works.work[positives.ours], minlength=len(quota))
         quota = (num_negatives_per_work * got + num_positives_per_work // 2) // num_positives_per_work
         missing["negative_in_proportion"] += int((num_negatives_per_work - quota).sum())
-    offset, neighbor = _neighbor_lists(works, neighbor_works, missing)
-    nearest = _nearest_chunks(works, neighbor_chunks or {}, missing)
-    sources = _Sources(_weights(works, np.diff(offset) > 0, random_share), offset, neighbor, nearest)
-    negatives = _negatives(works, sources, quota, missing)
-    pairs = _table(works, _joined(positives, negatives))
+    every = np.arange(len(works.names))
+    offset, neighbor = neighbor_lists(works, neighbor_works, every, missing)
+    nearest = nearest_chunks(works, neighbor_chunks or {}, every, missing)
+    sources = Sources(_weights(works, np.diff(offset) > 0, random_share), offset, neighbor, nearest)
+    alone = sources.weights.sum(axis=1) == 0
+    missing["negative_no_other_work"] += int(quota[alone].sum())
+    negatives, lack = draw_two_works(works, sources, quota)
+    missing["negative_drawn_before"] += lack
+    pairs = pair_table(works, joined(positives, negatives))
     return pairs, {reason: count for reason, count in sorted(missing.items()) if count}
 
 
-def _sorted_by_work(chunks: pa.Table, seed: int) -> _Works:
-    work, names = _codes(chunks["work_id"])
-    order = np.argsort(work, kind="stable")
-    table, work = chunks.select(_COLUMNS).take(order), work[order]
-    offset = np.searchsorted(work, np.arange(len(names) + 1))
-    author, authors = _codes(table["author"])
-    # The author of a work is that of its first chunk with a name.
-    named = np.flatnonzero(~_numbers(table["anonymous"]))
-    named_work, first = np.unique(work[named], return_index=True)
-    work_author = len(authors) + np.arange(len(names))
-    work_author[named_work] = author[named[first]]
-    group, _ = _codes(table["author_group"])
-    work_group = group[offset[:-1]]  # the documents of a work are in one group
-    by_author = np.lexsort((work_author, work_group))
-    place = np.empty_like(by_author)
-    place[by_author] = np.arange(len(by_author))
-    keys_of_works = (work_group * (int(work_author.max(initial=-1)) + 1) + work_author, work_group)
-    bounds = [np.searchsorted(key[by_author], key, side) for key in keys_of_works for side in ("left", "right")]
-    digests = (hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest() for name in names)
-    keys = [int.from_bytes(digest, "big") for digest in digests]
-    return _Works(table, names, keys, work, offset, by_author, place, *bounds)
+def check_numbers(random_share: float, **counts: int) -> None:
+    """Raise UserError for a share outside [0, 1] and for a negative number."""
+    if not 0 <= random_share <= 1:
+        raise UserError(f"random_share = {random_share}: give a share from 0 to 1")
+    for name, value in counts.items():
+        if value < 0:
+            raise UserError(f"{name} = {value}: give 0 or more")
 
 
-def _positives(works: _Works, num_pairs: int, min_gap: int, missing: Counter[str]) -> _Pairs:
+def _positives(works: Works, num_pairs: int, min_gap: int, missing: Counter[str]) -> Pairs:
     """Pairs of an earlier and a later chunk of one document, `min_gap` characters apart or more."""
-    start, end = _numbers(works.table["start"]), _numbers(works.table["end"])
-    document, last = _documents(works.table["document_id"], start)
-    # One rising number line for all documents: binary search finds the first chunk far enough behind chunk i.
-    span = int(end.max(initial=0)) + min_gap + 1
-    partner = np.searchsorted(document * span + start, document * span + end + min_gap, side="left")
-    partner = np.maximum(partner, np.arange(len(start)) + 1)
+    start, end = numbers(works.table["start"]), numbers(works.table["end"])
+    document, last = documents(works.table["document_id"], start)
+    partner = first_apart(document, start, end, min_gap)
     # The pairs of all works in one long row: pair number -> chunk by binary search, partner by counting on.
     pair_offset = np.concatenate([[0], np.cumsum(np.maximum(last - partner, 0))])
     first, total = pair_offset[works.offset[:-1]], np.diff(pair_offset[works.offset])
@@ -168,39 +132,39 @@ def _positives(works: _Works, num_pairs: int, min_gap: int, missing: Counter[str
     left = np.searchsorted(pair_offset, number, side="right") - 1
     right = partner[left] + number - pair_offset[left]
     swapped = draws[row, num_pairs + column] % 2 == 1
-    return _Pairs(left, right, np.full(len(left), -1), start[right] - end[left], swapped)
+    return Pairs(left, right, np.full(len(left), -1), start[right] - end[left], swapped)
 
 
-def _negatives(works: _Works, sources: _Sources, quota: np.ndarray, missing: Counter[str]) -> _Pairs:
-    """Pairs of a chunk of each work and one of another; what was drawn before is drawn anew."""
-    alone = sources.weights.sum(axis=1) == 0
-    missing["negative_no_other_work"] += int(quota[alone].sum())
-    quota = lack = np.where(alone, 0, quota)
-    pairs = _Pairs(*(np.zeros(0, kind) for kind in (int, int, int, int, bool)))
-    for round_number in range(1, _MAX_ROUNDS + 1):
+def draw_two_works(works: Works, sources: Sources, quota: np.ndarray, first_round: int = 1) -> tuple[Pairs, int]:
+    """Pairs of a chunk of each work and one of another, and how many are missing; what was drawn before is drawn anew.
+
+    A work without sources gets none. Calls with `first_round` 8 or more apart share no random numbers.
+    """
+    quota = lack = np.where(sources.weights.sum(axis=1) == 0, 0, quota)
+    pairs = Pairs(*(np.zeros(0, kind) for kind in (int, int, int, int, bool)))
+    for round_number in range(first_round, first_round + _MAX_ROUNDS):
         if not lack.any():
             break
-        pairs = _joined(pairs, _draw_negatives(works, sources, lack, round_number))
+        pairs = joined(pairs, _one_round(works, sources, lack, round_number))
         code = np.minimum(pairs.ours, pairs.theirs) * len(works.work) + np.maximum(pairs.ours, pairs.theirs)
         new = np.sort(np.unique(code, return_index=True)[1])
-        pairs = _Pairs(*(column[new] for column in pairs))
+        pairs = Pairs(*(column[new] for column in pairs))
         lack = quota - np.bincount(works.work[pairs.ours], minlength=len(quota))
-    missing["negative_drawn_before"] += int(lack.sum())
-    return pairs
+    return pairs, int(lack.sum())
 
 
-def _weights(works: _Works, has_neighbors: np.ndarray, random_share: float) -> np.ndarray:
+def _weights(works: Works, has_neighbors: np.ndarray, random_share: float) -> np.ndarray:
     """The weights of the three types for each work: (w, 3)."""
     num_same, num_linked = works.author_last - works.author_first, works.group_last - works.group_first
     available = np.stack([num_linked < len(works.names), num_same > 1, has_neighbors], axis=1)
     hard = available[:, 1:].sum(axis=1, keepdims=True)
     weights = np.where(hard > 0, (1 - random_share) / np.maximum(hard, 1), 0) * available
-    weights[:, _RANDOM] = np.where(hard[:, 0] > 0, random_share, 1) * available[:, _RANDOM]
+    weights[:, RANDOM] = np.where(hard[:, 0] > 0, random_share, 1) * available[:, RANDOM]
     total = weights.sum(axis=1, keepdims=True)
     return weights / np.where(total > 0, total, 1)
 
 
-def _draw_negatives(works: _Works, sources: _Sources, lack: np.ndarray, round_number: int) -> _Pairs:
+def _one_round(works: Works, sources: Sources, lack: np.ndarray, round_number: int) -> Pairs:
     lacking = np.flatnonzero(lack)
     most = int(lack.max())
     draws = _draws([works.keys[w] for w in lacking], round_number, 5 * most).reshape(len(lacking), 5, most)
@@ -213,10 +177,10 @@ def _draw_negatives(works: _Works, sources: _Sources, lack: np.ndarray, round_nu
     last_type = 2 - np.argmax(weights[:, ::-1] > 0, axis=1)
     kind = np.minimum((share[:, None] >= weights.cumsum(axis=1)).sum(axis=1), last_type)
     partner = np.empty(len(work), np.int64)
-    for this_kind, draw in ((_RANDOM, _other_author), (_SAME_AUTHOR, _same_author)):
+    for this_kind, draw in ((RANDOM, _other_author), (SAME_AUTHOR, _same_author)):
         rows = kind == this_kind
         partner[rows] = draw(works, work[rows], other[rows])
-    rows = kind == _NEIGHBOR
+    rows = kind == NEIGHBOR
     first, last = sources.offset[work[rows]], sources.offset[work[rows] + 1]
     partner[rows] = sources.neighbor[first + _below(other[rows], last - first)]
     num_chunks = np.diff(works.offset)
@@ -224,61 +188,24 @@ def _draw_negatives(works: _Works, sources: _Sources, lack: np.ndarray, round_nu
     theirs = works.offset[partner] + _below(other_chunk, num_chunks[partner])
     nearest = sources.nearest[ours]
     theirs = np.where(rows & (coin % 2 == 0) & (nearest >= 0), nearest, theirs)
-    return _Pairs(ours, theirs, kind, np.zeros(len(ours), np.int64), coin // 2 % 2 == 1)
+    return Pairs(ours, theirs, kind, np.zeros(len(ours), np.int64), coin // 2 % 2 == 1)
 
 
-def _other_author(works: _Works, work: np.ndarray, draws: np.ndarray) -> np.ndarray:
+def _other_author(works: Works, work: np.ndarray, draws: np.ndarray) -> np.ndarray:
     first, last = works.group_first[work], works.group_last[work]
     place = _below(draws, len(works.names) - (last - first))
     return works.by_author[np.where(place >= first, place + last - first, place)]
 
 
-def _same_author(works: _Works, work: np.ndarray, draws: np.ndarray) -> np.ndarray:
+def _same_author(works: Works, work: np.ndarray, draws: np.ndarray) -> np.ndarray:
     first, own = works.author_first[work], works.place[work]
     place = first + _below(draws, works.author_last[work] - first - 1)
     return works.by_author[np.where(place >= own, place + 1, place)]
 
 
-def _neighbor_lists(
-    works: _Works, neighbor_works: Mapping[str, Sequence[str]], missing: Counter[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours of all works in one row (m,), and where each work's begin: (w + 1,)."""
-    owner, neighbor = _links(neighbor_works, pa.array(works.names, pa.string()))
-    missing["neighbor_work_outside_split"] += int((neighbor < 0).sum())
-    kept = (neighbor >= 0) & (neighbor != owner)
-    owner, neighbor = owner[kept], neighbor[kept]
-    order = np.argsort(owner, kind="stable")
-    return np.searchsorted(owner[order], np.arange(len(works.names) + 1)), neighbor[order]
-
-
-def _nearest_chunks(works: _Works, neighbor_chunks: Mapping[str, Sequence[str]], missing: Counter[str]) -> np.ndarray:
-    """The first candidate of each chunk that is in another work of this split, else -1: (n,)."""
-    nearest = np.full(len(works.work), -1)
-    owner, candidate = _links(neighbor_chunks, works.table["chunk_id"])
-    missing["neighbor_chunk_outside_split"] += int((candidate < 0).sum())
-    owner, candidate = owner[candidate >= 0], candidate[candidate >= 0]
-    other = works.work[owner] != works.work[candidate]
-    chunk, first = np.unique(owner[other], return_index=True)
-    nearest[chunk] = candidate[other][first]
-    return nearest
-
-
-def _links(lists: Mapping[str, Sequence[str]], ids: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """id -> ids as two columns of places in `ids`, in order; -1 for a target that is not there."""
-    owner = _places(pa.array(lists.keys(), pa.string()), ids)
-    length = np.fromiter(map(len, lists.values()), np.int64, len(lists))
-    target = _places(pa.array([t for targets in lists.values() for t in targets], pa.string()), ids)
-    owner = np.repeat(owner, length)
-    return owner[owner >= 0], target[owner >= 0]
-
-
-def _places(values: pa.Array, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    return _numbers(pc.fill_null(pc.index_in(values, value_set=ids), -1))
-
-
-def _table(works: _Works, pairs: _Pairs) -> pa.Table:
+def pair_table(works: Works, pairs: Pairs) -> pa.Table:
     order = np.argsort(works.work[pairs.ours], kind="stable")
-    pairs = _Pairs(*(column[order] for column in pairs))
+    pairs = Pairs(*(column[order] for column in pairs))
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
     for side, other, name in ((pairs.ours, pairs.theirs, "a"), (pairs.theirs, pairs.ours, "b")):
         rows = works.table.take(np.where(pairs.swapped, other, side))
@@ -293,13 +220,8 @@ def _table(works: _Works, pairs: _Pairs) -> pa.Table:
     return pa.table({name: columns[name] for name in SCHEMA.names}).cast(SCHEMA)
 
 
-def _numbers(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    values = np.asarray(column)
-    return values if values.dtype == bool else values.astype(np.int64)
-
-
-def _joined(first: _Pairs, second: _Pairs) -> _Pairs:
-    return _Pairs(*(np.concatenate(both) for both in zip(first, second, strict=True)))
+def joined(first: Pairs, second: Pairs) -> Pairs:
+    return Pairs(*(np.concatenate(both) for both in zip(first, second, strict=True)))
 
 
 def _draws(keys: list[int], stream: int, num_draws: int) -> np.ndarray:
@@ -311,42 +233,3 @@ def _draws(keys: list[int], stream: int, num_draws: int) -> np.ndarray:
 def _below(draws: np.ndarray, bound: np.ndarray) -> np.ndarray:
     """Whole numbers 0 <= x < bound; of 2^64 numbers the bias of a remainder is nothing."""
     return (draws % bound.astype(np.uint64)).astype(np.int64)
-
-
-def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """The place of each value among the sorted distinct values, and those."""
-    encoded = pa.chunked_array(column).combine_chunks().dictionary_encode()
-    values = encoded.dictionary.to_pylist()
-    order = sorted(range(len(values)), key=values.__getitem__)
-    rank = np.empty(len(values), np.int64)
-    rank[order] = np.arange(len(values))
-    return rank[np.asarray(encoded.indices)], [values[i] for i in order]
-
-
-def _documents(document_id: pa.ChunkedArray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The number of each chunk's document and the place behind that document's last chunk: (n,) each."""
-    code, names = _codes(document_id)
-    document = np.concatenate([np.zeros(min(1, len(code)), np.int64), np.cumsum(code[1:] != code[:-1])])
-    num_runs = int(document.max(initial=-1)) + 1
-    if num_runs != len(names):
-        raise UserError(f"chunks: {len(names)} documents in {num_runs} pieces; sort the chunks by document")
-    back = np.flatnonzero((start[1:] < start[:-1]) & (document[1:] == document[:-1]))
-    if len(back):
-        raise UserError(f"chunks: {names[code[back[0]]]!r} is not in reading order; sort its chunks by start")
-    return document, np.searchsorted(document, document, side="right")
-
-
-def _check(chunks: pa.Table, random_share: float, **numbers: int) -> None:
-    for name in _COLUMNS:
-        if name not in chunks.column_names:
-            raise UserError(f"chunks: no column {name!r}, wanted {', '.join(_COLUMNS)}")
-        if chunks[name].null_count:
-            raise UserError(f"chunks: {chunks[name].null_count} rows without {name}; fill them")
-    num_repeats = len(chunks) - pc.count_distinct(chunks["chunk_id"]).as_py()
-    if num_repeats:
-        raise UserError(f"chunks: {num_repeats} chunk ids repeat; give each chunk once")
-    if not 0 <= random_share <= 1:
-        raise UserError(f"random_share = {random_share}: give a share from 0 to 1")
-    for name, value in numbers.items():
-        if value < 0:
-            raise UserError(f"{name} = {value}: give 0 or more")

@@ -43,8 +43,8 @@ def problems(path: str, start: int = 0, stop: int | None = None) -> Iterator[Pro
         yield Problem(_id(row, where), *pair)
 
 
-def count(path: str) -> int:
-    """How many lines. Raises UserError for a file without one, and for an id that stands twice."""
+def ids(path: str) -> set[str]:
+    """The problems' ids, one a line. Raises UserError for a file without one, and for an id that stands twice."""
     seen: set[str] = set()
     for where, row in _rows(path):
         name = _id(row, where)
@@ -53,7 +53,7 @@ def count(path: str) -> int:
         seen.add(name)
     if not seen:
         raise UserError(f"{path}: no problem in it")
-    return len(seen)
+    return seen
 
 
 def truth(path: str) -> dict[str, Truth]:

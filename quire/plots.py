@@ -50,7 +50,7 @@ def precision_recall(systems: Systems) -> str:
     return _svg("pr", draw)
 
 
-def reliability(systems: Systems) -> str:
+def reliability(systems: Systems, positives: str = "the same book") -> str:
     """Observed share of positives against mean probability, in equal-mass bins."""
 
     def draw(axes: Axes) -> None:
@@ -58,7 +58,7 @@ def reliability(systems: Systems) -> str:
             predicted, observed, _ = calibration_bins(labels, probabilities)
             axes.plot(predicted, observed, marker="o", markersize=4, label=_label(name))
         axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
-        axes.set(xlabel="predicted probability", ylabel="observed share of the same book", xlim=(0, 1), ylim=(0, 1))
+        axes.set(xlabel="predicted probability", ylabel=f"observed share of {positives}", xlim=(0, 1), ylim=(0, 1))
         axes.legend(loc="upper left")
 
     return _svg("reliability", draw)
@@ -161,6 +161,28 @@ def against_k(series: Mapping[str, Sequence[tuple[int, int, float]]], ylabel: st
         axes.legend(loc="best")
 
     return _svg("k", draw)
+
+
+def against_level(
+    lines: Mapping[str, Sequence[tuple[int, float]]], intervals: Mapping[str, Sequence[Sequence[float]]]
+) -> str:
+    """AUC (points,) over log2 k, chunks a side, of several systems; a band where there are intervals (points, 2)."""
+
+    def draw(axes: Axes) -> None:
+        for place, (name, points) in enumerate(lines.items()):
+            k, values = zip(*points, strict=True)
+            style = "-" if place < len(COLORS) else "--"  # colours begin anew
+            (line,) = axes.plot(k, values, style, marker="o", markersize=4, linewidth=1.6, label=_label(name))
+            if name in intervals:
+                low, high = zip(*intervals[name], strict=True)
+                axes.fill_between(k, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        every = sorted({k for points in lines.values() for k, _ in points})
+        axes.set(xlabel="k, chunks a side", ylabel="AUC")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(every, [str(k) for k in every])
+        axes.legend(loc="lower right", fontsize=7)
+
+    return _svg("level", draw)
 
 
 def _label(name: str) -> str:

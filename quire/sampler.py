@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from quire.pairs import MIN_GAP
+from quire.works import MIN_GAP
 
 _HARD, TAUGHT = 1 << 32, 1 << 33  # streams of random numbers beside those of micro-batches
 
@@ -18,6 +18,24 @@ def generator(seed: int, step: int, stream: int = 0) -> np.random.Generator:
     # As unsigned integers: numpy would make a list with numbers of 2^63 or more one of floats, and round them.
     counter = np.array([0, 0, stream, step], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=seed, counter=counter))
+
+
+def apart(draw: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` row numbers of a work, apart from each other as far as its length allows.
+
+    `rows` (n, 3) int64: row number, start, end in its document.
+    """
+    order = draw.permutation(len(rows))
+    kept: list[int] = []
+    for candidate in order:
+        start, end = rows[candidate, 1:]
+        if all(end + MIN_GAP <= rows[k, 1] or rows[k, 2] + MIN_GAP <= start for k in kept):
+            kept.append(int(candidate))
+        if len(kept) == count:
+            return rows[kept, 0]
+    rest = [int(candidate) for candidate in order if candidate not in kept]  # a short work: let chunks touch
+    kept = (kept + rest + kept * count)[:count]  # a very short one: repeat
+    return rows[kept, 0]
 
 
 class BookBatches:
@@ -58,24 +76,9 @@ class BookBatches:
             work = next(order)
             if work not in chosen:
                 chosen.append(int(work))
-        rows = [self._chunks(draw, work) for work in chosen]
+        rows = [apart(draw, self.rows[work], self.chunks_per_work) for work in chosen]
         works = np.repeat(np.asarray(chosen, dtype=np.int64), [len(r) for r in rows])
         return np.concatenate(rows), works
-
-    def _chunks(self, draw: np.random.Generator, work: int) -> np.ndarray:
-        """`chunks_per_work` rows of a work, apart from each other as far as its length allows."""
-        rows = self.rows[work]
-        order = draw.permutation(len(rows))
-        kept: list[int] = []
-        for candidate in order:
-            start, end = rows[candidate, 1:]
-            if all(end + MIN_GAP <= rows[k, 1] or rows[k, 2] + MIN_GAP <= start for k in kept):
-                kept.append(int(candidate))
-            if len(kept) == self.chunks_per_work:
-                return rows[kept, 0]
-        rest = [int(candidate) for candidate in order if candidate not in kept]  # a short work: let chunks touch
-        kept = (kept + rest + kept * self.chunks_per_work)[: self.chunks_per_work]  # a very short one: repeat
-        return rows[kept, 0]
 
 
 class HardNegatives:

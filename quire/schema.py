@@ -15,6 +15,7 @@ DOCUMENTS = pa.schema(
         ("source", pa.string()),
         ("encoding", pa.string()),
         ("kept", pa.float32()),  # share of the source's characters that cleaning kept
+        ("signature", pa.list_(pa.uint32())),  # dedup.minhash of the text; null where it is made when chunked
     ]
 )
 CHUNKS = pa.schema(

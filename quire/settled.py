@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from quire import artifact, documents, fetch, harvest, schema
+from quire import artifact, documents, fetch, gutenberg_header, harvest, schema
 from quire.artifact import Shard
 from quire.errors import UserError
 from quire.fetch import NotFetched
@@ -121,6 +121,7 @@ def _added(made: documents.Books, book: Book, source: Mirror | Fetched) -> dict[
     found, data = source.read(book)
     if found["status"] == "done":
         made.add(book.key, found["source_url"], data, book.identity)
+        row["licence"] = row.get("licence") or gutenberg_header.licence(data)
     else:
         made.drop(book.key, _REASONS[found["status"]] + found["reason"], found["detail"])
     return row | found

@@ -1,6 +1,7 @@
 """Which split a document belongs to: decided by its author or work, never by shuffling documents."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
@@ -10,6 +11,7 @@ from pydantic import model_validator
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from quire import namesakes
 from quire.config import Config
 from quire.errors import UserError
 
@@ -36,7 +38,8 @@ def split_groups(
 
     `authors` holds the names of each document's authors, none for an anonymous one. by="work": the work. by="author":
     what is connected by a common author or a common work, so that neither ever straddles two splits: two authors who
-    once wrote together, or of one near-duplicate work, are one group. Anonymous documents are connected by their work
+    once wrote together, or of one near-duplicate work, are one group, and so are names that may be one person's
+    (`quire.namesakes`: initials for whole names). Anonymous documents are connected by their work
     alone. A key names the group's smallest author, or its smallest work if all is anonymous, so it stays the same
     when documents are added that do not join groups.
     """
@@ -52,6 +55,10 @@ def split_groups(
         for people, work in zip(authors, works, strict=True)
         for name in ([f"author:{author}" for author in people] or [f"work:{work}"])
     ]
+    known = dict(edges)
+    for couple in namesakes.couples([name.removeprefix("author:") for name in known if name.startswith("author:")]):
+        a, b = (f"author:{author}" for author in couple)
+        edges.append((a, known[b]))
     names = [name for name, _ in edges]
     name, work = _codes(names), _codes([work for _, work in edges])
     num_names = int(name.max(initial=-1)) + 1
@@ -71,15 +78,18 @@ def assign_splits(
     shares: Mapping[str, float],
     seed: int,
     method: Literal["hash", "balanced"] = "hash",
+    works: Sequence[str] | None = None,
 ) -> list[str]:
     """The split of each document, the same for all documents of a group, in any order of the documents.
 
-    `sizes` in any one unit (characters, chunks); `shares` of the whole a split, adding up to 1.
+    `sizes` in any one unit (characters, chunks); `shares` of the whole a split, adding up to 1; `works` of the
+    documents, (n,), where a split of a single one is of no use.
     hash: a group's hash as a number in [0, 1) against the cumulative shares. A document keeps its split when
     the corpus grows (unless its group joins another); a small corpus may miss the shares widely, or leave a
     split empty.
     balanced: groups in the order of their hashes, each to the split that lacks most of its share by size; the
-    last groups go to splits that are still empty. For small corpora: a group may move when the corpus grows.
+    last groups go to splits that are still empty or, where there are `works` enough, have but one: no two works, no
+    negatives. For small corpora: a group may move when the corpus grows.
     Raises UserError for shares that make no sense and for a split that would stay empty.
     """
     _check(groups, sizes, shares)
@@ -92,12 +102,12 @@ def assign_splits(
         index = np.searchsorted(bounds, [position[group] for group in ordered], side="right")
         split_of = dict(zip(ordered, np.array(list(wanted))[index].tolist(), strict=True))
     elif method == "balanced":
-        split_of = _balanced(ordered, groups, sizes, wanted)
+        split_of = _balanced(ordered, groups, sizes, wanted, works)
     else:
         raise UserError(f"method = {method!r}: groups are placed by 'hash' or 'balanced'")
     for split in wanted:
         if split not in split_of.values():
-            remedy = "give more authors, group by = 'work', or set this share to 0"
+            remedy = "give more authors, or set split.by = 'work', so that an author may stand in several splits"
             if method == "hash" and len(position) >= len(wanted):
                 remedy = "use method = 'balanced' (or another seed)"
             raise UserError(
@@ -117,24 +127,42 @@ def _position(seed: int, group: str) -> float:
 
 
 def _balanced(
-    ordered: list[str], groups: Sequence[str], sizes: Sequence[float], wanted: Mapping[str, float]
+    ordered: list[str],
+    groups: Sequence[str],
+    sizes: Sequence[float],
+    wanted: Mapping[str, float],
+    works: Sequence[str] | None,
 ) -> dict[str, str]:
     size_of = dict.fromkeys(ordered, 0.0)
     for group, size in zip(groups, sizes, strict=True):
         size_of[group] += size
+    num_works = dict.fromkeys(ordered, 1)
+    if works is not None:
+        num_works = Counter(group for group, _ in set(zip(groups, works, strict=True)))
+    large = sum(number > 1 for number in num_works.values())
+    small = len(ordered) - large
+    tried = (1, 0) if works is None else (2, 1, 0)
+    lack = dict.fromkeys(wanted, next(least for least in tried if _can_fill([least] * len(wanted), large, small)))
     # Largest first would come closer (.002 of the total instead of .014 on 31 authors), but would place the
     # same groups alike under every seed.
     total = sum(size_of.values())
     missing = {split: share * total for split, share in wanted.items()}
-    empty = set(wanted)
     split_of: dict[str, str] = {}
-    for i, group in enumerate(ordered):
-        scarce = len(ordered) - i <= len(empty)
-        split = max((s for s in missing if s in empty or not scarce), key=missing.__getitem__)
-        split_of[group] = split
+    for group in ordered:
+        large, small = (large - 1, small) if num_works[group] > 1 else (large, small - 1)
+        for split in sorted(missing, key=missing.__getitem__, reverse=True):
+            after = lack | {split: max(0, lack[split] - num_works[group])}
+            if _can_fill(list(after.values()), large, small):
+                break
+        split_of[group], lack = split, after
         missing[split] -= size_of[group]
-        empty.discard(split)
     return split_of
+
+
+def _can_fill(lack: Sequence[int], large: int, small: int) -> bool:
+    """Whether so many groups of two works or more, and of one, can bring every split the works it lacks, 2 at most."""
+    twos, ones = sum(number > 1 for number in lack), sum(number == 1 for number in lack)
+    return 2 * max(0, twos - large) + max(0, ones - max(0, large - twos)) <= small
 
 
 def _check(groups: Sequence[str], sizes: Sequence[float], shares: Mapping[str, float]) -> None:

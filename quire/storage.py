@@ -168,6 +168,12 @@ class Storage:
         if self.is_local and info.type != fs.FileType.NotFound:
             _sync_folder(os.path.dirname(info.path))
 
+    def drop_half_written(self, relative: str) -> None:
+        """Remove what interrupted writes left below a folder that nobody writes to any more; S3 keeps no such thing."""
+        if self.is_local:
+            for file in Path(self.path(relative)).rglob(f"{_TEMPORARY}*"):
+                file.unlink(missing_ok=True)
+
     def upload(self, folder: str | Path, relative: str) -> None:
         """Copy every file below a local folder to `relative`, each atomically; memory holds one block."""
         folder = Path(folder)
@@ -223,18 +229,31 @@ def _make_folder(folder: str) -> None:
         _sync_folder(above)
 
 
-def cached(storage: Storage, relative: str, key: str) -> Path:
-    """A local copy of a folder: itself on a local disk, else downloaded once into the local cache under `key`."""
+def cached(storage: Storage, relative: str, key: str, check: Callable[[Path], object]) -> Path:
+    """A local copy of a folder: itself on a local disk, else downloaded once into the local cache under `key`.
+
+    `check` raises when a download is not what it should be; then it is thrown away.
+    """
     if storage.is_local:
         return Path(storage.path(relative))
-    return made_once(key, lambda target: storage.download(relative, target))
+
+    def make(target: Path) -> None:
+        storage.download(relative, target)
+        check(target)
+
+    return made_once(key, make)
 
 
-def cached_file(storage: Storage, relative: str, key: str) -> Path:
+def cached_file(storage: Storage, relative: str, key: str, check: Callable[[Path], object]) -> Path:
     """`cached` for one file."""
     if storage.is_local:
         return Path(storage.path(relative))
-    return made_once(key, lambda target: storage.download_file(relative, target))
+
+    def make(target: Path) -> None:
+        storage.download_file(relative, target)
+        check(target)
+
+    return made_once(key, make)
 
 
 def made_once(key: str, make: Callable[[Path], object]) -> Path:

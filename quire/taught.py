@@ -28,6 +28,13 @@ class TaughtPairs:
 
     def plan(self, step: int, micro: int, rank: int, world: int) -> tuple[list[str], list[str], torch.Tensor]:
         """First texts, second texts and logits (P / world,) of one rank's pairs in a global micro-batch."""
-        rows = self.batches.plan(step, micro, self.accumulation)[0][rank::world]  # the head is symmetric: no swapping
+        rows = self._rows(step, micro, rank, world)
         texts = [self.pairs.texts(int(row)) for row in rows]
         return [a for a, _ in texts], [b for _, b in texts], torch.from_numpy(self.logits[rows])
+
+    def named(self, step: int, micro: int, rank: int, world: int) -> list[str]:
+        """Both chunk ids of each pair of `plan`."""
+        return [self.pairs.named(int(row)) for row in self._rows(step, micro, rank, world)]
+
+    def _rows(self, step: int, micro: int, rank: int, world: int) -> np.ndarray:
+        return self.batches.plan(step, micro, self.accumulation)[0][rank::world]  # a symmetric head: no swapping

@@ -7,9 +7,10 @@ decode. Its token ids are kept, without special tokens, so that nothing is token
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +20,12 @@ from quire.errors import UserError
 from quire.word_tokens import Tokens, WordTokens
 
 _BATCH_CHARS = 2**20  # of text tokenised at once; its encodings take 60 to 170 bytes a character
-_PIECE_CHARS = 2**13  # of one document, where a tokenizer lets it be cut
+_PIECE_CHARS = 2**13  # of one document, where a tokenizer provably lets it be cut
+_UNPROVEN_CHARS = 2**22  # where it does not: a longer text's encodings would be gigabytes
+_MAX_WORD_CHARS = 2**18  # without a place to cut at; no text, and in a byte-level BPE 200 bytes of memory a character
 _SPACE = re.compile(r"\s")
 _LONE_BLANK = re.compile(r"(?<=\S) (?=\S)")
+_LONE_SPACE = re.compile(r"(?<=\S)[ \n](?=\S)")  # a list of words or a table may have no blank at all
 # What treats the two sides of a lone blank apart: see `cuts_at_blanks`.
 _NORMALIZERS = (None, "BertNormalizer", "NFC")
 _PRE_TOKENIZERS = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel")
@@ -66,11 +70,12 @@ def digest(tokenizer: Tokenizer | str) -> str:
 
 
 def cuts_at_blanks(tokenizer: Tokenizer) -> bool:
-    """Whether a text cut before lone blanks (one, between visible characters) provably has the same tokens and offsets.
+    """Whether a text cut before lone blanks (one, between visible characters) or lone line breaks provably has the same
+    tokens and offsets.
 
-    So it is when the normaliser never reaches over a blank (a character by itself, or NFC: a blank composes with
+    So it is when the normaliser never reaches over one (a character by itself, or NFC: white space composes with
     nothing before it), when the pre-tokenizer begins a new word at white space (BERT's drops it; GPT-2's expression
-    lets no word run on into it and looks ahead from white space only), and when no added token holds a lone blank or
+    lets no word run on into it and looks ahead from white space only), and when no added token holds a lone one or
     takes up what stands beside it. True for BERT, GPT-2 and their kin, not for SentencePiece.
     """
     parts = json.loads(tokenizer.to_str())
@@ -99,8 +104,11 @@ def chunk_texts(
     text of one window is its own chunk. A text without a token has no chunk.
 
     `tokenizer` as made by `whole`; with `words` of the same tokenizer the result is the same, sooner. Memory beside
-    the result holds the encodings of about a million characters, and of the longest text where `cuts_at_blanks` does
-    not hold. Raises UserError for windows that never advance.
+    the result holds the encodings of about a million characters, of some four million where `cuts_at_blanks` does not
+    hold: there a longer text is cut at blanks all the same, and beside such a cut a token may be another than if all
+    were read at once. So it may be, for any tokenizer but those that take an overlong word for one unknown token, in a
+    stretch of over `_MAX_WORD_CHARS` characters without a place to cut at; Llama 3's own tokenizer does the same, from
+    25,000 characters on (MAX_NO_WHITESPACES_CHARS). Raises UserError for windows that never advance.
     """
     check_window(max_tokens, overlap)
     step = max_tokens - overlap
@@ -108,7 +116,7 @@ def chunk_texts(
     firsts: list[list[int]] = [[] for _ in texts]  # characters where windows may start and end, by document
     lasts: list[list[int]] = [[] for _ in texts]
     found = [np.zeros(0, np.int32)]
-    for group in _groups(texts, cuts_at_blanks(tokenizer)):
+    for group in _groups(texts, _cutting(tokenizer)):
         pieces = [texts[document][start:end] for document, start, end in group]
         for (document, at, _), tokens in zip(group, _read(pieces, tokenizer, words), strict=True):
             done, size = int(lengths[document]), len(tokens.ids)
@@ -165,12 +173,29 @@ def _windows(
     return TokenChunks(document, index.astype(np.int32), start, end, offsets, token_ids[places])
 
 
-def _groups(texts: Sequence[str], cut: bool) -> Iterator[list[tuple[int, int, int]]]:
+class _Cutting(NamedTuple):
+    """Pieces end at the first such place after so many characters, or where they have become too long."""
+
+    place: re.Pattern[str]
+    after: int  # characters
+    most: int
+
+
+def _cutting(tokenizer: Tokenizer) -> _Cutting:
+    proven = cuts_at_blanks(tokenizer)
+    after = _PIECE_CHARS if proven else _UNPROVEN_CHARS
+    # Halves of a word that is too long for WordPiece or WordLevel would be two unknown tokens in place of one.
+    by_words = json.loads(tokenizer.to_str())["model"]["type"] in ("WordPiece", "WordLevel")
+    most = sys.maxsize if by_words else after + _MAX_WORD_CHARS
+    return _Cutting(_LONE_SPACE if proven else _LONE_BLANK, after, most)
+
+
+def _groups(texts: Sequence[str], cutting: _Cutting) -> Iterator[list[tuple[int, int, int]]]:
     """Pieces (document, start, end) of all texts in order, in groups of about `_BATCH_CHARS` characters."""
     group: list[tuple[int, int, int]] = []
     size = 0
     for document, text in enumerate(texts):
-        for start, end in _pieces(text) if cut else ((0, len(text)),):
+        for start, end in _pieces(text, cutting):
             group.append((document, start, end))
             size += end - start
             if size >= _BATCH_CHARS:
@@ -180,12 +205,13 @@ def _groups(texts: Sequence[str], cut: bool) -> Iterator[list[tuple[int, int, in
         yield group
 
 
-def _pieces(text: str) -> Iterator[tuple[int, int]]:
-    """Stretches that tile a text, each ended by the first lone blank after `_PIECE_CHARS` characters."""
+def _pieces(text: str, cutting: _Cutting) -> Iterator[tuple[int, int]]:
+    """Stretches that tile a text."""
     start = 0
     while start < len(text):
-        cut = _LONE_BLANK.search(text, start + _PIECE_CHARS)
-        end = cut.start() if cut else len(text)
+        limit = min(len(text), start + cutting.most)
+        cut = cutting.place.search(text, start + cutting.after, limit)
+        end = cut.start() if cut else limit
         yield start, end
         start = end
 

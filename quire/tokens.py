@@ -40,7 +40,10 @@ _INDEX_BATCH = 8_192  # documents
 def token_type(vocab_size: int) -> np.dtype:
     """The smallest type that holds every id. Raises UserError beyond 2^32 ids."""
     if not 0 < vocab_size <= 2**32:
-        raise UserError(f"vocab_size = {vocab_size}: token ids are stored in at most 32 bits")
+        raise UserError(
+            f"vocab_size = {vocab_size}: token ids are stored in at most 32 bits; choose 1 to {2**32}, "
+            "or leave it out to have the tokenizer's own"
+        )
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
 
 
@@ -78,13 +81,13 @@ def open_folder(folder: Path, fingerprint: str = "") -> TokenStore:
     for name in ("store.json", "index.parquet"):
         if not (folder / name).exists():
             raise UserError(f"{folder / name}: missing; delete the store and tokenize again")
-    facts = json.loads((folder / "store.json").read_text("utf-8"))
+    facts = _facts(folder / "store.json")
     file, dtype = folder / "tokens.bin", np.dtype(facts["dtype"])
     expected, found = facts["num_tokens"] * dtype.itemsize, file.stat().st_size if file.exists() else None
     if found != expected:
         state = "missing" if found is None else f"{found:,} bytes long"
         raise UserError(f"{file}: {state}, store.json says {expected:,} bytes; delete the store and tokenize again")
-    index = pq.read_table(folder / "index.parquet")
+    index = _index(folder / "index.parquet")
     codes = {name: index[name].combine_chunks().dictionary_encode() for name in ("category", "split")}
     # One string object a value, not one a document.
     strings = {
@@ -103,6 +106,20 @@ def open_folder(folder: Path, fingerprint: str = "") -> TokenStore:
     )
 
 
+def _facts(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: damaged ({error}); delete the store and tokenize again") from error
+
+
+def _index(file: Path) -> pa.Table:
+    try:
+        return pq.read_table(file, columns=[name for name in INDEX.names if name != "categories"])
+    except (pa.ArrowInvalid, OSError) as error:  # a file without its end, and one with a hole
+        raise UserError(f"{file}: damaged ({error}); delete the store and tokenize again") from error
+
+
 class StoreWriter:
     """Writes a store document by document; memory holds a batch of the index, however many documents there are."""
 
@@ -116,7 +133,7 @@ class StoreWriter:
         self._tokens = (folder / "tokens.bin").open("wb")
         self._index = pq.ParquetWriter(folder / "index.parquet", INDEX, compression="zstd")
         self._old_index = (folder / "index.jsonl").open("w", encoding="utf-8")
-        self._old_splits = {name: tempfile.TemporaryFile("w+", encoding="utf-8") for name in SPLITS}  # noqa: SIM115
+        self._old_splits = {name: tempfile.TemporaryFile() for name in SPLITS}  # noqa: SIM115
 
     def add(self, document_id: str, category: str, categories: list[str], split: str, ids: np.ndarray) -> None:
         """Append a document. Raises UserError for an id outside the vocabulary and a split that is none of SPLITS."""
@@ -125,13 +142,15 @@ class StoreWriter:
         size = self.vocab_size
         for worst in (int(ids.max()), int(ids.min())) if len(ids) else ():
             if not 0 <= worst < size:
-                raise UserError(f"document {document_id!r}: token id {worst} is not below vocab_size = {size}")
+                above = f"is not below vocab_size = {size}; set it above every id, or leave it out"
+                why = "is negative; choose another tokenizer" if worst < 0 else above
+                raise UserError(f"document {document_id!r}: token id {worst} {why}")
         self._tokens.write(ids.astype(self.dtype).tobytes())
         place = {"offset": self.num_tokens, "length": len(ids)}
         about = {"document_id": document_id, "category": category, "categories": categories, "split": split}
         self._rows.append({**about, **place})
         self._old_index.write(json.dumps({"paper_id": document_id, "cat": category, **place}) + "\n")
-        self._old_splits[split].write(("," if self._old_splits[split].tell() else "") + json.dumps(document_id))
+        self._old_splits[split].write(f",\n        {json.dumps(document_id)}".encode())
         self.num_tokens += len(ids)
         self.num_documents += 1
         self.documents[category, split] += 1
@@ -148,14 +167,7 @@ class StoreWriter:
         self._flush()
         for file in (self._tokens, self._index, self._old_index):
             file.close()
-        with (self.folder / "splits.json").open("w", encoding="utf-8") as file:
-            for number, (name, ids) in enumerate(self._old_splits.items()):
-                file.write(("{" if number == 0 else ", ") + f"{json.dumps(name)}: [")
-                ids.seek(0)
-                shutil.copyfileobj(ids, file)
-                ids.close()
-                file.write("]")
-            file.write("}\n")
+        self._write_old_splits()
         facts = {
             "dtype": self.dtype.str,
             "vocab_size": self.vocab_size,
@@ -163,6 +175,19 @@ class StoreWriter:
             "num_documents": self.num_documents,
         }
         (self.folder / "store.json").write_text(json.dumps(facts), "utf-8")
+
+    def _write_old_splits(self) -> None:
+        """As `json.dump(..., indent=4)` would, with no list of the ids in memory."""
+        with (self.folder / "splits.json").open("wb") as file:
+            for number, (name, ids) in enumerate(self._old_splits.items()):
+                file.write(f'{"," if number else "{"}\n    "{name}": ['.encode())
+                if ids.tell():
+                    ids.seek(1)  # behind the comma before the first
+                    shutil.copyfileobj(ids, file)
+                    file.write(b"\n    ")
+                ids.close()
+                file.write(b"]")
+            file.write(b"\n}")
 
 
 def write_store(

@@ -11,6 +11,7 @@ from torch import nn
 
 from quire.artifact import Artifact
 from quire.errors import UserError
+from quire.evenly import evenly
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class PairSet:
     rows_a: np.ndarray
     rows_b: np.ndarray
     chunk_texts: pa.ChunkedArray
+    chunk_ids: pa.Array
 
     def __init__(self, chunks: Artifact, pairs: Artifact, split: str):
         table = pairs.read()
@@ -30,9 +32,21 @@ class PairSet:
             raise UserError(f"pairs {pairs.name!r} has no pair in split {split!r}: change the shares of the chunk step")
         mapped = chunks.memory_map(["chunk_id", "text"])
         ids = mapped["chunk_id"].combine_chunks()
-        rows = [pc.index_in(table[side], value_set=ids).to_numpy() for side in ("chunk_a", "chunk_b")]
+        rows = [pc.index_in(table[side], value_set=ids) for side in ("chunk_a", "chunk_b")]
+        for side, found in zip(("chunk_a", "chunk_b"), rows, strict=True):
+            if found.null_count:
+                missing = table[side].filter(pc.is_null(found))[0].as_py()
+                raise UserError(
+                    f"pairs {pairs.name!r}: {chunks.name!r} has no chunk {missing!r}; name the chunks of these pairs"
+                )
         kinds = table["negative_type"].fill_null("positive").to_pylist()
-        values = (table["label"].to_numpy(), np.asarray(kinds, dtype=object), *rows, mapped["text"])
+        values = (
+            table["label"].to_numpy(),
+            np.asarray(kinds, dtype=object),
+            *(r.to_numpy() for r in rows),
+            mapped["text"],
+            ids,
+        )
         for name, value in zip(self.__dataclass_fields__, values, strict=True):
             object.__setattr__(self, name, value)
 
@@ -41,13 +55,18 @@ class PairSet:
         a, b = (self.chunk_texts[int(rows[row])].as_py() for rows in (self.rows_a, self.rows_b))
         return (b, a) if swapped else (a, b)
 
+    def named(self, row: int, swapped: bool = False) -> str:
+        """Both chunk ids of a pair, in the order of `texts`."""
+        a, b = (self.chunk_ids[int(rows[row])].as_py() for rows in (self.rows_a, self.rows_b))
+        return f"{b} and {a}" if swapped else f"{a} and {b}"
+
     def spaced(self, count: int) -> "PairSet":
         """At most `count` pairs, evenly spaced over the set."""
-        keep = np.unique((np.arange(min(count, len(self.labels))) * len(self.labels)) // min(count, len(self.labels)))
+        keep = evenly(len(self.labels), count)
         part = object.__new__(PairSet)
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
-            object.__setattr__(part, name, value if name == "chunk_texts" else value[keep])
+            object.__setattr__(part, name, value if name.startswith("chunk_") else value[keep])
         return part
 
 
@@ -82,11 +101,16 @@ def rows_by_work(chunks: Artifact, split: str) -> tuple[dict[str, np.ndarray], p
     return {work: np.asarray(found, dtype=np.int64) for work, found in gathered.items()}, mapped["text"]
 
 
-def related_works(chunks: Artifact, neighbors: Artifact, split: str) -> Mapping[str, list[str]]:
-    """work -> works of the same author and near works, the hard company for a batch."""
+def near_works(neighbors: Artifact, split: str) -> dict[str, list[str]]:
+    """work -> works of near centroids, the nearest first."""
     near = neighbors.read()
     near = near.filter(pc.and_(pc.equal(near["level"], "work"), pc.equal(near["split"], split)))
-    related = {row["id"]: list(row["neighbor_ids"][:10]) for row in near.select(["id", "neighbor_ids"]).to_pylist()}
+    return {row["id"]: list(row["neighbor_ids"][:10]) for row in near.select(["id", "neighbor_ids"]).to_pylist()}
+
+
+def related_works(chunks: Artifact, neighbors: Artifact, split: str) -> Mapping[str, list[str]]:
+    """work -> works of the same author and near works, the hard company for a batch."""
+    related = near_works(neighbors, split)
     table = chunks.read(["work_id", "author", "anonymous", "split"])
     table = table.filter(pc.and_(pc.equal(table["split"], split), pc.invert(table["anonymous"])))
     by_author: dict[str, set[str]] = {}
@@ -97,6 +121,20 @@ def related_works(chunks: Artifact, neighbors: Artifact, split: str) -> Mapping[
             same = sorted(works - {work})
             related[work] = same * 3 + [other for other in related.get(work, []) if other not in same]
     return related
+
+
+def authors_of_works(chunks: Artifact, split: str) -> dict[str, tuple[str | None, str]]:
+    """work -> its author, None where nobody is known, and its author group.
+
+    The author of a work is that of its first chunk with a name, as the pairs have it.
+    """
+    table = chunks.read(["work_id", "author", "author_group", "anonymous", "split"])
+    table = table.filter(pc.equal(table["split"], split)).drop_columns(["split"])
+    found: dict[str, tuple[str | None, str]] = {}
+    for row in table.to_pylist():
+        author, group = found.get(row["work_id"], (None, row["author_group"]))
+        found[row["work_id"]] = (author or (None if row["anonymous"] else row["author"]), group)
+    return found
 
 
 def mined_negatives(chunks: Artifact, negatives: Artifact, split: str = "train") -> dict[int, np.ndarray]:

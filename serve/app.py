@@ -24,7 +24,8 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from swagger_ui_bundle import swagger_ui_path
 
-from quire import matcher
+from quire import levels, matcher
+from quire.levels import Question
 from quire.matcher import MatcherSpec
 from quire.views import Rows
 from serve.checks import Admission, Pair, RequestError, Result, Results, check_cost, parse, read_body, validate
@@ -46,9 +47,13 @@ class MatcherArgs(BaseModel):
 
     matcher: str = Field(description="address of the published matcher: <root>/models/<name>, local or s3://")
     max_pairs: int = Field(default=64, gt=0, description="pairs a request")
-    max_chars: int = Field(default=200_000, gt=0, description="characters a text")
+    max_chars: int = Field(default=2_000_000, gt=0, description="characters a text; only its cutting grows with them")
     max_body_bytes: int = Field(default=4 * 2**20, gt=0)
-    max_passages: int = Field(default=256, gt=0, description="different passages a request, all texts together")
+    max_passages: int = Field(
+        default=256,
+        gt=0,
+        description="different passages that a request has the models read; of a text at most the k of the last level",
+    )
     max_cross_pairs: int = Field(default=128, gt=0, description="passage pairs a request for the cross-encoder")
     max_requests: int = Field(default=64, gt=0, description="requests in work at once; more are answered 503")
     request_timeout: float = Field(default=60.0, gt=0, description="seconds a request may take, its reading included")
@@ -79,12 +84,12 @@ class BiEncoderModel:
         return await asyncio.to_thread(self._read, texts)
 
     def _read(self, texts: list[str]) -> list[tuple[np.ndarray, Rows]]:
-        rows = self.model.views.rows(texts)
+        rows = self.model.rows(texts)
         return [(vector, rows[[place]]) for place, vector in enumerate(self.model.encode(texts))]
 
-    async def logits(self, pairs: list[tuple[tuple, tuple]]) -> np.ndarray:
-        """Mean logits (n,) of pairs of texts, each given as its embeddings ((m, D), (n, D)) and its views' rows."""
-        return await asyncio.to_thread(lambda: np.array([self.model.all_pair_logits(*pair).mean() for pair in pairs]))
+    async def logits(self, pairs: list[tuple[tuple, tuple]]) -> list[np.ndarray]:
+        """Logits (k, k) of all cells of pairs of texts, each given as embeddings ((k, D), (k, D)) and views' rows."""
+        return await asyncio.to_thread(lambda: [self.model.all_pair_logits(*pair) for pair in pairs])
 
     def check_health(self) -> None:
         """Raises when the model no longer gives finite numbers."""
@@ -131,12 +136,12 @@ class Ingress:
     def __init__(self, args: MatcherArgs, bi: DeploymentHandle, cross: DeploymentHandle):
         self.args, self.bi, self.cross = args, bi, cross
         self.spec: MatcherSpec = matcher.open_spec(args.matcher)
-        matcher.rule(self.spec, args.prior)  # a prior that the matcher cannot have is told at the start
+        matcher.check_prior(self.spec, args.prior)  # a prior that the matcher cannot have is told at the start
         self.admission = Admission(args.max_requests)
 
     @app.post("/v1/match", response_model=Result | Results, openapi_extra=OPENAPI)
     async def match(self, request: Request) -> Any:
-        """Do the two passages of each pair come from the same book? One pair, or a list of pairs."""
+        """Do the two texts of each pair, passages to whole books, come from the same book? One pair, or a list."""
         try:
             async with asyncio.timeout(self.args.request_timeout):
                 body = parse(await read_body(request, self.args.max_body_bytes))
@@ -152,66 +157,70 @@ class Ingress:
     async def answer(self, pairs: list[Pair], field: str) -> list[Result]:
         """One result a pair. What a request asks twice, a passage or a pair either way round, is computed once, so
         that within a request (a, b) and (b, a) agree to the last bit. Between requests they agree to rounding: a
-        model's last bits depend on what else is in its batch."""
+        model's last bits depend on what else is in its batch (and where two cells' logits differ by no more, which of
+        them the cross-encoder reads)."""
         asked = [matcher.ordered(pair.a, pair.b) for pair in pairs]
         distinct = list(dict.fromkeys(asked))
         texts = await asyncio.to_thread(self._cut, distinct)
-        chosen = [self._cross_pairs(texts[a], texts[b]) for a, b in distinct]
-        passages = list(dict.fromkeys(p for cut in texts.values() for p in cut))
+        questions = [matcher.question(self.spec, texts[a], texts[b]) for a, b in distinct]
+        passages = list(dict.fromkeys(p for question in questions for p in (*question.a, *question.b)))
         check_cost(field, "passages", len(passages), self.args.max_passages)
-        check_cost(field, "cross_pairs", sum(map(len, chosen)), self.args.max_cross_pairs)
-        bi_logits = await self._bi_logits(distinct, texts, passages)
-        cross_logits = await self._cross_logits(bi_logits, chosen)
-        calibrated = [matcher.is_calibrated(self.spec, texts[a], texts[b]) for a, b in distinct]
-        found = dict(
-            zip(
-                distinct,
-                matcher.decide(self.spec, bi_logits, cross_logits, prior=self.args.prior, calibrated=calibrated),
-                strict=True,
-            )
+        most = [min(self.spec.max_cross_pairs, question.level.k**2) for question in questions]
+        check_cost(field, "cross_pairs", sum(most), self.args.max_cross_pairs)
+        grids = await self._grids(questions, passages)
+        bi_logits = np.array([grid.mean() for grid in grids])
+        matches = matcher.decide(
+            self.spec,
+            bi_logits,
+            await self._cross_logits(questions, grids, bi_logits),
+            k=[question.level.k for question in questions],
+            prior=self.args.prior,
+            calibrated=[question.calibrated for question in questions],
         )
+        found = dict(zip(distinct, matches, strict=True))
         results = []
         for pair, order in zip(pairs, asked, strict=True):
-            a, b = texts[pair.a], texts[pair.b]
-            counts = {"num_passages_a": len(a), "num_passages_b": len(b)}
-            results.append(Result(**asdict(found[order]), **counts, calibrated=matcher.is_calibrated(self.spec, a, b)))
+            counts = {"num_passages_a": len(texts[pair.a]), "num_passages_b": len(texts[pair.b])}
+            results.append(Result(**asdict(found[order]), **counts))
         return results
 
     def _cut(self, pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
         return {text: matcher.passages(text, self.spec) for text in dict.fromkeys(t for pair in pairs for t in pair)}
 
-    def _cross_pairs(self, a: list[str], b: list[str]) -> list[tuple[str, str]]:
-        """The passage pairs that the second stage would read."""
-        places = matcher.cross_pairs(len(a), len(b), self.spec.max_cross_pairs)
-        return [matcher.ordered(a[i], b[j]) for i, j in places]
-
-    async def _bi_logits(
-        self, pairs: list[tuple[str, str]], texts: dict[str, list[str]], passages: list[str]
-    ) -> np.ndarray:
-        """Logits (n,) of the first stage for n pairs."""
+    async def _grids(self, questions: list[Question], passages: list[str]) -> list[np.ndarray]:
+        """Logits (k, k) of the first stage for every cell of every question."""
         read = await asyncio.gather(*(self.bi.embed.remote(passage) for passage in passages))
         found = dict(zip(passages, read, strict=True))
-        embeddings = {key: np.stack([found[passage][0] for passage in cut]) for key, cut in texts.items()}
-        rows = {key: Rows.joined([found[passage][1] for passage in cut]) for key, cut in texts.items()}
-        sides = [(tuple(embeddings[text] for text in pair), tuple(rows[text] for text in pair)) for pair in pairs]
-        return await self.bi.logits.remote(sides)
 
-    async def _cross_logits(self, bi_logits: np.ndarray, chosen: list[list[tuple[str, str]]]) -> np.ndarray:
-        """Logits (n,) of the second stage, NaN for a pair that does not reach it."""
-        passed = matcher.needs_cross(self.spec.bi_scale, self.spec.prefilter, bi_logits)
-        places = [place for place, reached in enumerate(passed) if reached]
-        asked = list(dict.fromkeys(pair for place in places for pair in chosen[place]))
+        def of(question: Question) -> tuple[tuple, tuple]:
+            sides = [[found[passage] for passage in side] for side in (question.a, question.b)]
+            embeddings = tuple(np.stack([embedding for embedding, _ in side]) for side in sides)
+            return embeddings, tuple(Rows.joined([rows for _, rows in side]) for side in sides)
+
+        return await self.bi.logits.remote([of(question) for question in questions])
+
+    async def _cross_logits(
+        self, questions: list[Question], grids: list[np.ndarray], bi_logits: np.ndarray
+    ) -> np.ndarray:
+        """Mean logits (n,) of the second stage over the cells that it reads, NaN for a pair that does not reach it."""
+        chosen: dict[int, list[tuple[str, str]]] = {}
+        for place, (question, grid) in enumerate(zip(questions, grids, strict=True)):
+            level = question.level
+            if matcher.needs_cross(level.bi_scale, level.prefilter, bi_logits[place]):
+                cells = levels.cells(grid, self.spec.max_cross_pairs)
+                chosen[place] = [matcher.ordered(question.a[i], question.b[j]) for i, j in cells]
+        asked = list(dict.fromkeys(pair for pairs in chosen.values() for pair in pairs))
         scores = await asyncio.gather(*(self.cross.score.remote(pair) for pair in asked))
         score = dict(zip(asked, scores, strict=True))
-        logits = np.full(len(chosen), np.nan)
-        for place in places:
-            logits[place] = np.mean([score[pair] for pair in chosen[place]])
+        logits = np.full(len(questions), np.nan)
+        for place, pairs in chosen.items():
+            logits[place] = np.mean([score[pair] for pair in pairs])
         return logits
 
     @app.get("/v1/matcher")
     async def about(self) -> Matcher:
-        """What answers: the calibration's size, hashes, prior and certificates."""
-        return Matcher.of(self.spec, matcher.rule(self.spec, self.args.prior))
+        """What answers: hashes, prior, and of each level the calibration's size and certificates."""
+        return Matcher.of(self.spec, self.args.prior)
 
     @app.get("/livez")
     async def livez(self) -> dict[str, str]:

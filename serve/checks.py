@@ -10,11 +10,11 @@ from quire.decisions import CODES
 
 
 class Pair(BaseModel):
-    """Two passages."""
+    """Two texts."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    a: str = Field(min_length=1, description="one passage")
+    a: str = Field(min_length=1, description="one text: a passage, a chapter, a book")
     b: str = Field(min_length=1, description="the other")
 
 
@@ -48,10 +48,11 @@ class Result(BaseModel):
     different_threshold: float | None = Field(description="certified: different up to this probability; null: never")
     prior: float = Field(description="share of same-book pairs that the probabilities are for")
     model: str = Field(description="fingerprint of the matcher")
-    num_passages_a: int
+    num_passages_a: int = Field(description="that the text has")
     num_passages_b: int
+    k: int = Field(description="passages that were read of either text, evenly spaced; the level that answers")
     calibrated: bool = Field(
-        description="whether both texts are single passages, as those that the scale was fitted on"
+        description="whether both texts have a whole passage, as all those that the scales were fitted on"
     )
 
 

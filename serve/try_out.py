@@ -3,11 +3,11 @@
 python -m serve.try_out serve/experiments/demo.toml [key=value ...]
 """
 
+import hashlib
 import json
 import logging
 import socket
 import urllib.request
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -85,21 +85,29 @@ def _question(chunks: Artifact, pairs: Artifact) -> tuple[dict[str, str], bool]:
 def ask(matcher: str, question: dict[str, Any], runtime: TryOutRuntime) -> dict[str, Any]:
     """One answer over HTTP from the application, deployed for this request under a name and a route of its own.
 
-    It reserves no CPU: one question must not wait for one that a service, or nobody yet, holds.
+    The name is the question's: what a killed try-out has left on a running Serve, the next one takes away. It reserves
+    no CPU: one question must not wait for one that a service, or nobody yet, holds.
     """
     from serve.app import MatcherArgs, build  # here, so that the flow can check its configs before models load
 
     if not ray.is_initialized():
         ray.init(log_to_driver=True, logging_level="WARNING")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    name = f"try-out-{uuid.uuid4().hex[:12]}"
+    name = application_name(matcher, question)
     with _serving(runtime) as address:
         try:
+            if name in ray_serve.status().applications:
+                ray_serve.delete(name)
             application = build(MatcherArgs(matcher=matcher, num_cpus=0))
             ray_serve.run(application, name=name, route_prefix=f"/{name}", logging_config=QUIET)
             return _post(f"{address}/{name}/v1/match", question, runtime.timeout)
         finally:
             ray_serve.delete(name)
+
+
+def application_name(matcher: str, question: dict[str, Any]) -> str:
+    """What a matcher is deployed as to be asked one question."""
+    return f"try-out-{hashlib.sha256(json.dumps([matcher, question]).encode()).hexdigest()[:12]}"
 
 
 @contextmanager

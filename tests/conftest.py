@@ -12,6 +12,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # tests start private clusters and tea
 os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"  # so often Ray Train looks whether workers are done; else 2
 
+import matchers  # noqa: E402
 import tiny  # noqa: E402
 
 # A busy machine is no fault, and what a test says does not depend on luck.
@@ -23,6 +24,12 @@ hypothesis.settings.load_profile("quire")
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny real sentence-transformers model."""
     return tiny.tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="session")
+def matcher_address(tmp_path_factory: pytest.TempPathFactory, encoder_folder: str) -> str:
+    """A published matcher whose second stage answers every pair."""
+    return matchers.publish_matcher(tmp_path_factory.mktemp("matcher"), encoder_folder, prefilter=0.0)
 
 
 @pytest.fixture(scope="session")

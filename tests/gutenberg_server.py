@@ -44,9 +44,9 @@ def small_book(number: int, num_sentences: int = 40) -> bytes:
 
 
 def real_books() -> dict[int, bytes]:
-    """The shared books by their Gutenberg ids (above 900,000 where a file states none); small ones without them."""
+    """The shared books by their Gutenberg ids (above 900,000 where a file states none); none without them."""
     if not SHARED.is_dir():
-        return {number: small_book(number, 400) for number in range(1, 31)}
+        return {}
     rows = [json.loads(line) for line in (SHARED / "manifest.jsonl").read_text("utf-8").splitlines()]
     return {
         row.get("gutenberg_id") or 900_001 + place: (SHARED / row["file"]).read_bytes()
@@ -137,15 +137,20 @@ class Server:
             self.open += 1
             self.max_open = max(self.max_open, self.open)
             fault = self._fault(path)
+        held = b""
         try:
             for block in _ANSWERS[fault.kind](self, path, headers, fault):
-                handler.wfile.write(block)
+                handler.wfile.write(held)
+                held = block
         except _Reset:
+            handler.wfile.write(held)
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             os.close(handler.connection.detach())  # socketserver would end it in order first
+            return
         finally:
             with self.lock:
                 self.open -= 1
+        handler.wfile.write(held)  # only now can the client know that it is answered, and ask again
 
     def _fault(self, path: str) -> Fault:
         """Of the path itself, else of its book."""
@@ -217,6 +222,14 @@ def _bytes(server: Server, path: str, headers: dict[str, str], fault: Fault) -> 
     yield body
 
 
+def _together(server: Server, path: str, headers: dict[str, str], fault: Fault) -> Iterator[bytes]:
+    """As it should be, once `value` requests have been open at once, and a moment later, in which more may come."""
+    while server.max_open < int(fault.value) and not server.closing.wait(0.01):
+        pass
+    server.closing.wait(0.1)
+    yield from _plain(server, path, headers, Fault("none"))
+
+
 def _half(server: Server, path: str, headers: dict[str, str], fault: Fault) -> Iterator[bytes]:
     """Half the body under a Content-Length of the whole, of the half (`short`), or none at all (`close`)."""
     body = server.files[path]
@@ -277,6 +290,7 @@ _ANSWERS: dict[str, Answer] = {
     "status": _status,
     "html": _html,
     "bytes": _bytes,
+    "together": _together,
     "half": _half,
     "half_gzip": _half_gzip,
     "reset": _reset,

@@ -12,7 +12,7 @@ from quire.harvest import Harvest, Shelf, Wanted, hosts_of, urls_of  # noqa: E40
 from quire.pace import Pace  # noqa: E402
 from quire.storage import Storage  # noqa: E402
 
-LIMITS = Limits(read=1.0, total=2.5, attempts=2, first_wait=0.01, max_wait=2.0)
+LIMITS = Limits(read=4.0, total=6.0, attempts=2, first_wait=0.01, max_wait=2.0)
 
 
 def shelf(root: Path | str) -> Shelf:
@@ -35,15 +35,10 @@ def harvest_on(
     """The status of each."""
 
     async def run() -> list[str]:
-        gate = asyncio.Semaphore(concurrency)
-        async with Client(Pace(1e9), limits, agent="test", hosts=hosts, max_bytes=8 * 2**20) as client:
+        bounds = {"max_bytes": 8 * 2**20, "max_open": concurrency}
+        async with Client(Pace(1e9), limits, agent="test", hosts=hosts, **bounds) as client:
             harvester = Harvest(client, place, **options)
-
-            async def settle(book: Wanted) -> str:
-                async with gate:
-                    return (await harvester.settle(book)).status
-
-            return await asyncio.gather(*map(settle, books))
+            return [record.status for record in await asyncio.gather(*map(harvester.settle, books))]
 
     return dict(zip([book.key for book in books], asyncio.run(run()), strict=True))
 

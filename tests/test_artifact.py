@@ -80,6 +80,17 @@ def test_an_interrupted_run_is_resumed_and_not_taken_for_finished(root: str) -> 
     assert again.publish(num_shards=2).read()["value"].to_pylist() == [1, 2, 3]
 
 
+def test_what_killed_writes_left_is_gone_once_published(tmp_path: Path) -> None:
+    draft = start(str(tmp_path))
+    left = [tmp_path / draft.folder / name for name in (".tmp-1-part-00000.parquet", "raw/.tmp-2-pg86", "raw/pg86")]
+    left[1].parent.mkdir()
+    for file in left:
+        file.write_bytes(b"half a book")
+    draft.write_shard(0, shard(1))
+    made = draft.publish(num_shards=1)
+    assert [file.exists() for file in left] == [False, False, True] and "raw/pg86" in made.manifest["files"]
+
+
 def test_an_interrupted_run_of_another_recipe_is_refused(root: str) -> None:
     start(root).write_shard(0, shard(1))
     with pytest.raises(UserError, match="was begun by another recipe"):
@@ -188,6 +199,24 @@ def test_what_was_made_again_is_fetched_and_mapped_again(root: str, cache: Path)
         draft = start(root)
         draft.write_shard(0, shard(*values))
         assert draft.publish(num_shards=1).memory_map(["value"])["value"].to_pylist() == list(values)
+
+
+def test_a_damaged_remote_file_is_named_and_its_copy_not_kept(s3_root: str, tmp_path: Path, cache: Path) -> None:
+    root = s3_root.replace("/quire?", f"/{tmp_path.name}?")
+    made = model(root, b"12345678")
+    made.storage.write_bytes("models/m/sub/weights", b"1234")
+    for fetch in (made.local, lambda: made.local_file("sub/weights")):
+        named = r"models/m/sub/weights: 4 bytes long, its manifest says 8 bytes; delete s3://"
+        with pytest.raises(UserError, match=named):
+            fetch()
+    assert not list(cache.iterdir())
+    made.storage.delete("models/m/sub/weights")
+    with pytest.raises(UserError, match="models/m/sub/weights: missing, its manifest says 8 bytes"):
+        made.local()
+    again = model(root, b"12345678")  # the same content, hence the same key
+    assert again.content == made.content
+    for copy in (again.local() / "sub" / "weights", again.local_file("sub/weights")):
+        assert copy.read_bytes() == b"12345678"
 
 
 def test_what_is_cached_and_not_asked_for_in_days_goes(cache: Path) -> None:

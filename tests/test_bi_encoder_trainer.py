@@ -4,13 +4,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import tiny_matcher
 import torch
 from safetensors.torch import load_file
 
 from pipelines import teach
-from quire import artifact, bi_encoder, cross_encoder, hub, loop, training_sets
+from quire import artifact, bi_encoder, cross_encoder, encoder, hub, loop, proper_names, training_sets
 from quire.errors import UserError
 from trainers.bi_encoder import CONFIG, BiEncoderConfig, BiEncoderTask, check_workers, inputs
 
@@ -34,6 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, encoder_folder: str) -> str:
         draft.publish()
     taught(str(folder))
     tiny_matcher.publish(folder, "negatives", made["pairs"].read(["pair_id"]))
+    tiny_matcher.author_pairs(folder, made["chunks"])
     return str(folder)
 
 
@@ -122,7 +124,7 @@ def test_the_teacher_runs_on_ray_and_says_the_same(root: str, local_ray: None) -
     np.testing.assert_allclose(found.read()["logit"].to_numpy(), made.read()["logit"].to_numpy(), atol=1e-6)
 
 
-def test_a_batch_holds_its_works_their_mined_negatives_and_pairs_with_their_logits(
+def test_a_batch_holds_and_tells_its_works_their_mined_negatives_and_pairs_with_their_logits(
     root: str, encoder_folder: str, mined: None
 ) -> None:
     made = task(settings(root, encoder_folder, **EVERYTHING))
@@ -148,6 +150,9 @@ def test_a_batch_holds_its_works_their_mined_negatives_and_pairs_with_their_logi
             }
         for a, b, logit in zip(first, second, batch["teacher"].tolist(), strict=True):
             assert logits[f"{a['chunk_id']}|{b['chunk_id']}"]["logit"] == pytest.approx(logit, abs=1e-5)
+        told = [chunk["chunk_id"] for chunk in own] + [f"{chunk['chunk_id']} (mined)" for chunk in negatives]
+        told += [f"{a['chunk_id']} and {b['chunk_id']} (taught)" for a, b in zip(first, second, strict=True)]
+        assert made.describe(3, 0, rank, 2) == told
         assert batch["topics"].shape == (6, len(made.words)) and 0 < batch["topics"].mean() < 0.5
 
 
@@ -189,6 +194,59 @@ def test_the_default_recipe_has_none_of_it(root: str, encoder_folder: str) -> No
     assert inputs(made.settings).keys() == {"chunks", "pairs", "neighbors", "model_weights"}
 
 
+BY_AUTHOR = {"positives": "author", "pairs": "by-author", "views": (), "pair_weight": 0.0, "mask_names": True}
+
+
+def test_by_author_a_batch_says_who_wrote_what_and_the_head_only_follows_the_cosine(
+    root: str, encoder_folder: str, tmp_path: Path
+) -> None:
+    made = task(settings(root, encoder_folder, **BY_AUTHOR))
+    batch = made.batch(2, 0, 0, 1)
+    names = [made.batches.works[work] for work in batch["works"]]
+    assert len(names) == 12 and len(set(names)) == 4  # two works of each of two authors
+    assert [int(name[1:]) // 2 for name in names] == batch["authors"].tolist() == batch["groups"].tolist()
+    history = train(made, tmp_path)
+    assert {"eval_auc", "eval_auc_random"} < set().union(*history) and all(
+        np.isfinite(record["loss"]) for record in history if "loss" in record
+    )
+    texts = [made.validation.texts(row) for row in range(20)]
+    logits = made.bi.score(*zip(*texts, strict=True))
+    cosines = np.asarray([np.prod(made.bi.encode(pair), axis=0).sum() for pair in texts])
+    assert np.array_equal(np.argsort(logits), np.argsort(cosines))
+
+
+def test_a_model_of_masked_names_says_so_in_its_folder_and_masks_wherever_it_reads(
+    root: str, encoder_folder: str, tmp_path: Path
+) -> None:
+    made = task(settings(root, encoder_folder, mask_names=True))
+    text = "Then the captain went to Wxy with Zed. The crew of Wxy and the ship was in the storm."
+    hidden = proper_names.masked(text)
+    assert hidden != text and proper_names.masked(hidden) == hidden
+    made.save(tmp_path / "m")
+    again, other = bi_encoder.BiEncoder.load(tmp_path / "m"), "The mast and the sail and the tide of Wxy."
+    plain = encoder.load_encoder(str(tmp_path / "m"))
+    assert encoder.masks_names(plain) and not encoder.takes_ids(plain, "")
+    plain.mask_names = False
+    for bi in (made.bi, again):
+        np.testing.assert_allclose(bi.encode([text]), encoder.encode(plain, [hidden]), atol=1e-5)
+        assert bi.score([text], [other]) == pytest.approx(bi.score([hidden], [other]), abs=1e-5)
+    assert np.abs(encoder.encode(plain, [text]) - again.encode([text])).max() > 1e-4
+    further = bi_encoder.BiEncoder.go_on(tmp_path / "m", 32)
+    assert encoder.masks_names(further.model)
+    (tmp_path / "m" / "texts.json").write_text('{"mask_names": "yes"}')
+    with pytest.raises(UserError, match="texts.json: expected the key mask_names"):
+        bi_encoder.BiEncoder.load(tmp_path / "m")
+
+
+def test_pairs_and_positives_must_agree_and_what_tells_books_apart_is_refused(root: str, encoder_folder: str) -> None:
+    with pytest.raises(UserError, match="positives = 'author': pairs 'tiny' have positives by work"):
+        inputs(settings(root, encoder_folder, positives="author"))
+    with pytest.raises(UserError, match="positives = 'work': pairs 'by-author' have positives by author"):
+        inputs(settings(root, encoder_folder, pairs="by-author"))
+    with pytest.raises(ValueError, match="teacher = 'taught': tells books apart"):
+        settings(root, encoder_folder, **BY_AUTHOR, teacher="taught")
+
+
 def test_all_pairs_in_blocks_are_all_pairs(root: str, encoder_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = task(settings(root, encoder_folder)).module.double()
     torch.nn.init.normal_(module.head.out.weight)
@@ -203,19 +261,41 @@ def test_all_pairs_in_blocks_are_all_pairs(root: str, encoder_folder: str, monke
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_training_goes_on_from_a_trained_bi_encoder_and_refuses_another_shape(root: str, encoder_folder: str) -> None:
-    made = task(settings(root, encoder_folder, start="first", views=(), max_seq_length=40))
+def further(root: str, **changes: object) -> BiEncoderConfig:
+    return settings(root, hub.MINILM, **{"start": "first", "views": (), "max_seq_length": 40, **changes})
+
+
+def test_training_goes_on_from_a_trained_bi_encoder_and_refuses_another_shape(root: str) -> None:
+    made = task(further(root))
     first = bi_encoder.BiEncoder.load(artifact.open_artifact(root, "models", "first").local())
     weights, loaded = first.model.state_dict(), made.bi.model.state_dict()
     assert all(torch.equal(weights[name], loaded[name]) for name in weights)
     assert made.bi.model.max_seq_length == 40 and torch.equal(made.bi.head.feature_mean, first.head.feature_mean)
     assert inputs(made.settings).keys() == {"chunks", "pairs", "neighbors", "start"}
-    with pytest.raises(UserError, match="pooling = 'cls': start = 'first' has 'mean'"):
-        task(settings(root, encoder_folder, start="first", views=(), pooling="cls"))
-    with pytest.raises(UserError, match="views = .'words',.: start = 'first'"):
-        task(settings(root, encoder_folder, start="first", views=("words",)))
-    with pytest.raises(UserError, match="head_size = 8: start = 'first' has 16"):
-        task(settings(root, encoder_folder, start="first", views=(), head_size=8))
+    refused = {
+        "pooling = 'cls': start = 'first' has 'mean'": {"pooling": "cls"},
+        "views = .'words',.: start = 'first'": {"views": ("words",)},
+        "head_size = 8: start = 'first' has 16": {"head_size": 8},
+        "typed_marks = False: start = 'first' has True": {"typed_marks": False},
+    }
+    for words, change in refused.items():
+        with pytest.raises(UserError, match=words):
+            task(further(root, **change))
+
+
+def test_a_pretrained_model_beside_one_to_go_on_from_is_refused(root: str, encoder_folder: str) -> None:
+    with pytest.raises(ValueError, match=f"model = '{encoder_folder}': start = 'first' is trained further"):
+        settings(root, encoder_folder, start="first")
+
+
+def test_what_goes_on_needs_no_training_pairs_which_a_beginning_fits_its_head_to(
+    root: str, encoder_folder: str
+) -> None:
+    pairs = artifact.open_artifact(root, "pairs", "tiny").read()
+    tiny_matcher.publish(root, "pairs", pairs.filter(pc.not_equal(pairs["split"], "train")), "judged")
+    assert task(further(root, pairs="judged")).batch(0, 0, 0, 1)["input_ids"].shape[0] == 12
+    with pytest.raises(UserError, match="no pair in split 'train'"):
+        task(settings(root, encoder_folder, pairs="judged"))
 
 
 def test_predictions_that_are_not_a_teachers_or_about_other_chunks_are_refused(

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 from safetensors.numpy import save_file
 
-from quire import artifact, matcher, schema
+from quire import artifact, matcher, metrics, schema
 from quire.artifact import Shard
 from quire.errors import UserError
 from trainers import calibrate
 
-RECIPE = {"size": 14, "overlap": 4, "min_chars": 200, "split": {"by": "author"}}
+RECIPE = {"size": 14, "overlap": 4, "min_chars": 200, "split": {"by": "author"}, "max_cross_pairs": 3}
 
 
 def publish(root: Path, kind: str, name: str, table: pa.Table | None = None) -> None:
@@ -28,8 +28,13 @@ def publish(root: Path, kind: str, name: str, table: pa.Table | None = None) -> 
     draft.publish()
 
 
-def predictions(num_authors: int, seed: int = 0) -> tuple[pa.Table, pa.Table]:
-    """Chunks and scored pairs: two books an author; of each, two positives, one of either kind of negative."""
+def predictions(
+    num_authors: int, seed: int = 0, k: int = 1, signal: float = 2.5, noise: float = 1.5
+) -> tuple[pa.Table, pa.Table]:
+    """Chunks and scored pairs: two books an author; of each, two positives, one of either kind of negative.
+
+    The noise of the mean over k chunks a side falls with k.
+    """
     draw = np.random.default_rng(seed)
     works = [f"a{i}/{book}" for i in range(num_authors) for book in "xy"]
     rows: list[dict[str, Any]] = []
@@ -40,10 +45,14 @@ def predictions(num_authors: int, seed: int = 0) -> tuple[pa.Table, pa.Table]:
             partners = ((work, None), (work, None), (sibling, "same_author"), (other, "random"))
             for place, (partner, kind) in enumerate(partners):
                 label = int(kind is None)
-                logits = {n: 2.5 * (2 * label - 1) + draw.normal(0, 1.5) for n in ("bi_encoder", "cross_encoder")}
+                logits = {
+                    n: signal * (2 * label - 1) + draw.normal(0, noise / k**0.5)
+                    for n in ("bi_encoder", "cross_encoder")
+                }
                 rows.append(
                     {
                         "pair_id": f"{split}{number}-{place}",
+                        "k": k,
                         "split": split,
                         "chunk_a": f"{work}:0",
                         "chunk_b": f"{partner}:1",
@@ -58,7 +67,11 @@ def predictions(num_authors: int, seed: int = 0) -> tuple[pa.Table, pa.Table]:
                         **{name: logits["bi_encoder"] + draw.normal() for name in calibrate.BASELINES},
                     }
                 )
-    columns = [*schema.PAIRS, *(pa.field(n, pa.float64()) for n in ("bi_encoder", "cross_encoder"))]
+    columns = [
+        *schema.PAIRS,
+        pa.field("k", pa.int32()),
+        *(pa.field(n, pa.float64()) for n in ("bi_encoder", "cross_encoder")),
+    ]
     columns += [pa.field(n, pa.float64()) for n in calibrate.BASELINES]
     chunks = pa.table({"work_id": works, "author_group": [work.split("/")[0] for work in works]})
     return chunks, pa.Table.from_pylist(rows, schema=pa.schema(columns))
@@ -69,7 +82,7 @@ def test_predictions_of_other_models_or_of_masked_texts_are_refused(tmp_path: Pa
     folder = tmp_path / "predictions/p"
     manifest = json.loads((folder / "manifest.json").read_text())
     for changed, told in (
-        ({"recipe": {"mask_names": True}}, "predictions = 'p': scored with names masked"),
+        ({"recipe": RECIPE | {"mask_names": True}}, "predictions = 'p': scored with names masked"),
         ({"inputs": {"bi_encoder": {"content": "x", "name": "old"}}}, "bi_encoder = 'bi': 'p' was made"),
     ):
         (folder / "manifest.json").write_text(json.dumps(manifest | changed))
@@ -77,8 +90,12 @@ def test_predictions_of_other_models_or_of_masked_texts_are_refused(tmp_path: Pa
             calibrate.run(calibrate.CONFIG.model_validate(made | {"name": "m", "runtime": {"root": str(tmp_path)}}))
 
 
-def published(root: Path, num_authors: int = 300) -> dict[str, Any]:
-    chunks, pairs = predictions(num_authors)
+def published(
+    root: Path, num_authors: int = 300, further: tuple[tuple[int, int], ...] = (), **world: float
+) -> dict[str, Any]:
+    """`further`: levels with their numbers of authors."""
+    chunks, pairs = predictions(num_authors, **world)
+    pairs = pa.concat_tables([pairs, *(predictions(number, k, k, **world)[1] for k, number in further)])
     publish(root, "chunks", "c", chunks)
     publish(root, "predictions", "p", pairs)
     for name in ("bi", "cross"):
@@ -104,7 +121,7 @@ def run(inputs: dict[str, Any], name: str, **changes: Any) -> matcher.MatcherSpe
 
 def test_both_promises_are_kept_on_test_by_authors_never_seen(inputs: dict[str, Any]) -> None:
     spec = run(inputs, "both", same_precision=0.9, different_precision=0.9)
-    same, different = spec.certificates
+    same, different = spec.level(1).certificates
     assert (same.side, different.side, same.unit, same.confidence) == ("same", "different", "author", 0.95)
     assert same.num_pairs < 150 and min(same.bound, different.bound) >= 0.9  # a half of the authors, each used once
     test = artifact.open_artifact(inputs["runtime"]["root"], "predictions", "p").read()
@@ -119,8 +136,9 @@ def test_both_promises_are_kept_on_test_by_authors_never_seen(inputs: dict[str, 
 
 def test_without_a_promise_one_threshold_decides_as_before(inputs: dict[str, Any]) -> None:
     spec = run(inputs, "plain")
-    assert spec.certificates == () and spec.num_calibration_pairs == 2400
-    assert spec.prior == spec.calibration_prior == 0.5
+    (level,) = spec.levels
+    assert level.certificates == () and level.num_calibration_pairs == 2400 and level.k == 1
+    assert spec.prior == level.calibration_prior == 0.5 and spec.max_cross_pairs == 3  # as the predictions were made
     assert {answer.decision for answer in matcher.decide(spec, np.array([-3.0, 3.0]), np.array([-3.0, 3.0]))} == {
         "same",
         "different",
@@ -138,7 +156,7 @@ def test_what_cannot_be_certified_ends_the_run_and_says_what_can_be_had(inputs: 
 
 
 def test_further_pairs_of_the_same_authors_are_promised_more_cheaply(inputs: dict[str, Any]) -> None:
-    by_pair = run(inputs, "pairs", same_precision=0.9, unit="pair").certificates[0]
+    by_pair = run(inputs, "pairs", same_precision=0.9, unit="pair").level(1).certificates[0]
     assert by_pair.num_pairs > 1000 and by_pair.unit == "pair"
 
 
@@ -148,9 +166,9 @@ def test_another_prior_moves_the_probabilities_the_threshold_and_the_promise(inp
     (even,), (few,) = matcher.decide(plain, *logits), matcher.decide(rare, *logits)
     odds = [p / (1 - p) for p in (even.probability, few.probability)]
     assert odds[0] / odds[1] == pytest.approx(9.0) and few.prior == 0.1
-    (promised,) = run(inputs, "rare-promise", prior=0.1, different_precision=0.95).certificates
+    (promised,) = run(inputs, "rare-promise", prior=0.1, different_precision=0.95).level(1).certificates
     assert promised.prior == 0.1 and promised.num_decided / promised.num_pairs > 0.75  # nine pairs in ten are different
-    (common,) = run(inputs, "even-promise", different_precision=0.9).certificates
+    (common,) = run(inputs, "even-promise", different_precision=0.9).level(1).certificates
     assert common.prior == pytest.approx(0.5, abs=0.01) and common.num_decided / common.num_pairs < 0.6
 
 
@@ -158,6 +176,65 @@ def test_the_data_hash_follows_the_labels_and_the_scores(inputs: dict[str, Any],
     _, pairs = predictions(20)
     found = calibrate.data_sha256(pairs)
     assert found == calibrate.data_sha256(predictions(20)[1])
-    flipped = pairs.set_column(4, "label", pa.array(1 - pairs["label"].to_numpy(), pa.int8()))
+    flipped = pairs.set_column(
+        pairs.column_names.index("label"), "label", pa.array(1 - pairs["label"].to_numpy(), pa.int8())
+    )
     assert len({found, calibrate.data_sha256(flipped), calibrate.data_sha256(predictions(20, 1)[1])}) == 3
     assert len(run(inputs, "hashed").data_sha256) == 64
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Levels of 1, 5 and 10 chunks a side, where single chunks tell little."""
+    return published(tmp_path_factory.mktemp("many"), 150, ((5, 100), (10, 100)), signal=1.0, noise=2.5)
+
+
+def test_every_level_has_a_scale_of_its_own_and_the_first_one_s_would_not_do(many: dict[str, Any]) -> None:
+    spec = run(many, "levels")
+    assert [(level.k, level.num_calibration_pairs) for level in spec.levels] == [(1, 1200), (5, 800), (10, 800)]
+    slopes = [level.bi_scale.slope for level in spec.levels]
+    assert slopes[0] * 3 < slopes[1] and slopes[1] * 1.4 < slopes[2]
+    made = artifact.open_artifact(many["runtime"]["root"], "predictions", "p").read()
+    errors, borrowed = {}, {}
+    for k in (1, 5, 10):
+        rows = made.filter(pa.compute.and_(pa.compute.equal(made["k"], k), pa.compute.equal(made["split"], "test")))
+        logits = [rows[name].to_numpy() for name in ("bi_encoder", "cross_encoder")]
+        for level, found in ((k, errors), (1, borrowed)):
+            answers = matcher.decide(spec, *logits, k=[level] * rows.num_rows)
+            found[k] = metrics.quality(rows["label"].to_numpy(), np.array([a.bi_probability for a in answers]))
+    assert max(found["ece"] for found in errors.values()) < 0.07  # 50 to 80 pairs a bin
+    assert borrowed[10]["ece"] > 0.2 and borrowed[10]["nll"] > 1.5 * errors[10]["nll"]
+    report = artifact.open_artifact(many["runtime"]["root"], "models", "levels").read_json("calibration.json")
+    assert set(report["levels"]) == {"1", "5", "10"} and "untrained" in report["levels"]["10"]["systems"]
+
+
+def test_all_levels_answer_for_one_prior(many: dict[str, Any]) -> None:
+    spec = run(many, "rare-levels", prior=0.2)
+    assert spec.prior == 0.2 and {level.calibration_prior for level in spec.levels} == {0.5}
+    answers = matcher.decide(spec, np.zeros(2), np.zeros(2), k=[1, 10])
+    plain = matcher.decide(run(many, "even-levels"), np.zeros(2), np.zeros(2), k=[1, 10])
+    for rare, even in zip(answers, plain, strict=True):
+        odds = [answer.probability / (1 - answer.probability) for answer in (even, rare)]
+        assert odds[0] / odds[1] == pytest.approx(4.0) and rare.prior == 0.2
+    assert [answer.k for answer in answers] == [1, 10]
+
+
+def test_every_level_is_certified_and_one_that_cannot_be_is_named(tmp_path: Path) -> None:
+    enough = published(tmp_path / "enough", 150, ((5, 150),))
+    spec = run(enough, "promised", same_precision=0.8, confidence=0.9)
+    assert all(level.certificates[0].threshold is not None for level in spec.levels) and len(spec.levels) == 2
+    few = published(tmp_path / "few", 150, ((5, 20),))
+    with pytest.raises(UserError, match=r"k = 5: same: precision 0.8 .* leave that level out: levels=\[1\]"):
+        run(few, "m", same_precision=0.8, confidence=0.9)
+    assert [level.k for level in run(few, "m", same_precision=0.8, confidence=0.9, levels=(1,)).levels] == [1]
+
+
+def test_a_level_that_was_not_scored_and_predictions_without_levels_are_refused(
+    many: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"levels = \[1, 20\].*predictions have, \[1, 5, 10\]"):
+        run(many, "x", levels=(1, 20))
+    old = published(tmp_path, 20) | {"predictions": "old"}
+    publish(tmp_path, "predictions", "old", predictions(20)[1].drop_columns(["k"]))
+    with pytest.raises(UserError, match="lack the column 'k': make them again"):
+        run(old, "x")

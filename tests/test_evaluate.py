@@ -1,6 +1,7 @@
 """The evaluation of a matcher: what its report says is what the predictions hold."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,56 +9,76 @@ import pyarrow as pa
 import pytest
 
 from quire import artifact, calibration, metrics, schema
+from quire import matcher as books
 from quire.artifact import Artifact, Shard
+from quire.certify import Certificate
 from quire.errors import UserError
+from quire.levels import Level
 from trainers import evaluate
 
 SYSTEMS = ("bi_encoder", "cross_encoder", "untrained", "word_tfidf")
 
 
-def predictions(root: str, name: str, *, names: float, seed: int = 0, count: int = 600) -> Artifact:
-    """Logits of four systems; `names` is how much of a book's own signal they see."""
+def predictions(
+    root: str, name: str, *, names: float, seed: int = 0, count: int = 600, levels: tuple[int, ...] = (1,)
+) -> Artifact:
+    """Logits of four systems; `names` is how much of a book's own signal they see. Noise falls with the level."""
     rows = []
     draw, noise = np.random.default_rng(seed), np.random.default_rng(seed + 1)
-    for split in ("calibration", "test"):
-        for number in range(count):
+    for split, k in ((split, k) for k in levels for split in ("calibration", "test")):
+        for number in range(count if k == 1 else 150):
             kind = draw.choice(["positive", "random", "same_author", "neighbor"], p=[0.4, 0.2, 0.2, 0.2])
             a, b = (f"author-{draw.integers(8)}" for _ in range(2))
             b = a if kind in ("positive", "same_author") else b + "x"
             signal = {"positive": 1 + names, "same_author": 0.8}.get(kind, 0.0)
-            row = {"pair_id": f"{split}-{number}", "split": split, "label": int(kind == "positive")}
+            row = {"pair_id": f"{split}-{number}", "split": split, "k": k, "label": int(kind == "positive")}
             row |= {"negative_type": None if kind == "positive" else kind, "author_a": a, "author_b": b}
             row |= {"distance": int(draw.integers(9000)) if kind == "positive" else None}
             row |= {"chars_a": int(draw.integers(200, 2000)), "chars_b": int(draw.integers(200, 2000))}
-            row |= {system: signal + noise.normal(0, 1 + 0.2 * place) for place, system in enumerate(SYSTEMS)}
+            row |= {
+                system: signal + noise.normal(0, (1 + 0.2 * place) / k**0.5) for place, system in enumerate(SYSTEMS)
+            }
             rows.append(row | dict.fromkeys(("chunk_a", "chunk_b", "work_a", "work_b"), ""))
-    fields = [*schema.PAIRS, *(pa.field(f"chars_{side}", pa.int64()) for side in "ab")]
+    fields = [*schema.PAIRS, pa.field("k", pa.int32()), *(pa.field(f"chars_{side}", pa.int64()) for side in "ab")]
     fields += [pa.field(system, pa.float64()) for system in SYSTEMS]
-    draft = artifact.begin(root, "predictions", name, recipe={"names": names, "seed": seed}, inputs={})
+    draft = artifact.begin(
+        root, "predictions", name, recipe={"names": names, "seed": seed, "levels": levels}, inputs={}
+    )
     draft.write_shard(0, Shard(table=pa.Table.from_pylist(rows, schema=pa.schema(fields)), rows_in=len(rows)))
     return draft.publish(num_shards=1)
 
 
 def matcher(root: str, made: Artifact) -> Artifact:
     """Scales fitted on the calibration split, a second stage that always answers."""
-    table = made.read().filter(pa.compute.equal(made.read()["split"], "calibration"))
-    labels = table["label"].to_numpy()
-    scales = {name: calibration.fit_scale(table[name].to_numpy(), labels) for name in SYSTEMS}
-    quality = dict.fromkeys(("nll", "brier", "ece"), 0.5)
-    systems = {name: {"scale": vars(scale), "before": quality, "after": quality} for name, scale in scales.items()}
-    fusion = calibration.fit_fusion(table["cross_encoder"].to_numpy(), table["bi_encoder"].to_numpy(), labels)
+    every = made.read()
+    quality, thresholds = dict.fromkeys(("nll", "brier", "ece"), 0.5), dict.fromkeys(SYSTEMS, 0.5)
+    reports, levels = {}, []
+    for k in sorted(set(every["k"].to_pylist())):
+        rows = pa.compute.and_(pa.compute.equal(every["split"], "calibration"), pa.compute.equal(every["k"], k))
+        table = every.filter(rows)
+        labels = table["label"].to_numpy()
+        scales = {name: calibration.fit_scale(table[name].to_numpy(), labels) for name in SYSTEMS}
+        systems = {name: {"scale": vars(scale), "before": quality, "after": quality} for name, scale in scales.items()}
+        reports[str(k)] = {"systems": systems, "thresholds": thresholds}
+        fusion = calibration.fit_fusion(table["cross_encoder"].to_numpy(), table["bi_encoder"].to_numpy(), labels)
+        promises = (Certificate("same", 0.7, 0.95, "author", 0.4, 0.6, 0.72, 90, 80, 200, None),) if k == 1 else ()
+        levels.append(Level(k, scales["bi_encoder"], fusion, 0.0, 0.5, 0.4, len(labels), promises))
     draft = artifact.begin(root, "models", "m", recipe={}, inputs={"predictions": made})
-    thresholds = dict.fromkeys(SYSTEMS, 0.5)
-    draft.storage.write_json(f"{draft.folder}/calibration.json", {"systems": systems, "thresholds": thresholds})
-    spec = {"fusion": vars(fusion), "prefilter": 0.0, "threshold": 0.5, "prior": 0.4, "calibration_prior": 0.4}
-    draft.storage.write_json(f"{draft.folder}/matcher.json", spec)
+    draft.storage.write_json(f"{draft.folder}/calibration.json", {"levels": reports})
+    spec = books.make_spec(
+        **dict.fromkeys(("bi_encoder", "cross_encoder", "bi_encoder_sha256", "cross_encoder_sha256"), ""),
+        **dict.fromkeys(("size", "overlap", "min_chars", "max_cross_pairs"), 4),
+        **{"prior": 0.4, "objective": "accuracy", "levels": tuple(levels)},
+    )
+    draft.storage.write_json(f"{draft.folder}/matcher.json", books.spec_dict(spec))
     return draft.publish()
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("root"))
-    made = predictions(folder, "raw", names=1.0)
+    made = predictions(folder, "raw", names=1.0, levels=(1, 4, 16))
+    predictions(folder, "first", names=1.0)
     predictions(folder, "masked", names=0.0)
     predictions(folder, "others", names=1.0, count=500)
     matcher(folder, made)
@@ -88,7 +109,7 @@ def test_every_system_of_the_matcher_is_measured_in_every_stratum(report: Artifa
 
 def test_the_numbers_are_those_of_the_predictions(report: Artifact, root: str) -> None:
     table = artifact.open_artifact(root, "predictions", "raw").read()
-    table = table.filter(pa.compute.equal(table["split"], "test"))
+    table = table.filter(pa.compute.and_(pa.compute.equal(table["split"], "test"), pa.compute.equal(table["k"], 1)))
     kinds = np.asarray(table["negative_type"].fill_null("positive").to_pylist())
     scores = table["word_tfidf"].to_numpy()
     found, types = report.read_json("results.json")["words, tf-idf"], report.read_json("pair_types.json")["raw"]
@@ -120,3 +141,54 @@ def test_other_pairs_another_topic_score_and_old_predictions_are_refused(root: s
         run(root, name="x", masked="others")
     with pytest.raises(UserError, match="topic = 'moon'"):
         run(root, name="y", topic="moon")
+
+
+def test_the_report_shows_what_was_promised_and_what_was_kept(report: Artifact, root: str) -> None:
+    table = artifact.open_artifact(root, "predictions", "raw").read()
+    table = table.filter(pa.compute.and_(pa.compute.equal(table["split"], "test"), pa.compute.equal(table["k"], 1)))
+    made = artifact.open_artifact(root, "models", "m")
+    level = books.load_spec(made.storage.read_bytes(f"{made.folder}/matcher.json")).level(1)
+    probability = level.fusion.probability(*(table[name].to_numpy() for name in ("cross_encoder", "bi_encoder")))
+    said, labels = probability >= 0.6, table["label"].to_numpy()
+    right, wrong = ((said & (labels == label)).sum() / (labels == label).sum() for label in (1, 0))
+    (row,) = report.read_json("decisions.json")
+    assert row["decided"] == pytest.approx(0.4 * right + 0.6 * wrong)
+    assert row["precision"] == pytest.approx(0.4 * right / (0.4 * right + 0.6 * wrong))
+    page = Path(report.local() / "index.html").read_text("utf-8")
+    assert "0.7 at confidence 0.95" in page and f"{row['precision']:.3f}" in page
+
+
+def test_predictions_of_other_models_than_the_matchers_are_refused(root: str, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "root")
+    for kind, name, content in (("predictions", "raw", "x"), ("models", "m", "y")):
+        file = tmp_path / "root" / kind / name / "manifest.json"
+        manifest = json.loads(file.read_text())
+        manifest["inputs"]["bi_encoder"] = {"kind": "models", "name": f"bi-{content}", "content": content}
+        file.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="predictions = 'raw': scored by 'bi-x', but the matcher 'm' .* 'bi-y'"):
+        run(str(tmp_path / "root"), name="z")
+
+
+def test_the_curve_holds_every_system_at_every_level_and_rises(report: Artifact, root: str) -> None:
+    curve = report.read_json("levels.json")
+    assert set(curve) == set(report.read_json("results.json"))
+    assert all(set(cells) == {"1", "4", "16"} for cells in curve.values())
+    two = curve["two-stage"]
+    assert two["1"]["auc"] == pytest.approx(report.read_json("results.json")["two-stage"]["overall"]["auc"])
+    assert two["1"]["auc"] + 0.03 < two["4"]["auc"] <= two["16"]["auc"]
+    assert all(cell["auc_interval"][0] <= cell["auc"] <= cell["auc_interval"][1] for cell in two.values())
+    assert all(cell["ece"] < 0.2 and cell["brier"] < 0.2 for cell in two.values())
+    table = artifact.open_artifact(root, "predictions", "raw").read()
+    rows = table.filter(pa.compute.and_(pa.compute.equal(table["split"], "test"), pa.compute.equal(table["k"], 16)))
+    expected = metrics.auc(rows["label"].to_numpy() == 1, rows["word_tfidf"].to_numpy())
+    assert curve["words, tf-idf"]["16"]["auc"] == pytest.approx(expected)
+    assert two["16"]["num_positives"] + two["16"]["num_negatives"] == rows.num_rows == 150
+
+
+def test_the_curve_is_drawn_and_told_only_where_there_are_levels(report: Artifact, root: str) -> None:
+    page, table = (Path(report.local() / name).read_text("utf-8") for name in ("index.html", "table.txt"))
+    assert "By chunks a side" in page and "k = 16" in page and "by chunks a side" in table
+    assert f"{report.read_json('levels.json')['two-stage']['16']['auc']:.3f}" in table
+    one = run(root, name="one", predictions="first")
+    assert list(one.read_json("levels.json")["two-stage"]) == ["1"]
+    assert "chunks a side" not in Path(one.local() / "index.html").read_text("utf-8")

@@ -101,6 +101,8 @@ def test_a_batch_that_memory_holds_is_left_alone(size: int | None) -> None:
 class Task:
     """One batch, again and again."""
 
+    mfu_key = "mfu"
+
     def __init__(self, chunk_size: int | None):
         self.module = Tiny(chunk_size, dropout=0.0)
 

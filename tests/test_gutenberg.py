@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from quire.decode import decode
 from quire.gutenberg import clean
-from quire.gutenberg_header import Header, parse_header
+from quire.gutenberg_header import Header, licence, parse_header
 
 BOOKS = Path(__file__).parents[2] / "shared" / "data" / "books"
 
@@ -276,3 +276,18 @@ def test_all_books_survive_without_any_licence() -> None:
         assert [phrase for phrase in LICENCE_PHRASES if phrase in cleaned.lower()] == [], path.name
         opening = cleaned[:50_000].rstrip()
         assert clean(opening).text == opening, path.name
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (b"re-use it under the terms of the Project Gutenberg License\nincluded", "Project Gutenberg License"),
+        (b"of the Project\r\nGutenberg-tm License", "Project Gutenberg License"),
+        (b"***START**THE SMALL PRINT!**FOR PUBLIC DOMAIN ETEXTS**START***", "Project Gutenberg License"),
+        (b"**This is a COPYRIGHTED Project Gutenberg eBook, Details Below**", "Copyrighted. Read the copyright notice"),
+        (b"A book of one's own.", None),
+    ],
+)
+def test_the_licence_is_what_the_header_says(head: bytes, expected: str | None) -> None:
+    found = licence(b"The Project Gutenberg eBook\n\n" + head + b"\n\nCHAPTER I")
+    assert found == expected or (expected is not None and found is not None and found.startswith(expected))

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import cluster
+import gutenberg_world
 import harvesting
 import pytest
 from gutenberg_server import Fault, Server, number_of, path_of, small_book
+from gutenberg_world import World
 from test_catalogue import CSV, FREE, HELD, rdf
 
 from pipelines import chunk, documents
@@ -55,6 +57,32 @@ def contents(made: Artifact) -> dict[str, object]:
     """SHA-256 of every file; of the metadata, which say when a book was fetched, all but that."""
     digests = {name: facts["sha256"] for name, facts in made.manifest["files"].items() if "metadata" not in name}
     return digests | {"metadata": [row | {"fetched_at": None} for row in metadata(made)]}
+
+
+def check_world(world: World, made: Artifact, root: Path) -> None:
+    """Below a local root: each book that can be had once and byte for byte, of each other its reason, nothing else."""
+    rows = metadata(made)
+    assert [row["gutenberg_id"] for row in rows] == world.numbers
+    assert {row["gutenberg_id"]: (row["status"], row["reason"] or "") for row in rows} == world.outcomes()
+    raw = root / made.folder / "raw"
+    assert {int(file.stem[2:]): file.read_bytes() for file in raw.iterdir()} == world.bodies()
+    assert made.read(["document_id"])["document_id"].to_pylist() == [f"pg{number}" for number in sorted(world.lies)]
+    assert made.manifest["rows_in"] == len(world.numbers)
+    assert sum(made.manifest["dropped"].values()) == len(world.reasons)
+
+
+def test_every_trouble_has_its_reason_and_nothing_stands_outside_the_root(tmp_path: Path, serial: None) -> None:
+    world, root = gutenberg_world.build(range(1, 81), {}, num_sentences=8), tmp_path / "root"
+    asked = ["select.first=1", "select.last=80", "keep_raw=true", "max_bytes=4000000", "shard_books=30"]
+    asked += ["runtime.limits.read=4", "runtime.limits.total=6", "runtime.concurrency=8"]
+    with Server(world.files, world.faults) as server:
+        made = step.run(settings(root, server, *asked, f"runtime.max_failed={world.failed()}"))
+    check_world(world, made, root)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"root"}
+    assert {entry.name for entry in root.iterdir()} == {"documents"}
+    assert {entry.name for entry in (root / "documents").iterdir()} == {"g"}
+    titles = [row["title"] for row in made.read(["title"]).to_pylist()]
+    assert {"../../etc/x", "t" * 10_000} <= set(titles) and titles.count("One title") == 3
 
 
 def test_ids_become_documents_and_each_has_a_row_that_says_what_became_of_it(tmp_path: Path, serial: None) -> None:
@@ -167,7 +195,7 @@ def test_a_later_artefact_is_sent_only_what_changed(tmp_path: Path, serial: None
         begun = len(server.paths)
         again = step.run(settings(tmp_path, server, *asked, "name=later", "runtime.previous=g"))
         conditional = [headers for headers in server.headers[begun:] if "if-none-match" in headers]
-        assert len(server.paths) - begun == len(conditional) == 3
+        assert len(server.paths) - begun == len(conditional) == 3 and again.manifest["facts"]["unchanged"] == 2
     assert [a == b for a, b in zip(first.read()["text"], again.read()["text"], strict=True)] == [True, False, True]
     with pytest.raises(UserError, match="runtime.previous = 'bare': it holds no raw/"), Server(FILES) as server:
         step.run(settings(tmp_path, server, "name=bare", "select.ids=[1]"))
@@ -281,6 +309,14 @@ def test_the_best_file_of_a_mirror_is_read_and_what_it_lacks_is_named(tmp_path: 
         {"document_id": "pg1342", "source": "1/3/1342/1342-0.txt"}
     ]
     assert made.manifest["dropped"] == {"absent": 1, "failed_truncated": 1}
+
+
+@pytest.mark.ray
+def test_each_worker_has_so_many_connections_and_never_more(tmp_path: Path, local_ray: None) -> None:
+    with Server(FILES, dict.fromkeys(FILES, Fault("together", value="3"))) as server:
+        asked = ["select.first=1", "select.last=8", "runtime.num_workers=1", "runtime.concurrency=3"]
+        assert step.run(settings(tmp_path, server, *asked)).manifest["rows_out"] == 8
+        assert server.max_open == 3
 
 
 @pytest.mark.ray

@@ -1,24 +1,82 @@
-"""Two thousand books fetched by the real command, killed ten times: none is fetched twice, the bytes are the same."""
+"""Two thousand books fetched by the real command from a server with every trouble there is, killed ten times."""
 
 import os
 import random
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import cluster
+import gutenberg_world
 import pytest
-from gutenberg_server import Fault, Server, number_of, path_of, small_book
-from test_gutenberg_step import contents
+from gutenberg_server import Server, number_of, real_books
+from gutenberg_world import World, needs_books
+from test_gutenberg_step import check_world, contents
 
 from quire import artifact
 from quire.artifact import Artifact
 
 pytestmark = pytest.mark.system
-NUMBERS = range(1, 2001)
-COMMAND = ["pipelines.gutenberg", "select.first=1", "select.last=2000", "keep_raw=true", "runtime.concurrency=8"]
-COMMAND += ["runtime.contact=tests@example.org", "runtime.limits.first_wait=0.01"]
+NUM_IDS = 2000
+KILLS = 10
+COMMAND = ["pipelines.gutenberg", "keep_raw=true", "max_bytes=4000000", "runtime.contact=tests@example.org"]
+COMMAND += ["runtime.concurrency=8", "runtime.limits.first_wait=0.01", "runtime.limits.attempts=2"]
+COMMAND += ["runtime.limits.read=5", "runtime.limits.total=10"]  # of these the slow answers take four at most
 RATE = 100  # requests a second: slow enough to be killed ten times
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one world fetched twice below one root: undisturbed, and killed again and again."""
+
+    world: World
+    root: Path
+    asked_again: list[str]  # of books that had a record
+    num_settled: int  # when the last run began
+
+    def made(self, name: str) -> Artifact:
+        return artifact.open_artifact(str(self.root), "documents", name)
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    real, root, draw = real_books(), tmp_path_factory.mktemp("books") / "root", random.Random(1)
+    others = [number for number in range(1, NUM_IDS + 1) if number not in real]
+    world = gutenberg_world.build(others[: NUM_IDS - len(real)], real, num_sentences=8)
+    asked = [f"select.ids={world.numbers}", f"runtime.max_failed={world.failed()}", f"runtime.rate={RATE}"]
+
+    def settled() -> set[str]:
+        return {file.stem for file in (root / "documents/killed/_work/records").glob("pg*.json")}
+
+    with cluster.head(tmp_path_factory.mktemp("h")) as head:
+
+        def start(server: Server, name: str):
+            where = [f"name={name}", f"runtime.root={root}", f'runtime.base_urls=["{server.base}"]']
+            return head.driver(*COMMAND, *asked, *where)
+
+        def finish(server: Server, name: str) -> None:
+            driver = start(server, name)
+            output, _ = driver.communicate(timeout=900)
+            assert driver.returncode == 0, output
+
+        with Server(world.files, world.faults) as server:
+            finish(server, "whole")
+        with Server(world.files, world.faults) as server:
+            asked_again: list[str] = []
+            for _ in range(KILLS):
+                known, begun = settled(), len(server.paths)
+                goal = len(known) + draw.randrange(10, 190)
+                driver = start(server, "killed")
+                cluster.wait_for(lambda: len(settled()) >= goal, 240, f"{goal} books")  # noqa: B023
+                time.sleep(draw.random() / 10)  # anywhere between two books
+                os.killpg(driver.pid, signal.SIGKILL)
+                driver.communicate()
+                asked_again += [path for path in server.paths[begun:] if f"pg{number_of(path)}" in known]
+            known, begun = settled(), len(server.paths)
+            finish(server, "killed")
+            asked_again += [path for path in server.paths[begun:] if f"pg{number_of(path)}" in known]
+    return Outcome(world, root, asked_again, len(known))
 
 
 def comparable(made: Artifact) -> dict[str, object]:
@@ -30,48 +88,29 @@ def comparable(made: Artifact) -> dict[str, object]:
     return {"raw": raw, "rows": rows, "documents": made.read(columns), "dropped": made.manifest["dropped"]}
 
 
-def test_two_thousand_ids_killed_ten_times_end_in_the_same_bytes(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    draw = random.Random(1)
-    files = {path_of(n, "pg{id}.txt" if n % 5 else "pg{id}-0.txt"): small_book(n, 8) for n in NUMBERS if n % 11}
-    faults = {n: Fault("status", 1, "503 Busy") for n in range(7, 2000, 97)} | {n: Fault("half", 1) for n in (3, 400)}
+def test_killed_ten_times_it_ends_in_the_bytes_of_an_undisturbed_run(outcome: Outcome) -> None:
+    assert comparable(outcome.made("killed")) == comparable(outcome.made("whole"))
+    assert outcome.made("killed").manifest["rows_in"] == NUM_IDS
 
-    def settled(name: str) -> set[str]:
-        return {file.stem for file in (tmp_path / "documents" / name / "_work/records").glob("pg*.json")}
 
-    with cluster.head(tmp_path_factory.mktemp("h")) as head:
+def test_nothing_that_was_settled_is_asked_for_again(outcome: Outcome) -> None:
+    assert not outcome.asked_again and outcome.num_settled < NUM_IDS
 
-        def start(server: Server, name: str):
-            return head.driver(
-                *COMMAND,
-                f"name={name}",
-                f"runtime.root={tmp_path}",
-                f'runtime.base_urls=["{server.base}"]',
-                f"runtime.rate={RATE}",
-            )
 
-        with Server(files, faults) as server:
-            whole = start(server, "whole")
-            output, _ = whole.communicate(timeout=900)
-            assert whole.returncode == 0, output
-        with Server(files, faults) as server:
-            twice: list[str] = []
-            for _ in range(10):
-                known, begun = settled("killed"), len(server.paths)
-                goal = len(known) + draw.randrange(10, 60)
-                driver = start(server, "killed")
-                cluster.wait_for(lambda: len(settled("killed")) >= goal, 240, f"{goal} books")  # noqa: B023
-                time.sleep(draw.random() / 10)  # anywhere between two books
-                os.killpg(driver.pid, signal.SIGKILL)
-                driver.communicate()
-                twice += [path for path in server.paths[begun:] if f"pg{number_of(path)}" in known]
-            known, begun = settled("killed"), len(server.paths)
-            last = start(server, "killed")
-            output, _ = last.communicate(timeout=900)
-            assert last.returncode == 0, output
-            twice += [path for path in server.paths[begun:] if f"pg{number_of(path)}" in known]
-            assert not twice and len(known) < 2000
-    made = [artifact.open_artifact(str(tmp_path), "documents", name) for name in ("whole", "killed")]
-    assert comparable(made[0]) == comparable(made[1])
-    assert made[1].manifest["rows_in"] == 2000 and len(comparable(made[1])["raw"]) == len(files)
+@pytest.mark.parametrize("name", ["whole", "killed"])
+def test_every_book_that_can_be_had_is_there_once_and_each_other_has_its_reason(outcome: Outcome, name: str) -> None:
+    check_world(outcome.world, outcome.made(name), outcome.root)
+
+
+@needs_books
+def test_every_real_book_is_among_them(outcome: Outcome) -> None:
+    raw = outcome.root / "documents/killed/raw"
+    assert {number: (raw / f"pg{number}.txt").read_bytes() for number in real_books()} == real_books()
+    ids = outcome.made("killed").read(["document_id"])["document_id"].to_pylist()
+    assert {f"pg{number}" for number in real_books()} <= set(ids)
+
+
+def test_nothing_stands_outside_whatever_a_book_is_called(outcome: Outcome) -> None:
+    assert {entry.name for entry in outcome.root.parent.iterdir()} == {"root"}
+    assert {entry.name for entry in outcome.root.iterdir()} == {"documents"}
+    assert {entry.name for entry in (outcome.root / "documents").iterdir()} == {"whole", "killed"}

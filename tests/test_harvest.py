@@ -4,79 +4,75 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
+import gutenberg_world
 import harvesting
 import pytest
 from gutenberg_server import Fault, Server, number_of, path_of, real_books, small_book
+from gutenberg_world import World, needs_books
 
 from quire import harvest
 from quire.errors import UserError
 
-TITLES = {"../../etc/x": 700_001, "t" * 10_000: 700_002}
-PASSING = [  # each of these ends before the attempts do
-    Fault("status", 1, "503 Busy|0"),
-    Fault("status", 1, "429 Slow down|date:0"),
-    Fault("status", 1, "500 Broken"),
-    Fault("reset", 1),
-    Fault("reset", 1, "late"),
-    Fault("half", 1),
-    Fault("half", 1, "close"),
-    Fault("half_gzip", 1),
-    Fault("charset", value="koi8-r"),
-]
-LASTING = {
-    800_001: (Fault("stall"), "timeout"),
-    800_002: (Fault("drip"), "too_slow"),
-    800_003: (Fault("reset"), "reset"),
-    800_004: (Fault("half"), "truncated"),
-    800_005: (Fault("status", value="500 Broken"), "server_error"),
-    800_006: (Fault("html"), "html"),
-    800_007: (Fault("html", value="text/plain"), "html"),
-    800_008: (Fault("endless"), "too_large"),
-    800_009: (Fault("redirect", value="on"), "redirect_loop"),
-    800_010: (Fault("redirect", value="http://localhost:9/x.txt"), "foreign_host"),
-    800_011: (Fault("status", value="403 Forbidden"), "refused_by_host"),
-    800_012: (Fault("bytes", value=""), "empty"),
-    800_013: (Fault("status", value="429 Slow down"), "throttled"),
-}
+NUMBERS = range(1, 151)
 
 
-def test_every_book_that_can_be_had_arrives_once_and_byte_for_byte_each_other_has_its_reason(tmp_path: Path) -> None:
-    books = real_books()
-    names = ("pg{id}.txt", "pg{id}-0.txt", "pg{id}.txt.utf-8", "pg{id}-utf8.txt", "pg{id}-8.txt")
-    files = {path_of(number, names[place % 5]): body for place, (number, body) in enumerate(books.items())}
-    faults: dict[str | int, Fault] = {
-        path_of(number, names[place % 5]): PASSING[place // 2 % len(PASSING)]
-        for place, number in enumerate(books)
-        if place % 2
-    }
-    for title, number in TITLES.items():
-        files[path_of(number)] = small_book(number).replace(f"Book {number}".encode(), title.encode())
-        files[path_of(number + 2)] = files[path_of(number)]  # the same title and author under two ids
-    for number, (fault, _) in LASTING.items():
-        files[path_of(number)] = small_book(number)
-        faults |= {path_of(number, name): fault for name in names}
-    numbers = [*books, *(n for title in TITLES.values() for n in (title, title + 2)), *LASTING, 600_001, 600_002]
-    with Server(files, faults) as server:
-        found = harvesting.harvest(tmp_path / "root", harvesting.wanted(server.base, numbers))
+@dataclass(frozen=True)
+class Outcome:
+    """Of two harvests of one world into one folder, one after another."""
+
+    world: World
+    root: Path
+    requests: list[str]
+    asked_again: list[str]
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    world, root = gutenberg_world.build(NUMBERS, real_books()), tmp_path_factory.mktemp("harvest") / "root"
+    with Server(world.files, world.faults) as server:
+        wanted = harvesting.wanted(server.base, world.numbers)
+        found = harvesting.harvest(root, wanted)
         requests = list(server.paths)
-        assert harvesting.harvest(tmp_path / "root", harvesting.wanted(server.base, numbers)) == found
-        assert server.paths == requests  # the second time nothing was asked for
-    shelf = harvesting.shelf(tmp_path / "root")
-    records = {number: shelf.record(f"pg{number}") for number in numbers}
-    had = {number_of(path): body for path, body in files.items() if number_of(path) not in LASTING}
-    assert {n for n, record in records.items() if record.status == "done"} == set(had)
-    assert all(shelf.body(records[number]) == body for number, body in had.items())
-    assert {n: record.reason for n, record in records.items() if record.status == "failed"} == {
-        number: reason for number, (_, reason) in LASTING.items()
-    }
-    assert [n for n, record in records.items() if record.status == "missing"] == [600_001, 600_002]
-    assert sorted(file.name for file in (tmp_path / "root/raw").iterdir()) == sorted(f"pg{n}.txt" for n in had)
-    assert {entry.name for entry in tmp_path.iterdir()} == {"root"}  # nothing stands outside
-    for number in had:  # no answer that was good was asked for again
-        good = [path for path in requests if path in files and number_of(path) == number]
-        assert len(good) == 1 + (good[0] in faults and faults[good[0]].times == 1), number
+        assert harvesting.harvest(root, wanted) == found
+        return Outcome(world, root, requests, server.paths[len(requests) :])
+
+
+def test_every_book_that_can_be_had_arrives_byte_for_byte_each_other_has_its_reason(outcome: Outcome) -> None:
+    shelf, world = harvesting.shelf(outcome.root), outcome.world
+    records = {number: shelf.record(f"pg{number}") for number in world.numbers}
+    assert {n: (record.status, record.reason) for n, record in records.items()} == world.outcomes()
+    assert {n: shelf.body(records[n]) for n in world.lies} == world.bodies()
+
+
+@needs_books
+def test_every_real_book_is_among_them(outcome: Outcome) -> None:
+    real = real_books()
+    assert len(real) >= 65
+    assert {number: (outcome.root / f"raw/pg{number}.txt").read_bytes() for number in real} == real
+
+
+def test_nothing_stands_outside_whatever_a_book_is_called(outcome: Outcome) -> None:
+    expected = sorted(f"pg{number}.txt" for number in outcome.world.lies)
+    assert sorted(file.name for file in (outcome.root / "raw").iterdir()) == expected
+    assert {entry.name for entry in outcome.root.iterdir()} == {"raw", "records"}
+    assert {entry.name for entry in outcome.root.parent.iterdir()} == {"root"}
+
+
+def test_no_answer_that_was_good_is_asked_for_again(outcome: Outcome) -> None:
+    world, asked = outcome.world, Counter(outcome.requests)
+    assert {n: asked[path] for n, path in world.lies.items()} == {n: world.requests_of_good(n) for n in world.lies}
+    assert not outcome.asked_again
+
+
+def test_so_many_requests_are_open_at_once_and_never_more(tmp_path: Path) -> None:
+    files = {path_of(n): small_book(n, 8) for n in range(1, 13)}
+    with Server(files, dict.fromkeys(range(1, 13), Fault("together", value="3"))) as server:
+        found = harvesting.harvest(tmp_path, harvesting.wanted(server.base, range(1, 13)), concurrency=3)
+        assert set(found.values()) == {"done"} and server.max_open == 3
 
 
 def test_killed_again_and_again_it_asks_for_nothing_twice_and_ends_in_the_same_bytes(tmp_path: Path) -> None:

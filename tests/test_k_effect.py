@@ -19,6 +19,20 @@ def test_a_real_trend_is_found_and_noise_is_not() -> None:
     assert np.mean(np.asarray(p_values) < 0.05) == pytest.approx(0.05, abs=0.045)
 
 
+@pytest.mark.parametrize("set_spread", [0.0, 1.0, 2.0])
+def test_runs_that_share_their_categories_are_no_evidence_of_their_own(set_spread: float) -> None:
+    """The factorial design of 52 runs, without an effect of K, where a draw of categories has a level of its own."""
+    draw = np.random.default_rng(0)
+    k = np.concatenate([np.repeat([1, 3, 5, 8], 12), np.repeat(11, 4)])
+    seeds = np.concatenate([np.tile(np.repeat([0, 1, 2], 4), 4), np.repeat(0, 4)])
+    draws = np.unique(np.stack([k, seeds]), axis=1, return_inverse=True)[1].ravel()
+    p_values = []
+    for _ in range(400):
+        losses = draw.normal(0, set_spread, draws.max() + 1)[draws] + draw.normal(0, 1.0, len(k))
+        p_values.append(k_effect.trend(k, seeds, losses, 400).p_value)
+    assert np.mean(np.asarray(p_values) < 0.05) == pytest.approx(0.05, abs=0.035)
+
+
 def test_the_spread_is_that_of_runs_and_not_of_seeds_that_differ_in_difficulty() -> None:
     draw = np.random.default_rng(0)
     k, seeds = np.tile([1, 3, 5, 8, 11], 200), np.repeat(np.arange(200), 5)

@@ -13,11 +13,13 @@ import tiny_tokens
 import torch
 import torch.multiprocessing as multiprocessing
 import workers
+from torch.multiprocessing.spawn import ProcessException
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
-from quire import artifact, lm, loop, mixture
+from quire import artifact, config, lm, loop, mixture, next_token
 from quire.errors import UserError
 from quire.tokens import TokenStore
+from trainers import lm as trainer
 
 SMALL = lm.LmModel(layers=1, width=32, heads=2, mlp_width=64, max_positions=64)
 VOCABULARY = 64
@@ -32,8 +34,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def settings(root: str, **changes: object):
-    from trainers.lm import CONFIG  # imports ray, so only where a test needs it
-
     values = {
         "name": "m",
         "tokens": "tiny",
@@ -44,13 +44,13 @@ def settings(root: str, **changes: object):
         "loop": settings_of_loop(),
         **changes,
     }
-    made = CONFIG(**values)
+    made = trainer.CONFIG(**values)
     return made.model_copy(update={"runtime": made.runtime.model_copy(update={"root": root})})
 
 
-def settings_of_loop(**changes: object) -> loop.LoopConfig:
+def settings_of_loop(**changes: object) -> trainer.LmLoop:
     values = {"max_steps": 12, "learning_rate": 3e-3, "eval_every": 4, "checkpoint_every": 4, **changes}
-    return loop.LoopConfig(**values)
+    return trainer.LmLoop(**values)
 
 
 def draft(folder: Path | str) -> artifact.Draft:
@@ -86,7 +86,7 @@ def test_the_seed_alone_decides_the_weights() -> None:
 def test_position_losses_agree_with_the_models_own_loss_whatever_the_batch() -> None:
     model = lm.build_lm(SMALL, VOCABULARY, seed=0)
     windows = np.random.default_rng(0).integers(0, VOCABULARY, (5, 16))
-    losses = lm.position_losses(model, windows, batch_size=2)
+    losses = next_token.position_losses(model, windows, batch_size=2)
     ids = torch.from_numpy(windows)
     assert losses.shape == (5, 15) and losses.dtype == np.float32
     assert losses.mean() == pytest.approx(model(input_ids=ids, labels=ids).loss.item(), rel=1e-4)
@@ -103,13 +103,13 @@ def test_the_training_loss_and_its_gradients_are_those_of_all_tokens(tied: bool)
         loss.backward()
         return {name: p.grad.clone() for name, p in model.named_parameters()}
 
-    expected = lm.token_losses(model, windows).mean()
-    found = lm.mean_loss(model, windows)
+    expected = next_token.token_losses(model, windows).mean()
+    found = next_token.mean_loss(model, windows)
     torch.testing.assert_close(found, expected)
     for (name, a), b in zip(gradients(found).items(), gradients(expected).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6, msg=name)
     with torch.autocast("cpu", torch.bfloat16):
-        half = lm.mean_loss(model, windows)
+        half = next_token.mean_loss(model, windows)
     torch.testing.assert_close(half.float(), expected, rtol=1e-2, atol=1e-2)
     assert all(g.isfinite().all() and g.dtype == torch.float32 for g in gradients(half).values())
 
@@ -117,9 +117,7 @@ def test_the_training_loss_and_its_gradients_are_those_of_all_tokens(tied: bool)
 @pytest.mark.ray  # needs no Ray, but half a minute of compiling
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_model_trains_alike_and_saves_the_same_names(root: str) -> None:
-    from trainers.lm import LmTask
-
-    plain, compiled = (LmTask(settings(root, runtime={"compile": on})) for on in (False, True))
+    plain, compiled = (trainer.LmTask(settings(root, runtime={"compile": on})) for on in (False, True))
     batch = plain.batch(0, 0, 0, 1)
     losses = [task.module(batch)["loss"] for task in (plain, compiled)]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
@@ -131,7 +129,7 @@ def test_a_position_does_not_see_what_follows() -> None:
     windows = np.random.default_rng(0).integers(0, VOCABULARY, (1, 16))
     changed = windows.copy()
     changed[0, 10:] = (changed[0, 10:] + 1) % VOCABULARY
-    before, after = lm.position_losses(model, windows)[0], lm.position_losses(model, changed)[0]
+    before, after = next_token.position_losses(model, windows)[0], next_token.position_losses(model, changed)[0]
     assert np.allclose(before[:9], after[:9], atol=1e-5)
     assert not np.allclose(before[9:], after[9:], atol=1e-2)
 
@@ -142,6 +140,25 @@ def test_flops_count_the_input_embedding_only_when_asked() -> None:
     attention = 12 * 6 * 512 * 256
     assert lm.flops_per_token(model, 256, with_embeddings=True) == 6 * 70_426_624 + attention
     assert lm.flops_per_token(model, 256) == 6 * (70_426_624 - 50_304 * 512) + attention
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_what_the_mfu_counts_stands_in_its_name(root: str, tmp_path: Path, counted: bool) -> None:
+    task = trainer.LmTask(settings(root, runtime={"mfu_with_embeddings": counted}))
+    told: list[dict] = []
+    loop.train(task, settings_of_loop(max_steps=1, eval_every=1, checkpoint_every=1), draft(tmp_path), told.append)
+    step = next(record for record in told if "loss" in record)
+    assert step[f"mfu_{'with' if counted else 'without'}_embeddings"] > 0
+    assert sum(key.startswith("mfu") for key in step) == 1
+
+
+def test_betas_are_those_of_language_models_unless_set() -> None:
+    optimizer = loop.optimizer_for(torch.nn.Linear(2, 2), settings_of_loop())
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.95)}
+    given = {"name": "m", "tokens": "t", "loop": {"max_steps": 1, "learning_rate": 0.1}}
+    assert config.build(trainer.CONFIG, given, "test").loop.betas == (0.9, 0.95)
+    given["loop"]["betas"] = [0.8, 0.9]
+    assert config.build(trainer.CONFIG, given, "test").loop.betas == (0.8, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -192,8 +209,6 @@ def test_the_token_budget_is_divided_among_the_categories(root: str) -> None:
     ],
 )
 def test_a_mistake_shows_before_the_artefact_is_begun(root: str, changes: dict, named: str) -> None:
-    from trainers import lm as trainer
-
     with pytest.raises(UserError, match=named):
         trainer.run(settings(root, **changes))
     assert not (Path(root) / "models").exists()
@@ -201,8 +216,6 @@ def test_a_mistake_shows_before_the_artefact_is_begun(root: str, changes: dict, 
 
 @pytest.mark.ray
 def test_training_learns_and_leaves_what_the_reader_needs(root: str, tmp_path: Path) -> None:
-    from trainers import lm as trainer
-
     budget = settings_of_loop(
         max_steps=None, max_tokens=60 * 8 * 16, eval_every=20, geometric_ratio=0.95, keep_every=40
     )
@@ -215,7 +228,9 @@ def test_training_learns_and_leaves_what_the_reader_needs(root: str, tmp_path: P
     assert [profile["step"] for profile in profiles] == [0, 20, 40, 60]
     assert all(len(profile["losses"]) == 15 and len(profile["categories"]) == 2 for profile in profiles)
     assert np.mean(profiles[-1]["losses"]) == pytest.approx(history["history"][-1]["eval_loss"])
-    assert json.loads((folder / "mixture.json").read_text())["k"] == 2
+    facts = json.loads((folder / "mixture.json").read_text())
+    assert facts["k"] == 2 and set(facts["distinct_tokens_read"]) == set(facts["categories"])
+    assert all(600 < read <= 12 * 60 for read in facts["distinct_tokens_read"].values())  # nearly all, of 12 documents
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert {"step-00000000", "step-00000040"} <= set(kept)
     for place in (folder, *(folder / "checkpoints" / name for name in kept)):
@@ -228,8 +243,6 @@ def test_training_learns_and_leaves_what_the_reader_needs(root: str, tmp_path: P
 
 @pytest.mark.ray
 def test_a_batch_is_described_by_its_documents(root: str) -> None:
-    from trainers import lm as trainer
-
     task = trainer.LmTask(settings(root, k=2))
     store = task.data.store
     windows, told = task.batch(3, 1, 1, 2)["windows"], task.describe(3, 1, 1, 2)
@@ -240,15 +253,41 @@ def test_a_batch_is_described_by_its_documents(root: str) -> None:
         assert store.read(row, int(start), 16).tolist() == window.tolist()
 
 
-def _train(rank: int, world: int, root: str, folder: str, log: Callable[[dict], None] = silent) -> None:
-    from trainers import lm as trainer
+@pytest.mark.ray
+def test_the_windows_of_an_evaluation_whose_losses_are_no_numbers_are_named(root: str) -> None:
+    task = trainer.LmTask(settings(root, k=3, model=SMALL.model_copy(update={"tied": False})))
+    used = [set(task.data.evaluation[task.data.category == c].ravel()) for c in range(3)]
+    token = min(used[1] - used[0] - used[2])  # of one category alone
+    with torch.no_grad():
+        task.module.model.get_input_embeddings().weight[token] = torch.nan
+    metrics = task.evaluate(0, 1)
+    name = task.data.mixture.categories[1]
+    assert np.isnan(metrics["loss"]) and np.isnan(metrics[f"loss_{name}"])
+    batch, rows = task.bad_evaluation(0, 1)
+    # the last token of a window is predicted and never read
+    expected = task.data.evaluation[(task.data.evaluation[:, :-1] == token).any(1)]
+    assert len(rows) == len(expected) > 0 and batch["windows"].tolist() == expected.tolist()
+    ids = task.data.store.document_ids.tolist()
+    for window, words in zip(expected, rows, strict=True):
+        category, document, _, _, start = words.split(" ")
+        assert category == name and document.startswith(f"{name}-validation-")
+        assert task.data.store.read(ids.index(document), int(start), 16).tolist() == window.tolist()
 
+
+def _train(rank: int, world: int, root: str, folder: str, log: Callable[[dict], None] = silent) -> None:
     torch.set_num_threads(1)
     if world > 1:
         workers.join(folder, rank, world)
     trainer.work(settings(root, k=3), draft(folder), log)
     if world > 1:
         workers.leave()
+
+
+def _train_with(world: int, root: str, folder: Path, log: Callable[[dict], None] = silent) -> None:
+    """The run in `folder` on so many workers, begun or resumed. Raises ProcessException when one is killed."""
+    folder.mkdir(exist_ok=True)
+    (folder / "store").unlink(missing_ok=True)  # where the workers that were killed had met
+    multiprocessing.spawn(_train, args=(world, root, str(folder), log), nprocs=world)
 
 
 def _die_at_ten(record: dict) -> None:
@@ -279,17 +318,33 @@ def test_a_run_killed_with_9_and_resumed_has_the_losses_of_one_that_never_stoppe
     assert weights[0] == weights[1]
 
 
+@pytest.mark.ray  # needs no Ray, but several processes one after another
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_run_killed_with_9_and_resumed_on_two_workers_has_the_losses_of_one_that_never_stopped(
+    root: str, tmp_path: Path, before: int
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    with pytest.raises(ProcessException):  # of the one that was killed, or of the other, which lost it
+        _train_with(before, root, cut, _die_at_ten)
+    kept = sorted(path.parent.name for path in (cut / "models" / "m").rglob("state.json"))
+    assert kept == ["checkpoint-00000004", "checkpoint-00000008"]
+    _train_with(2, root, cut)
+    _train_with(2, root, whole)
+    if before == 2:
+        assert _history(cut) == _history(whole)
+    else:  # the same global batches, added up in another order
+        for a, b in zip(_history(cut), _history(whole), strict=True):
+            assert a == pytest.approx(b, rel=1e-4)
+
+
 @pytest.mark.ray
 def test_two_workers_see_the_global_batches_of_one_and_agree_to_rounding(root: str, tmp_path: Path) -> None:
-    from trainers import lm as trainer
-
     task = trainer.LmTask(settings(root, k=3))
     alone = task.batch(5, 1, 0, 1)["windows"]
     halves = [task.batch(5, 1, rank, 2)["windows"] for rank in (0, 1)]
     assert torch.equal(alone[0::2], halves[0]) and torch.equal(alone[1::2], halves[1])
     for name, world in (("one", 1), ("two", 2)):
-        (tmp_path / name).mkdir()
-        multiprocessing.spawn(_train, args=(world, root, str(tmp_path / name)), nprocs=world)
+        _train_with(world, root, tmp_path / name)
     one, two = _history(tmp_path / "one"), _history(tmp_path / "two")
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=1e-4)

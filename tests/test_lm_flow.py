@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,8 @@ def test_the_report_of_a_sweep_with_its_control_and_a_pretrained_model(
     # the pretrained model is one of the sweep's, so it has the same bits a byte, but for texts of another length
     ours = np.mean([r["bits_per_byte"] for r in real if r["trial"] == made.name])
     assert results["pretrained"]["bits_per_byte"] == pytest.approx(ours, rel=0.15)
+    assert all(level["bits_per_byte"] > 0 for level in results["own"]["by_k"].values())
+    assert report.storage.read_bytes(f"{report.folder}/table.md").decode().count("\n") == 2 + 6
     page = report.storage.read_bytes(f"{report.folder}/index.html").decode()
     assert page.count("<svg") == 5 and "labels shuffled" in page
 
@@ -193,8 +196,8 @@ def test_another_number_of_workers_trains_the_same_model(root: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"k": 4}, "k = 4: there are 3 categories"),
-        ({"categories": ("farm", "evil")}, "categories = 'evil': the token store has"),
+        ({"k": 4}, "k = 4: there are 3 categories.*; choose 1 to 3"),
+        ({"categories": ("farm", "evil")}, "categories = 'evil': the token store has .*; choose among these"),
         ({"sequence_length": 4000}, "choose a shorter window"),
         ({"distinct_tokens": 10**9 + 2}, "are asked for: lower distinct_tokens"),
         ({"distinct_tokens": 100}, "does not divide by k = 3"),
@@ -206,3 +209,24 @@ def test_what_cannot_be_trained_is_refused_before_training(root: str, changes: d
     from quire.storage import Storage
 
     Storage(root).delete("models/bad")
+
+
+@pytest.mark.parametrize("kept", [None, 100])
+def test_a_missing_or_truncated_token_file_is_refused_before_training(
+    root: str, tmp_path: Path, kept: int | None
+) -> None:
+    shutil.copytree(Path(root) / "tokens", tmp_path / "tokens")
+    (tmp_path / "models").mkdir()
+    file = tmp_path / "tokens" / "t" / "tokens.bin"
+    data = file.read_bytes()
+    file.unlink()
+    if kept is not None:
+        file.write_bytes(data[:kept])
+    state = "missing" if kept is None else "100 bytes long"
+    message = f"tokens.bin: {state}, store.json says {len(data):,} bytes; delete the store and tokenize again"
+    runtime = {"root": str(tmp_path), "wandb": "disabled"}
+    with pytest.raises(UserError, match=message):
+        lm.run(lm_settings(str(tmp_path), name="bad", runtime=runtime))
+    with pytest.raises(UserError, match=message):
+        run_sweep(str(tmp_path), tmp_path, "bad", grid={"k": (1, 3)})
+    assert not list((tmp_path / "models").iterdir()) and not (tmp_path / "sweeps").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 from cluster import head, s3_server, wait_for
+from test_tracker import logged
 
 from quire.artifact import MANIFEST, WORK, open_artifact
 from quire.storage import Storage
@@ -15,7 +16,12 @@ from quire.storage import Storage
 pytestmark = pytest.mark.system
 ROOT = "s3://corpora/lm"
 STEPS = 300
-SWEEPS = {"sweep": "arxiv-k", "control": "arxiv-k-control", "sweep_fixed": "arxiv-k-fixed"}
+SWEEPS = {
+    "sweep": "arxiv-k",
+    "control": "arxiv-k-control",
+    "sweep_fixed": "arxiv-k-fixed",
+    "control_fixed": "arxiv-k-fixed-control",
+}
 
 
 def write_papers(folder: Path) -> None:
@@ -31,11 +37,12 @@ def write_papers(folder: Path) -> None:
         for topic in sorted(tiny.TOPICS)[:3]
         for i in range(30)
     ]
+    folder.mkdir()
     (folder / "papers.jsonl").write_text("\n".join(lines), "utf-8")
 
 
-def overrides(folder: Path) -> list[str]:
-    """The flow on a tiny corpus: three categories, a model of one layer, a few steps."""
+def overrides(papers: Path, runs: Path) -> list[str]:
+    """The flow on a tiny corpus: three categories, a model of one layer, a few steps; W&B's files under `runs`."""
     trial = {
         "sequence_length": 32,
         "batch_size": 8,
@@ -46,16 +53,19 @@ def overrides(folder: Path) -> list[str]:
         "loop.max_tokens": STEPS * 8 * 32,
         "loop.eval_every": 100,
         "loop.checkpoint_every": 20,
+        "runtime.wandb_folder": runs,
     }
     made = {
         "root": ROOT,
-        "papers.source.folder": folder,
+        "papers.source.folder": papers,
         "tokenize.tokenizer.vocab_size": 400,
         "tokenize.categories.min_documents": 1,
         "sweep.grid": "{k = [1, 3], category_seed = [0, 1]}",
         "control.grid": "{k = [3], shuffle_labels = [0]}",
         "sweep_fixed.grid": "{k = [1, 3]}",
+        "control_fixed.grid": "{k = [3], shuffle_labels = [0]}",
         "sweep_fixed.set.distinct_tokens": 900,
+        "control_fixed.set.distinct_tokens": 900,
         "evaluate.num_windows": 4,
         "evaluate_fixed.num_windows": 4,
     }
@@ -66,8 +76,9 @@ def overrides(folder: Path) -> list[str]:
 def test_the_mixture_flow_under_s3_killed_in_its_sweep_repeats_nothing_finished(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_papers(tmp_path)
-    words = ("quire.flow", "flows/arxiv.toml", *overrides(tmp_path))
+    papers, runs = tmp_path / "papers", tmp_path / "runs"
+    write_papers(papers)
+    words = ("quire.flow", "flows/arxiv.toml", *overrides(papers, runs))
     with s3_server() as environment, head(tmp_path_factory.mktemp("h"), **environment) as started:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -77,10 +88,17 @@ def test_the_mixture_flow_under_s3_killed_in_its_sweep_repeats_nothing_finished(
             return [f for f in storage.files("models") if f.startswith("arxiv-k-k") and f.endswith(f"/{MANIFEST}")]
 
         def checkpoints() -> list[str]:
-            return [f for f in storage.files("models") if "/checkpoint-" in f]
+            files = (f.split("/") for f in storage.files("models"))
+            return [f[0] for f in files if f[-2].startswith("checkpoint-") and f[-1] == "state.json"]
+
+        def first_step(trial: str) -> int:
+            """The first that the trial's last attempt trained: only what is trained anew has a speed."""
+            last = max((runs / "wandb").glob(f"offline-run-*-{trial}-*"))
+            return min(row["_step"] for row in logged(last) if "tokens_per_second" in row)
 
         driver = started.driver(*words)
         wait_for(checkpoints, 400, "a checkpoint")
+        begun = set(checkpoints())
         for worker in started.workers("RayTrainWorker"):
             worker.kill()  # the trials go on from their checkpoints
         wait_for(published, 400, "a finished trial")
@@ -100,6 +118,8 @@ def test_the_mixture_flow_under_s3_killed_in_its_sweep_repeats_nothing_finished(
         for name in published():
             history = storage.read_json(f"models/{name.removesuffix(MANIFEST)}history.json")["history"]
             assert [record["step"] for record in history if "loss" in record] == list(range(1, STEPS + 1))
-        results = open_artifact(ROOT, "reports", "arxiv-k").read_json("results.json")
-        assert {"first", "own", "own_excess", "control_first"} <= results.keys()
+        assert begun and all(first_step(trial) > 20 for trial in begun)  # from the checkpoint, not from scratch
+        for name in ("arxiv-k", "arxiv-k-fixed"):
+            results = open_artifact(ROOT, "reports", name).read_json("results.json")
+            assert {"first", "own", "own_excess", "control_first"} <= results.keys()
         assert not [name for name in storage.files("tokens/arxiv") if name.startswith((WORK, "_"))]

@@ -1,6 +1,7 @@
 """The training loop: resume is exact, workers do not matter, bad numbers stop it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from quire.errors import UserError
 
 class Regression:
     """A linear model on data that is a function of the step."""
+
+    mfu_key = "mfu_of_a_line"
 
     def __init__(self, dropout: float = 0.0, poison: int | None = None):
         torch.manual_seed(3)
@@ -90,6 +93,24 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_losses_and_weights(tmp_pat
         torch.equal(a, b)
         for a, b in zip(whole.module.state_dict().values(), resumed.module.state_dict().values(), strict=True)
     )
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    def begun(seed: int) -> artifact.Draft:
+        return artifact.begin(str(tmp_path), "models", "m", recipe={"loop": {"seed": seed}}, inputs={})
+
+    def die(record: dict) -> None:
+        if record["step"] == 11:
+            raise Killed
+
+    with pytest.raises(Killed):
+        loop.train(Regression(), config(), begun(0), log=die)
+    with pytest.raises(UserError, match="loop.seed: 0 there, 1 asked for"):
+        begun(1)
+    other = replace(begun(0), fingerprint="f" * 64)  # as if the checkpoints of one run lay in the folder of another
+    with pytest.raises(UserError, match="checkpoint-00000010 is of another recipe .* this run's is ffffffffffff"):
+        loop.train(Regression(), config(seed=1), other, log=lambda record: None)
+    assert loop.train(Regression(), config(), begun(0), log=lambda record: None).step == 20
 
 
 def test_a_checkpoint_cut_off_while_writing_is_passed_over(tmp_path: Path) -> None:
@@ -168,6 +189,34 @@ def test_a_gradient_that_is_not_a_number_names_every_batch_of_its_step(tmp_path:
         loop.train(task, config(), draft(tmp_path), log=lambda record: None)
 
 
+def test_a_gradient_is_clipped_to_its_norm_before_the_step(tmp_path: Path) -> None:
+    task = Regression()
+    before = task.module.linear.weight.detach().clone()
+    loss = task.module(task.batch(0, 0, 0, 1))["loss"]
+    whole = torch.autograd.grad(loss, list(task.module.parameters()))
+    norm = torch.cat([g.ravel() for g in whole]).norm()
+    after = []
+
+    def log(record: dict) -> None:
+        if "grad_norm" in record:
+            after.append((record["grad_norm"], task.module.linear.weight.detach().clone()))
+
+    # With eps far above the gradient AdamW's first step is in proportion to it.
+    made = config(max_steps=1, warmup_steps=0, clip_norm=0.01, eps=1.0, weight_decay=0.0)
+    loop.train(task, made, draft(tmp_path), log=log)
+    clipped = whole[0] * 0.01 / norm
+    torch.testing.assert_close(after[0][1], before - made.learning_rate * clipped / (clipped.abs() + 1.0))
+    assert after[0][0] == pytest.approx(float(norm)) and norm > 1  # the norm that is told is the one before
+
+
+def test_an_embedding_that_no_batch_has_met_stays_finite() -> None:
+    table = nn.Embedding(4, 2)
+    optimizer = loop.optimizer_for(table, config())
+    table(torch.tensor([0])).sum().backward()
+    optimizer.step()
+    assert table.weight.isfinite().all()
+
+
 def test_weights_below_float32_are_refused() -> None:
     with pytest.raises(UserError, match="not float32"):
         loop.optimizer_for(Regression().module.to(torch.bfloat16), config())
@@ -243,6 +292,25 @@ def test_an_evaluation_that_is_not_a_number_stops_the_run(tmp_path: Path) -> Non
         loop.train(task, config(max_steps=100), draft(tmp_path), log=lambda record: None)
 
 
+def test_an_evaluation_that_is_not_a_number_names_and_keeps_what_it_read(tmp_path: Path) -> None:
+    class Overflown(Regression):
+        def evaluate(self, rank, world):
+            return {"loss": float("nan"), "loss_sea": float("inf"), "loss_war": 1.0}
+
+        def bad_evaluation(self, rank, world):
+            return {"x": torch.ones(9, 2)}, [f"sea d{row}" for row in range(9)]
+
+    with pytest.raises(loop.NonFinite) as caught:
+        loop.train(Overflown(), config(), draft(tmp_path), log=lambda record: None)
+    lines = str(caught.value).splitlines()
+    kept = tmp_path / f"models/m/{artifact.WORK}/nonfinite-step-00000000-evaluation"
+    assert lines[0] == "step 0: the evaluation's loss is nan; lower loop.learning_rate"
+    assert lines[1].endswith(": loss_sea") and lines[2].startswith(f"  {kept}.safetensors, made from sea d0, sea d1, ")
+    assert lines[2].endswith(" and 1 more")
+    assert json.loads(kept.with_suffix(".json").read_text()) == [f"sea d{row}" for row in range(9)]
+    assert load_file(kept.with_suffix(".safetensors"))["x"].shape == (9, 2)
+
+
 def test_a_warmup_that_outlasts_the_run_is_refused() -> None:
     with pytest.raises(ValueError, match="warmup_steps = 9: the run ends at step 9, before its peak"):
         config(max_steps=9, warmup_steps=9)
@@ -294,7 +362,7 @@ def test_every_step_tells_its_norms_speed_and_wait_and_the_history_holds_no_cloc
     assert len(steps) == 4
     for record in steps:
         assert record["grad_norm"] > 0 and record["parameter_norm"] > 0 and record["tokens_per_second"] > 0
-        assert 0 <= record["data_share"] <= 1 and "mfu" in record
+        assert 0 <= record["data_share"] <= 1 and "mfu_of_a_line" in record
     assert not any("tokens_per_second" in record or "data_share" in record for record in state.history)
     assert evaluations(state, "eval_curve") == [[1.0, 2.0]] * 2
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
-from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
 
 from quire import calibration, metrics
 from quire.errors import UserError
@@ -269,3 +269,12 @@ def test_a_system_worse_than_chance_is_shown_as_one_probability_and_has_no_say_i
     fusion = calibration.fit_fusion(bad, good, labels)
     assert fusion.cross_slope == 0
     np.testing.assert_allclose(fusion.probability(bad, good), calibration.fit_scale(good, labels).probability(good))
+
+
+def test_average_precision_is_scikit_learns_ties_and_all() -> None:
+    draw = np.random.default_rng(3)
+    for _ in range(50):
+        scores = draw.integers(0, 6, 30) / 5
+        labels = np.append(draw.random(29) < 0.4, True)
+        expected = average_precision_score(labels, scores)
+        assert metrics.average_precision(labels, scores) == pytest.approx(expected, abs=1e-12)

@@ -12,7 +12,7 @@ import tiny
 
 from pipelines import index as index_step
 from pipelines import mine as step
-from quire import artifact, config, mining, pairs, schema
+from quire import artifact, config, mining, schema, works
 from quire import index as indexes
 from quire.artifact import Artifact, Draft, Shard
 from quire.errors import UserError
@@ -109,7 +109,7 @@ def brute_force(chunks: Artifact, embeddings: Artifact, asked: step.MineConfig) 
             v
             for c, v in train
             if c["document_id"] == query["document_id"]
-            and (c["start"] >= query["end"] + pairs.MIN_GAP or c["end"] + pairs.MIN_GAP <= query["start"])
+            and (c["start"] >= query["end"] + works.MIN_GAP or c["end"] + works.MIN_GAP <= query["start"])
         ]
         positive = np.float32(np.mean([vector @ v for v in own])) if own else np.float32(np.nan)
         row = np.full((1, rules.depth), -np.inf, np.float32)
@@ -147,6 +147,7 @@ def test_the_step_finds_what_brute_force_finds(tmp_path: Path, serial: None, cha
     tally = made.manifest["facts"]["candidates"]
     assert tally["chosen"] == made.manifest["rows_out"] == made.manifest["facts"]["audit"]["negatives"]
     assert made.manifest["rows_in"] == made.manifest["facts"]["queries"]
+    assert made.manifest["facts"]["training_chunks"] == chunks.read()["split"].to_pylist().count("train")
     queries = {row[0] for row in expected}
     assert made.manifest["rows_in"] - len(queries) == made.manifest["dropped"].get("no_negative", 0)
 

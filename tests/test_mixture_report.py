@@ -1,5 +1,8 @@
 """A made-up sweep whose answer is known: what the report says of it."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -67,6 +70,75 @@ def test_figures_and_table_show_the_control_beside_the_sweep() -> None:
     assert "labels shuffled" in figures["loss_against_k_first"].svg and "labels" not in figures["pretrained"].svg
     page = mixture_report.page("test", runs, found, list(figures.values()), {})
     assert page.count("<svg") == 5 and "nats for each doubling of K" in page
+
+
+def test_every_level_is_told_in_bits_a_byte_too() -> None:
+    runs = sweep(0.2)
+    bytes_per_token = {"cs": 4.0, "hep": 2.0, "math": 5.0}
+    runs = [replace(run, bytes_per_token=bytes_per_token) for run in runs]
+    found = mixture_report.results(runs)
+    # with all three categories, the mean of each loss by its own bytes, which is not the mean loss by the mean bytes
+    whole = [run for run in runs if run.k == 3]
+    expected = np.mean(
+        [run.losses[n].mean() / np.log(2) / bytes_per_token[n] for run in whole for n in NAMES], dtype=float
+    )
+    assert found["own"]["by_k"]["3"]["bits_per_byte"] == pytest.approx(expected)
+    assert f"{expected:.4f} bits a byte" in mixture_report.table(found)
+    rows = mixture_report.markdown(found).splitlines()
+    assert rows[0].split(" | ")[1:4] == ["K = 1", "K = 2", "K = 3"] and len(rows) == 2 + len(mixture_report.MEASURES)
+    assert {row.count("|") for row in rows} == {6} and f"/ {expected:.3f} |" in rows[3]
+
+
+def test_how_many_different_tokens_each_k_read_is_told_where_every_run_says() -> None:
+    runs = [replace(run, distinct_tokens=1000 * run.k + run.seeds["data_seed"]) for run in sweep(0.2)]
+    found = mixture_report.results(runs)
+    assert [level["distinct_tokens"] for level in found["first"]["by_k"].values()] == [1001, 2001, 3001]
+    assert "2,001 different tokens read" in mixture_report.table(found)
+    silent = mixture_report.results([replace(runs[0], distinct_tokens=None), *runs[1:]])
+    assert [level["distinct_tokens"] for level in silent["first"]["by_k"].values()] == [None, 2001, 3001]
+
+
+def test_a_band_shows_what_the_runs_of_its_own_k_differ_by() -> None:
+    quiet = sweep(0.2)
+    push = {0: 1.0, 1: -1.0, 2: 0.0}
+    loud = [
+        replace(run, losses={n: found + push[run.seeds["init_seed"]] for n, found in run.losses.items()})
+        if run.k == 3
+        else run
+        for run in quiet
+    ]
+    before, after = (
+        k_effect.levels([run.k for run in runs], mixture_report.seeds_of(runs), mixture_report.curves(runs, "first"))
+        for runs in (quiet, loud)
+    )
+    np.testing.assert_allclose(before.spreads.mean(0), before.spread, rtol=0.5)
+    wider = after.spreads.mean(1) / before.spreads.mean(1)
+    assert wider[2] > 1.5 * wider[:2].max()
+    svg = mixture_report.figures(loud)["loss_by_position_first"].svg
+    assert svg.count("FillBetweenPolyCollection") == 3  # one for every K
+
+
+def test_the_factorial_design_is_told_whole() -> None:
+    """As tune/experiments/arxiv/k_by_seed.toml has it: 52 runs, and with all categories no seed to choose them."""
+    seeds = list(itertools.product((0, 1, 2), (0, 1), (0, 1)))
+    runs = [
+        replace(
+            made_run(k, category_seed, effect=0.2),
+            trial=f"{k}-{category_seed}-{init_seed}-{data_seed}",
+            seeds={"category_seed": category_seed, "init_seed": init_seed, "data_seed": data_seed},
+        )
+        for k in (1, 2, 3)
+        for category_seed, init_seed, data_seed in seeds
+        if k < 3 or category_seed == 0
+    ]
+    found = mixture_report.results(runs)
+    assert {k: level["runs"] for k, level in found["first"]["by_k"].items()} == {"1": 12, "2": 12, "3": 4}
+    assert len(found["first"]["trend"]["seed_slopes"]) == 3
+    assert found["first"]["trend"]["slope"] == pytest.approx(0.2, abs=0.02) and found["first"]["spread"] < 0.01
+    level = k_effect.levels([run.k for run in runs], mixture_report.seeds_of(runs), mixture_report.curves(runs, "own"))
+    assert np.isfinite(level.spreads).all()
+    page = mixture_report.page("f", runs, found, list(mixture_report.figures(runs).values()), {})
+    assert all(run.trial in page for run in runs)
 
 
 def test_bins_of_positions_hold_each_once_and_grow() -> None:

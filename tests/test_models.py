@@ -101,6 +101,38 @@ def test_a_saved_bi_encoder_is_loaded_by_both_libraries_and_scores_alike(encoder
     )
 
 
+TYPESET = "“The _ship_,” she said—‘and the storm’ – was… ours."
+TYPED = "\"The ship,\" she said--'and the storm' - was... ours."
+
+
+@pytest.mark.parametrize("name", ["tiny", hub.MINILM])
+def test_how_a_transcriber_typed_a_text_is_not_read_by_any_library(
+    encoder_folder: str, tmp_path: Path, name: str
+) -> None:
+    folder = encoder_folder if name == "tiny" else hub.find_model(name)
+    plain = encoder.load_encoder(folder)
+    assert not np.array_equal(*encoder.tokenize(plain, [TYPESET, TYPED]))  # what is to be undone
+    made = bi_encoder.build_encoder(folder, pooling="mean", max_seq_length=32)
+    bi_encoder.BiEncoder(made.eval(), bi_encoder.PairHead(made.get_embedding_dimension(), 16)).save(tmp_path / "bi")
+    for model in (made, encoder.load_encoder(str(tmp_path / "bi"))):
+        typeset, typed = encoder.tokenize(model, [TYPESET, TYPED])
+        assert np.array_equal(typeset, typed) and np.array_equal(typed, encoder.tokenize(plain, [TYPED])[0])
+    typeset, typed = SentenceTransformer(str(tmp_path / "bi"), device="cpu").encode([TYPESET, TYPED])
+    np.testing.assert_allclose(typeset, typed, atol=1e-6)  # rows of one batch may differ by rounding
+    cross = cross_encoder.build_model(str(tmp_path / "bi"), 64)
+    cross_encoder.CrossEncoder(cross).save(tmp_path / "cross")
+    again = cross_encoder.CrossEncoder.load(tmp_path / "cross").model
+    (first, second), _ = cross_encoder.tokenize_pairs(again, [(TYPESET, "Rose."), (TYPED, "Rose.")])
+    assert np.array_equal(first, second)
+    one, other = UsersCrossEncoder(str(tmp_path / "cross"), device="cpu").predict(
+        [(TYPESET, "Rose."), (TYPED, "Rose.")]
+    )
+    assert one == pytest.approx(other, abs=1e-6)
+    count = len(again.tokenizer.backend_tokenizer.normalizer.__getstate__())
+    encoder.read_typed(again[0])
+    assert len(again.tokenizer.backend_tokenizer.normalizer.__getstate__()) == count  # once is enough
+
+
 def test_a_saved_cross_encoder_is_loaded_by_both_libraries_and_scores_alike(
     encoder_folder: str, tmp_path: Path
 ) -> None:

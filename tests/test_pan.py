@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from test_serve import publish_matcher
+from matchers import publish_matcher
 
-from quire import artifact, pan
+from quire import artifact, encoder, pan
 from quire.artifact import Artifact
 from quire.errors import UserError
 from quire.storage import Storage
@@ -42,7 +42,7 @@ def test_pairs_and_truth_are_read_plain_and_compressed_and_by_ranges(tmp_path: P
     for name in ("p.jsonl", "p.jsonl.gz"):
         file = write(tmp_path / name, pairs)
         found = [*pan.problems(file, 0, 2), *pan.problems(file, 2, 9)]
-        assert found == [pan.Problem(row["id"], *row["pair"]) for row in pairs] and pan.count(file) == 5
+        assert found == [pan.Problem(row["id"], *row["pair"]) for row in pairs] and len(pan.ids(file)) == 5
     told = pan.truth(write(tmp_path / "t.jsonl", truths))
     assert told["p1"] == pan.Truth(True, ("w" + told["p1"].authors[0][1:], told["p1"].authors[0]))
     assert pan.truth(write(tmp_path / "u.jsonl", [{"id": "a", "same": False}]))["a"] == pan.Truth(False, ("a", "a"))
@@ -86,15 +86,15 @@ def test_a_broken_truth_is_named_too(tmp_path: Path, rows: list, words: str) -> 
 
 def test_missing_empty_repeated_and_cut_off_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
-        pan.count(str(tmp_path / "nothing.jsonl"))
+        pan.ids(str(tmp_path / "nothing.jsonl"))
     with pytest.raises(UserError, match="no problem in it"):
-        pan.count(write(tmp_path / "empty.jsonl", []))
+        pan.ids(write(tmp_path / "empty.jsonl", []))
     with pytest.raises(UserError, match="line 2: id: 'a' stands twice"):
-        pan.count(write(tmp_path / "twice.jsonl", [GOOD, GOOD]))
+        pan.ids(write(tmp_path / "twice.jsonl", [GOOD, GOOD]))
     whole = gzip.compress(b"".join(json.dumps(GOOD | {"id": str(i)}).encode() + b"\n" for i in range(99)))
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cut off or not gzip"):
-        pan.count(str(tmp_path / "cut.jsonl.gz"))
+        pan.ids(str(tmp_path / "cut.jsonl.gz"))
 
 
 def test_answers_are_read_back_as_they_were_and_must_be_probabilities() -> None:
@@ -114,8 +114,8 @@ def test_the_derived_set_is_read_whole() -> None:
 
 def matcher(root: Path, encoder_folder: str) -> None:
     publish_matcher(root, encoder_folder, prefilter=0.3)
-    scales = {"systems": {"untrained": {"scale": {"slope": 9.0, "bias": -5.0}}}}
-    Storage(str(root)).write_json("models/m/calibration.json", scales)
+    scales = {str(k): {"systems": {"untrained": {"scale": {"slope": 9.0 * k, "bias": -5.0}}}} for k in (1, 2, 3)}
+    Storage(str(root)).write_json("models/m/calibration.json", {"levels": scales})
     artifact.begin(str(root), "models", "m", recipe={}, inputs={}).publish()
 
 
@@ -144,7 +144,7 @@ def test_a_set_is_scored_fitted_on_another_and_answered_in_pan_s_format(
     assert all(0 <= json.loads(line)["value"] <= 1 for line in answers)
     table = made.read().to_pylist()
     assert [row["set"] for row in table] == ["answer"] * 20 + ["fit"] * 20
-    assert all(1 < row["chunks_a"] <= 3 for row in table)  # cut as the service cuts
+    assert all(row["chunks_a"] > 3 and row["k"] == 3 for row in table)  # cut and read as the service does
     alone = run(tmp_path, encoder_folder, name="q", pairs=files["pairs"])
     assert not (alone.local() / "results.json").exists() and (alone.local() / "answers.jsonl").exists()
     assert [row["two_stage"] for row in alone.read().to_pylist()] == [row["two_stage"] for row in table[:20]]
@@ -158,10 +158,16 @@ def test_a_whole_shard_is_what_the_matcher_says_of_its_pairs(tmp_path: Path, enc
     pairs, _ = problems(3)
     file = write(tmp_path / "pairs.jsonl", pairs)
     settings = step.CONFIG(name="p", matcher="m", pairs=file, untrained=encoder_folder, shard_size=2)
-    shard = step._scorer(str(tmp_path / "models/m"), settings)(("answer", 2))
+    made = artifact.open_artifact(str(tmp_path), "models", "m")
+    shard = step._scorer(made, settings)(("answer", 2))
     (row,) = shard.table.to_pylist()
-    (match,) = TwoStage.open(str(tmp_path / "models/m")).match([tuple(pairs[2]["pair"])])
+    two_stage = TwoStage.open(str(tmp_path / "models/m"))
+    (match,) = two_stage.match([tuple(pairs[2]["pair"])])
     assert row["id"] == "p2" and 1 / (1 + np.exp(-row["two_stage"])) == pytest.approx(match.probability)
+    read = two_stage.question(*pairs[2]["pair"])
+    untrained = encoder.load_encoder(encoder_folder)
+    cosine = (encoder.encode(untrained, read.a) @ encoder.encode(untrained, read.b).T).mean()
+    assert row["k"] == match.k == 3 and row["untrained"] == pytest.approx(27 * cosine - 5, abs=1e-4)
 
 
 def test_results_need_the_truth_of_every_problem_and_fit_needs_both_files(tmp_path: Path) -> None:
@@ -177,3 +183,14 @@ def test_results_need_the_truth_of_every_problem_and_fit_needs_both_files(tmp_pa
         step.results(["a", "c"], {"s": np.asarray([0.9, 0.2])}, told, settings)
     with pytest.raises(ValueError, match="give both or neither"):
         step.CONFIG(name="p", matcher="m", pairs="p.jsonl", fit_pairs="x.jsonl")
+
+
+def test_a_set_is_not_fitted_on_itself(tmp_path: Path) -> None:
+    from pipelines import pan as step
+
+    a, b = (write(tmp_path / f"{name}.jsonl", [GOOD]) for name in "ab")
+    draft = artifact.begin(str(tmp_path), "models", "m", recipe={}, inputs={})
+    draft.publish()
+    files = {"pairs": str(a), "fit_pairs": str(b), "fit_truth": str(b)}
+    with pytest.raises(UserError, match="1 of its problems, such as .* are in pairs: answers"):
+        step.run(step.CONFIG.model_validate({"name": "p", "matcher": "m", **files, "runtime": {"root": str(tmp_path)}}))

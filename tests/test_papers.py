@@ -10,10 +10,12 @@ from types import ModuleType
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny
+from hub_server import Hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import arxiv, datasets, labelled
+from pipelines import arxiv, chunk, datasets, labelled
 from quire import config, papers, readers, streams
 from quire.errors import UserError
 from quire.storage import Storage
@@ -22,7 +24,8 @@ SHARED = Path(__file__).parents[2] / "shared" / "data" / "arxiv"
 
 
 def table_row(**record: object) -> papers.Row | readers.Dropped:
-    named = {"text": "text", "category": "label", "title": None, "key": "id" if "id" in record else None}
+    named = {"text": "text", "category": "label", "title": None, "author": "by" if "by" in record else None}
+    named |= {"key": "id" if "id" in record else None}
     return papers.table_row({"text": "words", "label": "a", **record}, "f.jsonl", 7, **named)
 
 
@@ -68,6 +71,132 @@ def test_metadata_as_published(categories: object) -> None:
     row = papers.arxiv_row({**record, "categories": categories, "update_date": "2008-11-26"}, "a.json")
     assert (row["text"], row["category"], row["created"]) == ("On this\n\nand that", "cs.LG", "Mon, 2 Apr 2007")
     assert row["categories"] == ["cs.LG", "stat.ML"] and row["split"] is None
+
+
+@pytest.mark.parametrize(
+    ("record", "people"),
+    [
+        (
+            {"authors_parsed": [["Balázs", "C.", ""], ["van der Berg", "J.", "Jr.", "MIT"]]},
+            ["C. Balázs", "J. van der Berg Jr."],
+        ),
+        ({"authors_parsed": [["CDF Team", "", ""], ["Aaltonen", "T.", ""]]}, ["CDF Team", "T. Aaltonen"]),
+        ({"authors": "Y. H. Pong (1) and C. K. Law (2) ((1) Department of A, B, (2) C)"}, ["Y. H. Pong", "C. K. Law"]),
+        (
+            {"authors": "BES Collaboration: M. Ablikim,\n  J. Z. Bai, and X. Li, et al."},
+            ["BES Collaboration", "M. Ablikim", "J. Z. Bai", "X. Li"],
+        ),
+        ({"authors": "Ann Lee, Jr., Bo Rand"}, ["Ann Lee, Jr.", "Bo Rand"]),
+        ({"authors": ["Ann Lee", "Bo  Rand"]}, ["Ann Lee", "Bo Rand"]),
+        ({"authors": None}, []),
+        ({}, []),
+    ],
+)
+def test_the_people_of_a_paper(record: dict, people: list[str]) -> None:
+    assert papers.arxiv_people(record) == people
+
+
+@pytest.mark.parametrize(
+    ("by", "authors"),
+    [
+        ("Lee, Ann; Bo Rand", ["ann_lee", "bo_rand"]),
+        (["Ann Lee", "Bo Rand"], ["ann_lee", "bo_rand"]),
+        (17, ["17"]),
+        ("Anonymous", []),
+        (None, []),
+    ],
+)
+def test_an_author_of_a_table_is_a_name_a_number_or_a_list_and_anonymous_is_nobody(by: object, authors: list) -> None:
+    row = table_row(by=by)
+    assert (list(row["authors"]), row["anonymous"]) == (authors, not authors)
+
+
+def run_here(draft, items, make, arguments, **_) -> None:
+    process, done = make(*arguments), draft.finished_shards()
+    for index, item in enumerate(items):
+        if index not in done:
+            draft.write_shard(index, process(item))
+
+
+@pytest.fixture
+def serial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shards of both steps in this process."""
+    monkeypatch.setattr(labelled, "run_shards", run_here)
+    monkeypatch.setattr(chunk, "run_shards", run_here)
+
+
+# Lee writes with Rand, as does somebody who signs "A. Lee"; two papers name nobody; the last is the first again.
+PEOPLE = ["Ann Lee", "Ann Lee and Bo Rand", "A. Lee", "Cy Dole", "Di Esk", None, "", "Ed Foy", "Gil Ham", "Ann Lee"]
+
+
+def papers_folder(folder: Path) -> Path:
+    """A snapshot of ten papers with whole texts."""
+    folder.mkdir()
+    topics = [*tiny.TOPICS, *tiny.TOPICS][:9]
+    texts = [" ".join(tiny.book(topic, f"p{i}", 40, seed=i).split()) for i, topic in enumerate(topics)]
+    rows = [
+        {
+            "id": f"0704.{i:04d}",
+            "title": f"On {i}",
+            "abstract": "Short.",
+            "text": text,
+            "authors": by,
+            "categories": "a.B",
+        }
+        for i, (text, by) in enumerate(zip([*texts, texts[0]], PEOPLE, strict=True))
+    ]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return folder
+
+
+def check_chunks_of_papers(folder: Path, root: Path) -> None:
+    """By the steps themselves: papers of one author, or of who may be one, or of one text, share a split."""
+    where = f"runtime.root={root}"
+    given = ["name=p", "source.kind=full_text", f"source.folder={folder}", where]
+    made = arxiv.run(config.load(arxiv.CONFIG, None, given))
+    assert made.manifest["rows_out"] == 10
+    words = ["name=c", "documents=p", "english=false", "size=8", "split.method=balanced", where]
+    rows = chunk.run(config.load(chunk.CONFIG, None, words)).read().to_pylist()
+    texts = {row["document_id"]: row["text"] for row in made.read().to_pylist()}
+    assert all(texts[row["document_id"]][row["start"] : row["end"]] == row["text"] for row in rows)
+    found = {int(row["document_id"][5:]): row for row in rows}
+    assert sorted(found) == list(range(10))
+    assert {found[i]["author_group"] for i in (0, 1, 2, 9)} == {"author:a_lee"}
+    assert len({found[i]["split"] for i in (0, 1, 2, 9)}) == 1
+    assert [found[i]["anonymous"] for i in range(10)] == [not name for name in PEOPLE]
+    assert found[5]["author_group"] != found[6]["author_group"]  # nobody is no author
+    assert found[9]["work_id"] == found[0]["document_id"]
+
+
+def test_papers_become_chunks_with_their_authors_in_one_split(tmp_path: Path, serial: None) -> None:
+    check_chunks_of_papers(papers_folder(tmp_path / "papers"), tmp_path / "root")
+
+
+@pytest.mark.ray
+def test_papers_become_chunks_through_the_steps_on_ray(tmp_path: Path, local_ray: None) -> None:
+    check_chunks_of_papers(papers_folder(tmp_path / "papers"), tmp_path / "root")
+
+
+def test_a_data_set_names_its_authors_and_titles_by_column(tmp_path: Path, serial: None) -> None:
+    rows = [
+        {"body": tiny.book(topic, topic, 30, seed=i), "label": topic, "by": by, "called": f"On {topic}"}
+        for i, (topic, by) in enumerate(zip(tiny.TOPICS, ["Ann Lee", "A. Lee", "Bo", "Cy", "", "Di"], strict=True))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    given = ["source.kind=table", f"source.folder={tmp_path}", "source.text=body", "source.category=label"]
+    given += ['source.files=["t.parquet"]', f"runtime.root={tmp_path / 'root'}"]
+    named = ["name=n", "source.author=by", "source.title=called"]
+    made = datasets.run(config.load(datasets.CONFIG, None, [*given, *named]))
+    bare = datasets.run(config.load(datasets.CONFIG, None, [*given, "name=b"]))
+    assert made.read()["title"].to_pylist() == [row["called"] for row in rows]
+    assert made.read()["authors"].to_pylist() == [["ann_lee"], ["a_lee"], ["bo"], ["cy"], [], ["di"]]
+    assert set(bare.read()["anonymous"].to_pylist()) == {True} and "author" not in bare.manifest["recipe"]["source"]
+    for name, groups in (("n", 5), ("b", 6)):
+        words = [f"name={name}", f"documents={name}", "english=false", "size=8", "split.method=balanced", given[-1]]
+        chunks = chunk.run(config.load(chunk.CONFIG, None, words)).read()
+        assert len(chunks["author_group"].unique()) == groups
+    with pytest.raises(UserError, match="source.author: no column 'writer' in any file"):
+        datasets.run(config.load(datasets.CONFIG, None, [*given, "name=x", "source.author=writer"]))
 
 
 @settings(max_examples=60)
@@ -148,11 +277,12 @@ def test_a_labelled_set_in_a_local_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     names = library.ClassLabel(names=["cs.AI\n", "math.ST\n"])
-    features = library.Features({"text": library.Value("string"), "label": names})
+    features = library.Features({"text": library.Value("string"), "label": names, "by": library.Value("string")})
     folder = tmp_path / "set"
     folder.mkdir()
     for split, labels in (("train", [1, 0, -1]), ("test", [1])):
         data = {"text": [f"{split} {i}" for i in range(len(labels))], "label": labels}
+        data["by"] = [f"{split} Lee" for _ in labels]
         library.Dataset.from_dict(data, features=features).to_parquet(folder / f"{split}.parquet")
     given = ["source.kind=hub", f"source.dataset={folder}", "source.shard_rows=2"]
     rows = read(datasets, given)
@@ -161,5 +291,47 @@ def test_a_labelled_set_in_a_local_folder(tmp_path: Path, monkeypatch: pytest.Mo
         ("train_1", "train", "cs.AI"),
         ("test_0", "test", "math.ST"),
     ]
+    assert [r["authors"] for r in read(datasets, [*given, "source.author=by"])] == [["train_lee"]] * 2 + [["test_lee"]]
     with pytest.raises(UserError, match="no column 'klass' in split 'train' .* it has text, label"):
         read(datasets, [*given, "source.category=klass"])
+
+
+LOAD = """
+from pipelines import datasets
+from quire import config
+from quire.errors import UserError
+
+for words in {runs!r}:
+    settings = config.load(datasets.CONFIG, None, ["name=x", "source.kind=hub", *words])
+    try:
+        print(*(row["text"] for row in datasets._hub_rows(datasets._load(settings.source), settings.source, {item!r})))
+    except UserError as error:
+        print("error", str(error).replace("\\n", " "))
+"""
+
+
+def test_a_labelled_set_of_the_hub_by_revision_and_one_that_is_a_script(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one", "two"], "label": ["a", "b"]}), tmp_path / "train.parquet")
+    files = {"train.parquet": (tmp_path / "train.parquet").read_bytes()}
+    with Hub({"datasets/me/set": files, "datasets/me/made": {**files, "made.py": b"raise SystemExit"}}) as hub:
+        revision = hub.repos["datasets/me/set"].sha
+        runs = [["source.dataset=me/set", f"source.revision={revision}"]]
+        runs += [["source.dataset=me/set", "source.revision=gone"], ["source.dataset=me/made"]]
+        runs += [[f"source.dataset={tmp_path}", "source.revision=old"]]
+        item = {"split": "train", "start": 0, "end": 2}
+        done = hub.python(LOAD.format(runs=runs, item=item), tmp_path / "home")
+    told = done.stdout.splitlines()
+    assert told[0] == "one two", done.stderr
+    assert "source.dataset = 'me/set': cannot be loaded" in told[1] and "gone" in told[1]
+    assert "source.dataset = 'me/made': is made by a script" in told[2]
+    assert "set source.revision=refs/convert/parquet" in told[2]
+    assert "source.revision = 'old': the folder" in told[3]
+
+
+def test_a_set_without_a_revision_has_the_recipe_it_had() -> None:
+    def recipe(*given: str) -> dict:
+        words = ["name=x", "source.kind=hub", "source.dataset=me/set", *given]
+        return labelled.recipe_of(config.load(datasets.CONFIG, None, words))["source"]
+
+    assert set(recipe()) == {"kind", "dataset", "subset", "text", "category", "shard_rows"}
+    assert recipe("source.revision=abc")["revision"] == "abc"

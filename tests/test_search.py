@@ -15,7 +15,7 @@ from test_index import one_thread  # noqa: F401
 
 from pipelines import embed, search
 from pipelines import index as step
-from quire import artifact, config, encoder, hub, lookup, schema
+from quire import artifact, config, encoder, hub, lookup, schema, storage
 from quire.artifact import Artifact, Shard
 from quire.errors import UserError
 from quire.storage import Storage
@@ -203,6 +203,27 @@ def test_texts_that_were_made_again_are_refused(own: Path) -> None:
         UserError, match="chunks 'c' was made again since embeddings 'e': delete .* run pipelines.embed"
     ):
         ask(own, "query=ship")
+
+
+def test_a_remote_shard_that_is_cut_off_is_named_and_found_once_it_is_mended(
+    corpus: tuple,
+    s3_root: str,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(storage, "cache_folder", lambda: tmp_path)
+    root, chunks = corpus
+    for kind in ("chunks", "embeddings"):
+        Storage(s3_root).upload(root / kind, kind)
+    made = write_index(s3_root, name="cut", shard_bytes=40 * 4 * 32)
+    name = f"{made.folder}/{made.manifest['facts']['shards'][0]['file']}"
+    whole = made.storage.read_bytes(name)
+    made.storage.write_bytes(name, whole[:100])
+    query = f"query={chunks[0]['text']}"
+    with pytest.raises(UserError, match=rf"100 bytes long, its manifest says {len(whole):,} bytes; delete s3://"):
+        ask(s3_root, query, index="cut")
+    made.storage.write_bytes(name, whole)
+    assert ask(s3_root, query, index="cut").hits == ask(root, query).hits
 
 
 @pytest.mark.parametrize("method", ["flat", "ivf"])

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 from cluster import ROOT, Head, free_ports, head, s3_server, wait_for
-from test_serve import SHORT, publish_matcher
+from matchers import SHORT, publish_matcher
 
 pytestmark = pytest.mark.system
 SERVE = str(Path(sys.executable).with_name("serve"))
@@ -82,6 +82,7 @@ def test_serve_run_answers_for_a_matcher_at_a_relative_path(here: Head, root: Pa
         [SERVE, "run", "serve.app:build", f"matcher={relative}", "--address", here.address],
         cwd=ROOT,
         env=here.environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
     )
     try:
         check(port)

@@ -108,11 +108,15 @@ def test_a_stage_without_gpus_is_refused_unless_workers_are_expected(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(shards.ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(shards.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0, "memory": 2.0**30}}])
     assert (shards._places(0, None), shards._places(0, 9)) == (4, 4)
     with pytest.raises(UserError, match="the cluster has no GPU; .* set runtime.num_workers"):
         shards._places(1.0, None)
     assert shards._places(1.0, 2) == 1
     assert "no GPU yet" in capsys.readouterr().err
+    assert shards._places(0, None, 2**30) == 4 and not capsys.readouterr().err
+    assert shards._places(0, None, 3 * 2**30) == 4
+    assert "needs 3.0 GiB of memory, the largest node has 1.0" in capsys.readouterr().err
 
 
 @pytest.mark.system

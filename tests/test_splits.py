@@ -1,7 +1,9 @@
 """Splits never cut through an author or a work, stand still when the corpus grows, and are never empty."""
 
+import itertools
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,6 +84,25 @@ def test_balanced_splits_keep_groups_whole_fill_every_split_and_ignore_the_order
     assert again == [splits[i] for i in order]
 
 
+@given(st.lists(st.integers(1, 3), min_size=4, max_size=14), st.integers(0, 3))
+def test_balanced_splits_have_two_works_each_wherever_the_authors_allow_it(works_of_groups, seed):
+    groups = [f"g{g}" for g, count in enumerate(works_of_groups) for _ in range(count)]
+    works = [f"w{w}" for w in range(len(groups))]
+    splits = assign_splits(groups, [1] * len(groups), SHARES, seed, "balanced", works)
+    least = min(splits.count(split) for split in SPLITS)
+    partitions = itertools.product(range(4), repeat=len(works_of_groups)) if len(works_of_groups) <= 6 else ()
+    best = [min(np.bincount(places, works_of_groups, 4)) for places in partitions]
+    assert least >= min(2, max(best, default=1))
+    assert least >= 2 or len(works_of_groups) < 8
+    assert len(set(zip(groups, splits, strict=True))) == len(works_of_groups)
+
+
+def test_two_documents_of_one_work_are_no_two_works():
+    groups, works = [f"g{i // 2}" for i in range(16)], [f"w{i // 2}" for i in range(16)]
+    splits = assign_splits(groups, [1] * 16, SHARES, 0, "balanced", works)
+    assert all(len({work for work, s in zip(works, splits, strict=True) if s == split}) == 2 for split in SPLITS)
+
+
 def test_balanced_splits_come_close_to_their_shares():
     sizes = [random.Random(1).randint(50, 150) for _ in range(200)]
     splits = assign_splits([f"g{i}" for i in range(200)], sizes, SHARES, 0, "balanced")
@@ -138,3 +159,24 @@ def test_unequal_columns_are_refused():
         split_groups([["a"]], ["1"], by="title")
     with pytest.raises(UserError, match="sizes"):
         assign_splits(["a"], [float("inf")], SHARES, 1)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "one"),
+    [
+        ("a_conan_doyle", "arthur_conan_doyle", True),
+        ("a_conan_doyle", "adrian_conan_doyle", True),  # in doubt, together
+        ("j_s_mill", "john_stuart_mill", True),
+        ("john_mill", "john_stuart_mill", True),
+        ("j_mill", "john_stuart_mill", True),
+        ("elizabeth_gaskell", "elizabeth_cleghorn_gaskell", True),
+        ("charlotte_bronte", "emily_bronte", False),
+        ("stuart_mill", "john_stuart_mill", False),
+        ("john_stuart_mill", "john_smith_mill", False),
+        ("homer", "winslow_homer", False),
+        ("agent_1", "a_1", False),
+    ],
+)
+def test_names_that_may_be_one_persons_share_a_split(a: str, b: str, one: bool) -> None:
+    groups = split_groups([[a], [b], ["somebody_else"]], ["w1", "w2", "w3"])
+    assert (groups[0] == groups[1]) == one and groups[2] not in groups[:2]

@@ -135,6 +135,29 @@ def test_killed_in_every_stage_and_repeated_it_ends_with_the_same_bytes(
     assert contents(Storage(str(root))) == contents(submitted)
 
 
+def test_killed_workers_of_ray_data_are_replaced_and_the_bytes_are_the_same(
+    ray_head: Head, words: list[str], submitted: Storage, tmp_path: Path
+) -> None:
+    root = tmp_path / "artifacts"
+    killed = ("documents", "chunk", "embed", "score")
+    for step, folder in STEPS.items():
+        if step not in killed and not folder.startswith("reports/"):
+            submitted.download(folder, root / folder)
+    driver = ray_head.driver(*words, f"root={root}")
+    found = dict.fromkeys(killed, 0)
+    for step in killed:
+        folder = root / STEPS[step]
+        begun = lambda: any(folder.glob("_shards/*.json")) or (folder / "manifest.json").exists()  # noqa: B023, E731
+        wait_for(begun, 240, f"stage {step}")
+        for worker in ray_head.workers("MapWorker"):
+            worker.kill()
+            found[step] += 1
+    output, _ = driver.communicate(timeout=600)
+    assert driver.returncode == 0, output
+    assert sum(map(bool, found.values())) >= 2, found  # a stage may end before its workers are found
+    assert contents(Storage(str(root))) == contents(submitted)
+
+
 def test_a_killed_training_worker_is_replaced_and_the_losses_are_the_same(
     ray_head: Head, words: list[str], submitted: Storage, tmp_path: Path
 ) -> None:
@@ -154,6 +177,34 @@ def test_a_killed_training_worker_is_replaced_and_the_losses_are_the_same(
     weights = [f"{STEPS['cross_encoder']}/model.safetensors"]
     assert storage.read_bytes(weights[0]) == submitted.read_bytes(weights[0])
     assert load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("step", ["evaluate", "try_out"])
+def test_killed_in_a_last_step_and_repeated_it_ends_as_undisturbed(
+    ray_head: Head, words: list[str], submitted: Storage, tmp_path: Path, step: str
+) -> None:
+    root = tmp_path / "artifacts"
+    for earlier in list(STEPS)[: list(STEPS).index(step)]:
+        submitted.download(STEPS[earlier], root / STEPS[earlier])
+    folder, command = root / STEPS[step], [*words, f"root={root}"]
+    driver = ray_head.driver(*command)
+    wait_for((folder / "_draft.json").exists, 240, f"stage {step}")
+    if step == "try_out":  # not before it has left something on Serve
+        wait_for(lambda: ray_head.workers("ServeReplica"), 240, "a replica of the question's models")
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    assert not (folder / "manifest.json").exists()
+    last = ray_head.driver(*command)
+    output, _ = last.communicate(timeout=600)
+    assert last.returncode == 0, output
+    made = Storage(str(root))
+    for name in ("results.json", "strata.json", "decisions.json", "table.txt"):
+        assert made.read_bytes(f"reports/demo/{name}") == submitted.read_bytes(f"reports/demo/{name}")
+    exchanges = [storage.read_json("reports/demo-answer/exchange.json") for storage in (made, submitted)]
+    assert exchanges[0]["request"] == exchanges[1]["request"]
+    probabilities = [exchange["answer"]["probability"] for exchange in exchanges]
+    assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-6)
+    wait_for(lambda: not ray_head.workers("ServeReplica"), 60, "the end of every replica, the killed one's too")
 
 
 def test_a_mistake_in_a_step_shows_before_anything_starts(ray_head: Head, words: list[str], tmp_path: Path) -> None:

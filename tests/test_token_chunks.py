@@ -178,6 +178,49 @@ def test_a_tokenizer_that_might_read_over_a_blank_is_given_whole_texts(changed) 
     assert not cuts_at_blanks(tokenizer)
 
 
+def read_in(text: str, tokenizer: Tokenizer) -> list[str]:
+    """What the tokenizer is given at once."""
+    return [text[start:end] for start, end in token_chunks._pieces(text, token_chunks._cutting(tokenizer))]
+
+
+@pytest.mark.parametrize("unit", ["x", "sea", "日", " ", "\n", "a1+/"])
+def test_a_byte_level_tokenizer_never_holds_a_blob_at_once(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_chunks, "_PIECE_CHARS", 20)
+    monkeypatch.setattr(token_chunks, "_MAX_WORD_CHARS", 50)
+    text, tokenizer = unit * 400, byte_level()
+    pieces = read_in(text, tokenizer)
+    assert "".join(pieces) == text and max(map(len, pieces)) <= 70
+    found = chunk_texts([text], tokenizer, max_tokens=9, overlap=0)
+    assert tokenizer.decode(found.token_ids.tolist()) == text
+    assert (found.start[0], found.end[-1]) == (0, len(text)) and (found.start[1:] <= found.end[:-1]).all()
+
+
+def test_a_text_without_blanks_is_read_line_by_line() -> None:
+    text = "windwhipped\n" * 5_000
+    assert max(map(len, read_in(text, byte_level()))) < token_chunks._PIECE_CHARS + len("windwhipped\n")
+
+
+def test_a_long_text_is_cut_at_blanks_where_that_is_not_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_chunks, "_UNPROVEN_CHARS", 40)
+    tokenizer = byte_level()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(), tokenizer.pre_tokenizer])
+    assert not cuts_at_blanks(tokenizer)
+    text = "the sea and\nthe wind " * 30
+    pieces = read_in(text, tokenizer)
+    assert "".join(pieces) == text and max(map(len, pieces)) < 50 and all(p.startswith(" ") for p in pieces[1:])
+    found = chunk_texts([text], tokenizer, max_tokens=9, overlap=0)
+    assert found.token_ids.tolist() == tokenizer.encode(text).ids
+
+
+def test_an_overlong_word_stays_one_unknown_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_chunks, "_PIECE_CHARS", 20)
+    monkeypatch.setattr(token_chunks, "_MAX_WORD_CHARS", 50)
+    tokenizer = wordpiece()
+    for words in (None, WordTokens(tokenizer)):
+        found = chunk_texts(["x" * 400 + " sea"], tokenizer, max_tokens=9, overlap=0, words=words)
+        assert found.token_ids.tolist() == [WORDS.index("[UNK]"), WORDS.index("sea")]
+
+
 @pytest.mark.parametrize(("max_tokens", "overlap"), [(0, 0), (5, 5), (5, -1)])
 def test_windows_that_never_advance_are_refused(max_tokens: int, overlap: int) -> None:
     with pytest.raises(UserError, match=f"max_tokens = {max_tokens}, overlap = {overlap}"):

@@ -39,7 +39,7 @@ def test_categories_are_those_of_the_earlier_system_and_nested(seed: int, k: int
 
 @pytest.mark.parametrize("k", [0, 12])
 def test_a_k_out_of_range_is_refused(k: int) -> None:
-    with pytest.raises(UserError, match="there are 11 categories: cs.AI"):
+    with pytest.raises(UserError, match=f"k = {k}: there are 11 categories: cs.AI.* math.ST; choose 1 to 11"):
         windows.choose_categories(NAMES, k, 0)
 
 
@@ -95,6 +95,17 @@ def test_a_budget_gives_exactly_as_many_distinct_tokens(store: TokenStore, budge
     assert len(seen) == budget
 
 
+@pytest.mark.parametrize("weighting", ["component", "token"])
+@pytest.mark.parametrize("num_steps", [0, 1, 7])
+def test_the_different_tokens_that_were_read_are_counted(store: TokenStore, weighting: str, num_steps: int) -> None:
+    made = windows.Windows(store, "train", ["even", "odd"], 9, weighting=weighting, seed=2)
+    found = made.distinct_tokens(num_steps, 5)
+    batches = [made.batch(step, np.arange(5)).ravel() for step in range(num_steps)]
+    read = np.unique(np.concatenate([np.zeros(0, int), *batches]))  # 1000 d + i: every token of the store is another
+    odd = (read // 1000) % 2 == 1
+    assert found == {"even": int((~odd).sum()), "odd": int(odd.sum())}
+
+
 def test_evaluation_windows_do_not_depend_on_the_company(store: TokenStore) -> None:
     alone = windows.evaluation_windows(store, "test", ["odd"], 8, 5)["odd"]
     both = windows.evaluation_windows(store, "test", ["even", "odd"], 8, 5)
@@ -106,7 +117,7 @@ def test_evaluation_windows_do_not_depend_on_the_company(store: TokenStore) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"categories": ["evil"]}, "category 'evil': not in split 'train', which has even, odd"),
+        ({"categories": ["evil"]}, "category 'evil': not in split 'train', which has even, odd; choose"),
         ({"sequence_length": 61}, "sequence_length = 61: the longest of 3 documents of 'even' in 'train' has 60"),
         ({"tokens_per_category": 121}, "has 120 tokens in documents long enough, 121 are asked for"),
         ({"tokens_per_category": 9}, "distinct_tokens / k = 9: fewer than a window of 10"),
@@ -120,23 +131,23 @@ def test_what_cannot_be_drawn_is_refused(store: TokenStore, changes: dict, messa
 def test_a_store_in_the_earlier_layout_and_its_faults(tmp_path: Path) -> None:
     import json
 
-    made = write_store(
-        tmp_path, [("a", "x", ["x"], "train", np.asarray([1, 2])), ("b", "y", ["y"], "test", np.asarray([3]))], 9
-    )
-    assert np.fromfile(tmp_path / "tokens.bin", "<u2").tolist() == [1, 2, 3]
+    documents = [("a", "train", [1, 2]), ("b", "test", [3]), ('d"ü', "train", [4, 5])]
+    made = write_store(tmp_path, [(name, "y", ["y"], split, np.asarray(ids)) for name, split, ids in documents], 9)
+    assert np.fromfile(tmp_path / "tokens.bin", "<u2").tolist() == [1, 2, 3, 4, 5]
     lines = (tmp_path / "index.jsonl").read_text().splitlines()
     assert json.loads(lines[1]) == {"paper_id": "b", "cat": "y", "offset": 2, "length": 1}
-    assert json.loads((tmp_path / "splits.json").read_text()) == {"train": ["a"], "validation": [], "test": ["b"]}
+    splits = {"train": ["a", 'd"ü'], "validation": [], "test": ["b"]}
+    assert (tmp_path / "splits.json").read_text() == json.dumps(splits, indent=4)
     assert made.read(0, 1, 1).tolist() == [2]
     (tmp_path / "tokens.bin").write_bytes(b"\1\0")
-    with pytest.raises(UserError, match="2 bytes long, store.json says 6 bytes"):
+    with pytest.raises(UserError, match="2 bytes long, store.json says 10 bytes"):
         open_folder(tmp_path)
     (tmp_path / "tokens.bin").unlink()
-    with pytest.raises(UserError, match="missing, store.json says 6 bytes"):
+    with pytest.raises(UserError, match="missing, store.json says 10 bytes"):
         open_folder(tmp_path)
-    with pytest.raises(UserError, match="document 'a': token id 9 is not below vocab_size = 9"):
+    with pytest.raises(UserError, match="document 'a': token id 9 is not below vocab_size = 9; set it above every id"):
         write_store(tmp_path, [("a", "x", ["x"], "train", np.asarray([9]))], 9)
-    with pytest.raises(UserError, match="document 'a': token id -1"):
+    with pytest.raises(UserError, match="document 'a': token id -1 is negative; choose"):
         write_store(tmp_path, [("a", "x", ["x"], "train", np.asarray([-1]))], 9)
     with pytest.raises(UserError, match="document 'a': split 'dev' is none of train, validation, test"):
         write_store(tmp_path, [("a", "x", ["x"], "dev", np.asarray([1]))], 9)
@@ -144,3 +155,20 @@ def test_a_store_in_the_earlier_layout_and_its_faults(tmp_path: Path) -> None:
 
 def test_ids_take_as_many_bytes_as_the_vocabulary_needs() -> None:
     assert [token_type(n).itemsize for n in (50_304, 65_536, 65_537)] == [2, 2, 4]
+
+
+@pytest.mark.parametrize("size", [0, 2**32 + 1])
+def test_a_vocabulary_beyond_the_type_is_refused_with_what_can_be_had(size: int) -> None:
+    with pytest.raises(UserError, match=f"vocab_size = {size}: .* at most 32 bits; choose 1 to 4294967296"):
+        token_type(size)
+
+
+@pytest.mark.parametrize("file", ["index.parquet", "store.json"])
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+def test_a_store_whose_index_is_cut_off_is_named(tmp_path: Path, file: str, kept: float) -> None:
+    ids = np.arange(5)
+    write_store(tmp_path, [(f"d{i}", "x", ["x"], "train", ids) for i in range(50)], 9)
+    data = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(UserError, match=f"{file}: damaged .*; delete the store and tokenize again"):
+        open_folder(tmp_path)

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import tiny
 
 from quire import artifact, schema
 from quire.artifact import Artifact
+from quire.author_pairs import sample_author_pairs
 
 NUM_CHUNKS = 8  # of a work
 
@@ -51,6 +53,19 @@ def corpus(root: Path | str) -> dict[str, Artifact]:
     ]
     tables = {"chunks": (rows, schema.CHUNKS), "pairs": (pairs, schema.PAIRS), "neighbors": (near, schema.NEIGHBORS)}
     return {kind: publish(root, kind, pa.Table.from_pylist(*table)) for kind, table in tables.items()}
+
+
+def author_pairs(root: Path | str, chunks: Artifact, name: str = "by-author", **sizes: int) -> Artifact:
+    """Pairs by author of every split, as `pipelines.pairs positives=author` draws them."""
+    table, made = chunks.read(), []
+    for split in sorted(set(table["split"].to_pylist())):
+        part = table.filter(pc.equal(table["split"], split))
+        found, _ = sample_author_pairs(part, {}, **sizes, seed=0)
+        made.append(found.append_column("split", pa.array([split] * found.num_rows, pa.string())))
+    pairs = pa.concat_tables(made).select(schema.PAIRS.names)
+    draft = artifact.begin(str(root), "pairs", name, recipe={"positives": "author"}, inputs={"chunks": chunks})
+    draft.write_shard(0, artifact.Shard(table=pairs, rows_in=pairs.num_rows))
+    return draft.publish(num_shards=1)
 
 
 def mined(chunks: Artifact) -> dict[int, np.ndarray]:

@@ -1,4 +1,7 @@
-"""A tiny published token store."""
+"""Published token stores of words that mean nothing."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -20,6 +23,11 @@ def token_store(root: str, vocab_size: int, name: str = "tiny") -> artifact.Arti
         for c, category in enumerate(("farm", "love", "sea", "war"))
         for i in range(count)
     ]
+    return publish_store(root, name, documents, vocab_size)
+
+
+def publish_store(root: str, name: str, documents: Iterable[tuple[Any, ...]], vocab_size: int) -> artifact.Artifact:
+    """The store of documents as `write_store` takes them, with a tokenizer of the words w0, w1, ..."""
     draft = artifact.begin(root, "tokens", name, recipe={"made": "by a test"}, inputs={})
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(vocab_size)}, unk_token="w0"))
     words.pre_tokenizer = Whitespace()

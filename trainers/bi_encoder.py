@@ -1,25 +1,28 @@
 """Train the bi-encoder by contrast: stage one of the matcher, and its embedding.
 
     python -m trainers.bi_encoder trainers/experiments/books/bi_encoder.toml [key=value ...]
+    python -m trainers.bi_encoder trainers/experiments/books/style_bi_encoder.toml    # same author, other book
 
 Shape letters: B rows of the global batch, F pair features of the views, P taught pairs of a rank.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from quire import adversary, artifact, bi_encoder, config, encoder, hub, loop, packing, sampler
 from quire import training_sets as sets
 from quire import views as view  # the config has a field of that name
 from quire.artifact import Artifact, Draft
+from quire.author_batches import AuthorBatches
 from quire.bi_encoder import BiEncoder, PairHead
 from quire.contrastive import Module
 from quire.errors import UserError
+from quire.proper_names import masked
 from quire.taught import TaughtPairs
 from trainers.fit import TrainRuntime, fit, publish, save
 
@@ -44,11 +47,22 @@ class BiEncoderConfig(config.Config):
     pairs: str
     neighbors: str
     model: str = hub.MINILM
+    typed_marks: bool = Field(
+        default=True, description="typeset quotes and dashes are read as typed ones, _italics_ as plain words"
+    )
     start: str | None = Field(default=None, description="a trained bi-encoder (models artefact) to go on from")
     pooling: Literal["mean", "cls", "attention"] = "mean"
     max_seq_length: int = Field(default=256, ge=8, description="tokens of one text, once trained")
     train_seq_length: int | None = Field(default=None, ge=8, description="tokens in training, where shorter is faster")
+    positives: Literal["work", "author"] = Field(
+        default="work", description="author: chunks of the author's other works; pairs by pipelines.pairs likewise"
+    )
+    mask_names: bool = Field(default=False, description="every name becomes one word, wherever the model reads")
     works_per_batch: int = Field(default=16, ge=2, description="over all workers")
+    works_per_author: int = Field(default=2, ge=2, description="of a batch, where positives are by author")
+    lone_share: float = Field(
+        default=0.25, ge=0, lt=1, description="of those works by authors of one work or unknown ones: negatives alone"
+    )
     chunks_per_work: int = Field(default=4, ge=2)
     hard_share: float = Field(default=0.5, ge=0, le=1, description="chance that the next work is related to the last")
     negatives: str | None = Field(default=None, description="negatives artefact, mined for single chunks")
@@ -72,6 +86,21 @@ class BiEncoderConfig(config.Config):
     max_eval_pairs: int = Field(default=400, gt=0)
     loop: loop.LoopConfig
     runtime: BiEncoderRuntime = BiEncoderRuntime()
+
+    @model_validator(mode="after")
+    def _judged_by_author(self) -> Self:
+        for key in ("negatives", "teacher"):
+            if self.positives == "author" and getattr(self, key):
+                raise ValueError(f"{key} = {getattr(self, key)!r}: tells books apart; leave it out where by author")
+        return self
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if self.start and self.model != hub.MINILM:
+            raise ValueError(
+                f"model = {self.model!r}: start = {self.start!r} is trained further; leave one of them out"
+            )
+        return self
 
 
 CONFIG = BiEncoderConfig
@@ -103,36 +132,73 @@ def inputs(settings: BiEncoderConfig) -> dict[str, Artifact | str]:
     found = {
         role: artifact.open_artifact(settings.runtime.root, kinds[role], name) for role, name in names.items() if name
     }
+    drawn = found["pairs"].manifest["recipe"].get("positives", "work")
+    if drawn != settings.positives:
+        raise UserError(
+            f"positives = {settings.positives!r}: pairs {settings.pairs!r} have positives by {drawn}; "
+            f"draw others with pipelines.pairs positives={settings.positives}"
+        )
     if not settings.start:
         found["model_weights"] = hub.weights_sha256(hub.find_model(settings.model))
     return found
 
 
 def begin(settings: BiEncoderConfig, sample: list[str], training: sets.PairSet) -> BiEncoder:
-    """The model that training begins with: pretrained, with views of the training texts `sample` and a head that starts
-    from a regression on `training` pairs; or the one named `start`."""
-    if settings.start:
-        folder = artifact.open_artifact(settings.runtime.root, "models", settings.start).local()
-        found = BiEncoder.go_on(folder, settings.max_seq_length)
-        has = {"pooling": bi_encoder.pooling_of(found.model), "head_size": found.head.hidden_size}
-        for key, value in {**has, "views": found.views.names}.items():
-            asked = view.Views(settings.views).names if key == "views" else getattr(settings, key)
-            if asked != value:
-                raise UserError(f"{key} = {asked!r}: start = {settings.start!r} has {value!r}; set that")
-    else:
-        folder = hub.find_model(settings.model)
-        model = bi_encoder.build_encoder(folder, pooling=settings.pooling, max_seq_length=settings.max_seq_length)
-        fitted = view.Views.fit(sample, settings.views)
-        head = PairHead(model.get_embedding_dimension(), settings.head_size, len(fitted.feature_names))
-        found = BiEncoder(model.eval(), head, fitted)
-        sides = zip(*(training.texts(row) for row in range(len(training.labels))), strict=True)
-        found.start_head(*sides, training.labels, training.negative_types, settings.max_start_encoded)
-    sets.set_dropout(found.model[0].model, settings.dropout)
+    """A pretrained encoder, with views of the training texts `sample` and a head that starts from a regression on
+    `training` pairs."""
+    model = bi_encoder.build_encoder(
+        hub.find_model(settings.model),
+        pooling=settings.pooling,
+        max_seq_length=settings.max_seq_length,
+        typed_marks=settings.typed_marks,
+    )
+    model.mask_names = settings.mask_names
+    read = [masked(text) for text in sample] if settings.mask_names else sample
+    fitted = view.Views.fit(read, settings.views)
+    head = PairHead(model.get_embedding_dimension(), settings.head_size, len(fitted.feature_names))
+    found = BiEncoder(model.eval(), head, fitted)
+    sides = zip(*(training.texts(row) for row in range(len(training.labels))), strict=True)
+    found.start_head(*sides, training.labels, training.negative_types, settings.max_start_encoded)
     return found
+
+
+def go_on(settings: BiEncoderConfig) -> BiEncoder:
+    """The model named `start`, with its own views and head. Raises UserError where it is not as the settings say."""
+    folder = artifact.open_artifact(settings.runtime.root, "models", settings.start).local()
+    found = BiEncoder.go_on(folder, settings.max_seq_length)
+    asked = {key: getattr(settings, key) for key in ("typed_marks", "pooling", "head_size", "mask_names")}
+    asked["views"] = view.Views(settings.views).names
+    has = {"typed_marks": encoder.reads_typed(found.model[0]), "pooling": bi_encoder.pooling_of(found.model)}
+    has |= {"head_size": found.head.hidden_size, "mask_names": encoder.masks_names(found.model)}
+    has["views"] = found.views.names
+    for key, value in asked.items():
+        if value != has[key]:
+            raise UserError(f"{key} = {value!r}: start = {settings.start!r} has {has[key]!r}; set that")
+    return found
+
+
+def batches(
+    settings: BiEncoderConfig, rows: dict[str, np.ndarray], chunks: Artifact, neighbors: Artifact
+) -> sampler.BookBatches | AuthorBatches:
+    """Batches whose classes are the works, or the authors, of the training split; `rows` as `rows_by_work` has them."""
+    sizes = {key: getattr(settings, key) for key in ("works_per_batch", "chunks_per_work", "hard_share")}
+    sizes["seed"] = settings.loop.seed
+    if settings.positives == "work":
+        return sampler.BookBatches(rows, sets.related_works(chunks, neighbors, "train"), **sizes)
+    of_authors = {"works_per_author": settings.works_per_author, "lone_share": settings.lone_share}
+    near = sets.near_works(neighbors, "train")
+    return AuthorBatches(rows, sets.authors_of_works(chunks, "train"), near, **sizes, **of_authors)
+
+
+def _part(count: int, rank: int, world: int) -> slice:
+    """A worker's rows of a global batch."""
+    return slice(rank * count // world, (rank + 1) * count // world)
 
 
 class BiEncoderTask:
     """Book-balanced batches, mined negatives and taught pairs beside; evaluation on the frozen validation pairs."""
+
+    mfu_key = "mfu_without_embeddings"
 
     def __init__(self, settings: BiEncoderConfig):
         self.settings, root = settings, settings.runtime.root
@@ -140,25 +206,22 @@ class BiEncoderTask:
             artifact.open_artifact(root, kind, getattr(settings, kind)) for kind in ("chunks", "pairs", "neighbors")
         )
         self.length = settings.train_seq_length or settings.max_seq_length
+        self.chunks = chunks
         rows, self.chunk_texts = sets.rows_by_work(chunks, "train")
-        every = np.concatenate(list(rows.values()))[:, 0]
-        sample = self._texts(every[:: max(1, len(every) // settings.max_view_chunks)])
-        self.bi = begin(settings, sample, sets.PairSet(chunks, pairs, "train").spaced(settings.max_start_pairs))
+        if settings.start:
+            self.bi = go_on(settings)
+        else:
+            training = sets.PairSet(chunks, pairs, "train").spaced(settings.max_start_pairs)
+            self.bi = begin(settings, self._sample(rows), training)
+        sets.set_dropout(self.bi.model[0].model, settings.dropout)
         self.validation = sets.PairSet(chunks, pairs, "validation").spaced(settings.max_eval_pairs)
-        self.batches = sampler.BookBatches(
-            rows,
-            sets.related_works(chunks, neighbors, "train"),
-            works_per_batch=settings.works_per_batch,
-            chunks_per_work=settings.chunks_per_work,
-            hard_share=settings.hard_share,
-            seed=settings.loop.seed,
-        )
+        self.batches = batches(settings, rows, chunks, neighbors)
         self.mined = self._mined(chunks) if settings.negatives else None
         self.taught = self._taught(chunks) if settings.teacher else None
         self.words, topics = None, None
         if settings.adversary_weight:
             self.words = adversary.content_words(
-                encoder.tokenize(self.bi.model, sample, self.length), settings.adversary_words
+                encoder.tokenize(self.bi.model, self._sample(rows), self.length), settings.adversary_words
             )
             topics = adversary.Adversary(self.bi.head.width, len(self.words), settings.adversary_weight)
         distill = (settings.distill_weight, settings.distill_temperature)
@@ -188,6 +251,11 @@ class BiEncoderTask:
             chunks, predictions, batch_size=size, seed=optimisation.seed, accumulation=optimisation.accumulation
         )
 
+    def _sample(self, rows: dict[str, np.ndarray]) -> list[str]:
+        """Training texts, evenly spaced."""
+        every = np.concatenate(list(rows.values()))[:, 0]
+        return self._texts(every[:: max(1, len(every) // self.settings.max_view_chunks)])
+
     def _texts(self, rows: np.ndarray) -> list[str]:
         return [self.chunk_texts[int(row)].as_py() for row in rows]
 
@@ -195,26 +263,43 @@ class BiEncoderTask:
         rows, works = self.batches.plan(step, micro)
         if len(rows) % world:
             raise UserError(f"works_per_batch x chunks_per_work = {len(rows)} is not a multiple of {world} workers")
-        mine = slice(rank * len(rows) // world, (rank + 1) * len(rows) // world)
+        mine = _part(len(rows), rank, world)
         whole = self._texts(rows)
-        read = self.bi.views.rows(whole)  # of the global batch, on every rank alike
+        read = self.bi.rows(whole)  # of the global batch, on every rank alike
         features = torch.from_numpy(self.bi.views.all_pairs(read, read))  # (B, B, F)
         beside = {"works": torch.from_numpy(works[mine]), "features": features}
+        if isinstance(self.batches, AuthorBatches):
+            beside["authors"] = torch.from_numpy(self.batches.authors[works[mine]])
+            beside["groups"] = torch.from_numpy(self.batches.groups[works[mine]])
         texts, count = whole[mine], len(whole[mine])
         if self.mined:
             negatives, negative_works = self.mined.plan(step, micro, rows)
-            mined = slice(rank * len(negatives) // world, (rank + 1) * len(negatives) // world)
+            mined = _part(len(negatives), rank, world)
             texts += self._texts(negatives[mined])
             beside["negative_works"] = torch.from_numpy(negative_works[mined])
         if self.taught:
             first, second, beside["teacher"] = self.taught.plan(step, micro, rank, world)
-            beside["taught_features"] = torch.from_numpy(self.bi.views.compare(first, second))
+            read = (self.bi.rows(texts_of_side) for texts_of_side in (first, second))
+            beside["taught_features"] = torch.from_numpy(self.bi.views.pairs(*read))
             texts += [*first, *second]
         tokens = encoder.tokenize(self.bi.model, texts, self.length)
         if self.words is not None:
             beside["topics"] = adversary.presence(tokens[:count], self.words)
         ids, mask = packing.pad(tokens, self.bi.model.tokenizer.pad_token_id)
         return {"input_ids": ids, "attention_mask": mask, **beside}
+
+    def describe(self, step: int, micro: int, rank: int, world: int) -> list[str]:
+        """A worker's chunks of a batch, those mined for them, and both chunks of each taught pair."""
+        rows, _ = self.batches.plan(step, micro)
+        ids = self.chunks.read(["chunk_id"])["chunk_id"]
+        told = ids.take(rows[_part(len(rows), rank, world)]).to_pylist()
+        if self.mined:
+            negatives, _ = self.mined.plan(step, micro, rows)
+            mined = ids.take(negatives[_part(len(negatives), rank, world)]).to_pylist()
+            told += [f"{chunk} (mined)" for chunk in mined]
+        if self.taught:
+            told += [f"{pair} (taught)" for pair in self.taught.named(step, micro, rank, world)]
+        return told
 
     def num_tokens(self, batch: loop.Batch) -> int:
         return int(batch["attention_mask"].sum())
@@ -239,7 +324,7 @@ def work(settings: BiEncoderConfig, draft: Draft, log: Callable[[dict[str, Any]]
     torch.manual_seed(settings.loop.seed)  # the head's initial weights
     task = BiEncoderTask(settings)
     state = loop.train(task, settings.loop, draft, log)
-    save(draft, state, settings.loop, task.save)
+    save(draft, state, settings.loop, task)
 
 
 if __name__ == "__main__":

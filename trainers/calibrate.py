@@ -3,12 +3,13 @@
     python -m trainers.calibrate trainers/experiments/books/calibrate.toml [key=value ...]
     ... same_precision=0.95 different_precision=0.95 confidence=0.95    # decide only what is certified
 
-With a precision, a part of the authors is held back from the fit, and thresholds are certified on independent pairs of
-theirs; what cannot be certified ends the run, unless allow_uncertified=true publishes it as never decided.
+Every level of the predictions, so many passages a side, is fitted on pairs of its own. With a precision, a part of the
+authors is held back from the fit, and thresholds are certified on independent pairs of theirs, at every level; what
+cannot be certified ends the run, unless allow_uncertified=true publishes it as never decided.
 """
 
 import hashlib
-from collections import Counter
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from quire import artifact, baselines, calibration, certify, config, decisions, hub, matcher
+from quire import artifact, baselines, calibration, certify, config, decisions, hub, levels, matcher, promises
 from quire.artifact import Artifact
 from quire.calibration import Scale
-from quire.certify import Certificate
 from quire.errors import UserError
+from quire.levels import Level
+from quire.promises import Promises
 
 BASELINES = ("untrained", *baselines.NAMES)
 MIN_PASSED = 10  # of each class: ten events a coefficient is the usual floor (Peduzzi et al. 1996)
@@ -49,8 +51,9 @@ class CalibrateConfig(config.Config):
     )
     seed: int = Field(default=0, description="which authors are held back, and which of their pairs are drawn")
     prefilter_recall: float = Field(default=0.95, gt=0, le=1, description="positives that must reach the cross-encoder")
-    max_chunks_per_text: int = Field(default=8, gt=0)
-    max_cross_pairs: int = Field(default=4, gt=0)
+    levels: tuple[int, ...] | None = Field(
+        default=None, description="passages a side, rising from 1; default: all that were scored"
+    )
     runtime: config.Runtime = config.Runtime()
 
     @model_validator(mode="after")
@@ -61,6 +64,12 @@ class CalibrateConfig(config.Config):
         if not needed and self.target is not None:
             raise ValueError(f"target = {self.target}: objective = {self.objective!r} has none; leave it out")
         return self
+
+    def asked(self) -> Promises:
+        """What is to be certified."""
+        targets = {"same": self.same_precision, "different": self.different_precision}
+        precisions = {side: targets[side] for side in certify.SIDES if targets[side] is not None}
+        return Promises(precisions, self.confidence, self.unit, self.certify_share, self.seed)
 
 
 CONFIG = CalibrateConfig
@@ -80,26 +89,34 @@ def run(settings: CalibrateConfig) -> Artifact:
         return draft.published
     _check_scored(inputs)
     table = inputs["predictions"].read()
-    table = table.filter(pc.equal(table["split"], "calibration"))
-    spec, report = _fit(table, inputs, settings)
-    draft.storage.write_json(f"{draft.folder}/matcher.json", spec)
+    spec, report = _fit(table.filter(pc.equal(table["split"], "calibration")), inputs, settings)
+    draft.storage.write_json(f"{draft.folder}/matcher.json", matcher.spec_dict(spec))
     draft.storage.write_json(f"{draft.folder}/calibration.json", report)
+    lines = [line for level in spec.levels for line in _told(level, report["levels"][str(level.k)], settings)]
+    return draft.publish(summary="\n".join(lines), facts=report)
+
+
+def _told(level: Level, report: dict[str, Any], settings: CalibrateConfig) -> list[str]:
+    """What the terminal says of a level: of single passages every system, of more the final answer."""
+    systems = report["systems"] if level.k == 1 else {}
     lines = [
         f"{name:<14} NLL {r['before']['nll']:.3f} -> {r['after']['nll']:.3f}   Brier {r['before']['brier']:.3f} -> "
         f"{r['after']['brier']:.3f}   ECE {r['before']['ece']:.3f} -> {r['after']['ece']:.3f}"
-        for name, r in report["systems"].items()
+        for name, r in systems.items()
     ]
-    if spec["fusion"]["cross_slope"] == 0:
+    if level.fusion.cross_slope == 0:
         lines.append("the cross-encoder adds nothing to the bi-encoder on these pairs: it has no weight in the answer")
-    flat = [name for name, scale in report["systems"].items() if scale["scale"]["slope"] == 0]
+    flat = [name for name, scale in systems.items() if scale["scale"]["slope"] == 0]
     if flat:
         lines.append(f"no better than chance, so one probability for every pair: {', '.join(flat)}")
+    both = report["two_stage"]
     lines.append(
-        f"prefilter {spec['prefilter']:.3f} ({report['passed']:.0%} of pairs reach the cross-encoder), "
-        f"threshold {spec['threshold']:.3f} for {settings.objective}, on {spec['num_calibration_pairs']} pairs"
+        f"prefilter {level.prefilter:.3f} ({report['passed']:.0%} of pairs reach the cross-encoder), "
+        f"threshold {level.threshold:.3f} for {settings.objective}, on {level.num_calibration_pairs} pairs; "
+        f"Brier {both['brier']:.3f}, ECE {both['ece']:.3f}"
     )
-    lines += [Certificate(**certificate).told() for certificate in spec["certificates"]]
-    return draft.publish(summary="\n".join(lines), facts=report)
+    lines += [certificate.told() for certificate in level.certificates]
+    return lines if level.k == 1 else [f"k = {level.k:<2} {line}" for line in lines]
 
 
 def _check_scored(inputs: dict[str, Artifact]) -> None:
@@ -120,41 +137,78 @@ def _check_scored(inputs: dict[str, Artifact]) -> None:
 
 def _fit(
     table: pa.Table, inputs: dict[str, Artifact], settings: CalibrateConfig
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    asked = settings.same_precision is not None or settings.different_precision is not None
-    groups = _author_groups(inputs["chunks"]) if asked and settings.unit == "author" else {}
-    clusters = _clusters(table, groups)
+) -> tuple[matcher.MatcherSpec, dict[str, Any]]:
+    """Every level by itself, all for the prior that is asked for, or else the first level's own."""
+    asked = settings.asked()
+    groups = _author_groups(inputs["chunks"]) if asked.precisions and settings.unit == "author" else {}
+    fitted: list[Level] = []
+    reports: dict[str, dict[str, Any]] = {}
+    wanted = levels.scored(table, settings.levels)
+    for k in wanted:
+        prior = fitted[0].calibration_prior if fitted else None
+        try:
+            level, reports[str(k)] = _fit_level(k, levels.of_level(table, k), groups, settings.prior or prior, settings)
+        except UserError as error:
+            if k == 1:
+                raise
+            raise UserError(f"k = {k}: {error}; or leave that level out: levels={[f.k for f in fitted]}") from error
+        fitted.append(level)
+    spec = _spec(
+        inputs,
+        settings,
+        data_sha256=data_sha256(table.filter(pc.is_in(table["k"], pa.array(wanted, table["k"].type)))),
+        levels=tuple(fitted),
+        prior=settings.prior or fitted[0].calibration_prior,
+    )
+    return spec, {"levels": reports}
+
+
+def _fit_level(
+    k: int, table: pa.Table, groups: dict[str, str], prior: float | None, settings: CalibrateConfig
+) -> tuple[Level, dict[str, Any]]:
+    """The level of these calibration pairs, and the report on it."""
+    asked, labels = settings.asked(), table["label"].to_numpy()
     kinds = np.asarray(table["negative_type"].fill_null("positive").to_pylist(), dtype=object)
-    fitted, held = _divided(clusters, kinds, settings) if asked else (np.ones(table.num_rows, bool), None)
-    labels = table["label"].to_numpy()
-    level, scales, report = _fit_stages(table.filter(pa.array(fitted)), settings)
-    certificates: tuple[Certificate, ...] = ()
+    fitted, held = np.ones(table.num_rows, bool), None
+    if asked.precisions:
+        clusters = promises.clusters(table, groups)
+        fitted, held = promises.divided(clusters, kinds, asked)
+    level, scales, report = _fit_stages(k, table.filter(pa.array(fitted)), prior, settings)
     if held is not None:
-        certificates = _certify(table, kinds, clusters, held, level, settings)
+        prior = prior or level.calibration_prior
+        logits = [table[name].to_numpy() for name in ("bi_encoder", "cross_encoder")]
+
+        def probabilities(rows: np.ndarray) -> np.ndarray:
+            raw = matcher.two_stage(level.bi_scale, level.fusion, level.prefilter, *(side[rows] for side in logits))
+            return decisions.at_prior(raw, level.calibration_prior, prior)
+
+        made = promises.certificates(labels, kinds, clusters, held, probabilities, prior, asked)
+        level = replace(level, certificates=made)
+        unused = int((~fitted & ~held).sum())
         report["certification"] = {
-            "pairs": {
-                "fitted": int(fitted.sum()),
-                "held back": int(held.sum()),
-                "unused": int((~fitted & ~held).sum()),
-            }
+            "pairs": {"fitted": int(fitted.sum()), "held back": int(held.sum()), "unused": unused}
         }
-    refused = [certificate.told() for certificate in certificates if certificate.threshold is None]
+        _check_certified(level, len(labels), settings)
+    report["systems"] = {
+        name: _quality(table[name].to_numpy()[fitted], labels[fitted], scale) for name, scale in scales.items()
+    }
+    return level, report
+
+
+def _check_certified(level: Level, num_pairs: int, settings: CalibrateConfig) -> None:
+    refused = [certificate.told() for certificate in level.certificates if certificate.threshold is None]
     if refused and not settings.allow_uncertified:
         raise UserError(
             "; ".join(refused) + f" (unit = {settings.unit!r}, certify_share = {settings.certify_share:g} of "
-            f"{len(labels)} pairs). Give more authors, a lower precision or confidence, or allow_uncertified=true, "
+            f"{num_pairs} pairs). Give more authors, a lower precision or confidence, or allow_uncertified=true, "
             "which publishes a matcher that never decides such a side"
         )
-    systems = {name: table[name].to_numpy() for name in scales}
-    report["systems"] = {
-        name: _quality(logits[fitted], labels[fitted], scales[name]) for name, logits in systems.items()
-    }
-    spec = _spec(inputs, settings, data_sha256=data_sha256(table), certificates=certificates, **level)
-    return matcher.spec_dict(spec), report
 
 
-def _fit_stages(table: pa.Table, settings: CalibrateConfig) -> tuple[dict[str, Any], dict[str, Scale], dict[str, Any]]:
-    """What the spec says of both stages, the scale of every system, and the report."""
+def _fit_stages(
+    k: int, table: pa.Table, prior: float | None, settings: CalibrateConfig
+) -> tuple[Level, dict[str, Scale], dict[str, Any]]:
+    """The level, the scale of every system, and the report. Without a prior, for that of the pairs themselves."""
     labels = table["label"].to_numpy()
     systems = {name: table[name].to_numpy() for name in ("bi_encoder", "cross_encoder", *BASELINES)}
     scales = {
@@ -172,19 +226,18 @@ def _fit_stages(table: pa.Table, settings: CalibrateConfig) -> tuple[dict[str, A
         scales["bi_encoder"], fusion, prefilter, systems["bi_encoder"], systems["cross_encoder"]
     )
     calibration_prior = float(labels.mean())
-    prior = settings.prior or calibration_prior
-    moved = decisions.at_prior(two_stage, calibration_prior, prior)
-    weights = None if settings.prior is None else calibration.prior_weights(labels, prior)
+    moved = decisions.at_prior(two_stage, calibration_prior, prior or calibration_prior)
+    weights = None if prior is None else calibration.prior_weights(labels, prior)
     threshold = calibration.choose_threshold(labels, moved, settings.objective, settings.target, weights)
-    level = {
-        "bi_scale": scales["bi_encoder"],
-        "fusion": fusion,
-        "prefilter": prefilter,
-        "threshold": threshold.value,
-        "calibration_prior": calibration_prior,
-        "prior": prior,
-        "num_calibration_pairs": len(labels),
-    }
+    level = Level(
+        k=k,
+        bi_scale=scales["bi_encoder"],
+        fusion=fusion,
+        prefilter=prefilter,
+        threshold=threshold.value,
+        calibration_prior=calibration_prior,
+        num_calibration_pairs=len(labels),
+    )
     report = {
         "two_stage": calibration.quality(labels, two_stage),
         "threshold": {"value": threshold.value, "objective": settings.objective, "achieved": threshold.achieved},
@@ -203,79 +256,10 @@ def _author_groups(chunks: Artifact) -> dict[str, str]:
     return dict(zip(table["work_id"].to_pylist(), table["author_group"].to_pylist(), strict=True))
 
 
-def _clusters(table: pa.Table, groups: dict[str, str]) -> tuple[list[str], list[str]]:
-    """What each pair's two sides must share with no other pair: author groups, or without any the pair itself."""
-    if not groups:
-        return table["pair_id"].to_pylist(), table["pair_id"].to_pylist()
-    a, b = ([groups[work] for work in table[side].to_pylist()] for side in ("work_a", "work_b"))
-    return a, b
-
-
-def _divided(
-    clusters: tuple[list[str], list[str]], kinds: np.ndarray, settings: CalibrateConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which pairs (n,) are fitted on, and which certify.
-
-    A pair of a fitted and a certifying author does neither. That takes away pairs of two authors alone, so of the
-    other kinds as large a part is left out: the kinds stay mixed as they were, and so do the probabilities.
-    """
-    held = certify.held_back([*clusters[0], *clusters[1]], settings.certify_share, settings.seed)
-    a, b = (np.fromiter((name in held for name in side), bool, len(side)) for side in clusters)
-    order = np.random.default_rng(settings.seed).permutation(np.flatnonzero(~a & ~b))
-    names, wanted = np.unique(kinds.astype(str), return_counts=True)
-    rows = {name: order[kinds[order] == name] for name in names}
-    part = min(len(rows[name]) / count for name, count in zip(names, wanted, strict=True))
-    fitted = np.zeros(len(kinds), bool)
-    for name, count in zip(names, wanted, strict=True):
-        fitted[rows[name][: round(part * count)]] = True
-    if not part:
-        raise UserError(
-            f"certify_share = {settings.certify_share:g}: of {len(set(clusters[0]))} authors too few are left to fit "
-            "the scales on; give more authors, or another share or seed"
-        )
-    return fitted, a & b
-
-
-def _certify(
-    table: pa.Table,
-    kinds: np.ndarray,
-    clusters: tuple[list[str], list[str]],
-    held: np.ndarray,
-    level: dict[str, Any],
-    settings: CalibrateConfig,
-) -> tuple[Certificate, ...]:
-    """A certificate of each side that was asked for, certified or not, from the pairs that were held back."""
-    prior = level["prior"]
-    counts = Counter(kind for kind in kinds if kind != "positive")
-    shares = {kind: (1 - prior) * count / counts.total() for kind, count in counts.items()} | {"positive": prior}
-    rows = np.flatnonzero(held)
-    sides = [[side[row] for row in rows] for side in clusters]
-    here = {kinds[row] for row in rows}
-    absent = [kind for kind in shares if kind not in here]
-    if absent:
-        raise UserError(
-            f"certify_share = {settings.certify_share:g}: the {len(rows)} pairs held back have none of the kind "
-            f"{absent[0]!r}; give more authors, or another share or seed"
-        )
-    rows = rows[certify.independent_pairs([kinds[row] for row in rows], *sides, shares, settings.seed)]
-    logits = (table[name].to_numpy()[rows] for name in ("bi_encoder", "cross_encoder"))
-    raw = matcher.two_stage(level["bi_scale"], level["fusion"], level["prefilter"], *logits)
-    probabilities = decisions.at_prior(raw, level["calibration_prior"], prior)
-    labels = table["label"].to_numpy()[rows]
-    targets = {"same": settings.same_precision, "different": settings.different_precision}
-    return tuple(
-        certify.certify(
-            labels, probabilities, side, targets[side], settings.confidence, unit=settings.unit, prior=prior
-        )
-        for side in certify.SIDES
-        if targets[side] is not None
-    )
-
-
 def data_sha256(table: pa.Table) -> str:
     """SHA-256 of the pairs, their labels and both stages' logits, in their order."""
     digest = hashlib.sha256()
-    for name in ("pair_id", "label", "bi_encoder", "cross_encoder"):
+    for name in ("k", "pair_id", "label", "bi_encoder", "cross_encoder"):
         digest.update("\n".join([name, *map(repr, table[name].to_pylist())]).encode())
     return digest.hexdigest()
 
@@ -290,8 +274,7 @@ def _spec(inputs: dict[str, Artifact], settings: CalibrateConfig, **fitted: Any)
         **{key: recipe[key] for key in ("size", "overlap", "min_chars")},
         **fitted,
         objective=settings.objective,
-        max_chunks_per_text=settings.max_chunks_per_text,
-        max_cross_pairs=settings.max_cross_pairs,
+        max_cross_pairs=inputs["predictions"].manifest["recipe"]["max_cross_pairs"],  # as the logits were made
     )
 
 

@@ -30,6 +30,9 @@ class CrossEncoderConfig(config.Config):
     chunks: str
     pairs: str
     model: str = hub.MINILM
+    typed_marks: bool = Field(
+        default=True, description="typeset quotes and dashes are read as typed ones, _italics_ as plain words"
+    )
     start: str | None = Field(
         default=None, description="a trained bi-encoder (models artefact) to start from, not `model`"
     )
@@ -152,13 +155,16 @@ def alone(tokens: list[np.ndarray], types: list[np.ndarray], padding: int) -> di
 class CrossEncoderTask:
     """Batches of half positives, half negatives, in random order of the two sides."""
 
+    mfu_key = "mfu_without_embeddings"
+
     def __init__(self, settings: CrossEncoderConfig):
         root = settings.runtime.root
         chunks = artifact.open_artifact(root, "chunks", settings.chunks)
         pairs = artifact.open_artifact(root, "pairs", settings.pairs)
         self.settings = settings
         start = settings.start and artifact.open_artifact(root, "models", settings.start).local()
-        model = build_model(str(start or hub.find_model(settings.model)), settings.max_length)
+        folder = str(start or hub.find_model(settings.model))
+        model = build_model(folder, settings.max_length, settings.typed_marks)
         set_dropout(model[0].model, settings.dropout)
         self.cross = CrossEncoder(model)
         self.module = Module(model, settings.imitation_weight)
@@ -171,16 +177,24 @@ class CrossEncoderTask:
         self.flops_per_token = flops_per_token(model[0].model)
 
     def batch(self, step: int, micro: int, rank: int, world: int) -> loop.Batch:
-        rows, swapped = self.batches.plan(step, micro, self.settings.loop.accumulation)
-        mine = np.arange(len(rows))[rank::world]
-        texts = [self.train.texts(int(rows[i]), swapped=bool(swapped[i])) for i in mine]
+        rows, swapped = self._plan(step, micro, rank, world)
+        texts = [self.train.texts(row, swapped=order) for row, order in zip(rows, swapped, strict=True)]
         length = min(self.settings.train_length or self.settings.max_length, self.settings.max_length)
         tokens, types = tokenize_pairs(self.cross.model, texts, length)
         inputs = features(tokens, types, self.cross.model)
         if self.settings.imitation_weight:
             inputs |= alone(tokens, types, self.cross.model.tokenizer.pad_token_id or 0)
-        labels = torch.from_numpy(self.train.labels[rows[mine]].astype(np.float32))
+        labels = torch.from_numpy(self.train.labels[rows].astype(np.float32))
         return {**inputs, "labels": labels}
+
+    def describe(self, step: int, micro: int, rank: int, world: int) -> list[str]:
+        """The two chunks of each pair."""
+        return [self.train.named(*pair) for pair in zip(*self._plan(step, micro, rank, world), strict=True)]
+
+    def _plan(self, step: int, micro: int, rank: int, world: int) -> tuple[list[int], list[bool]]:
+        """A worker's rows of the training pairs, and whether each is read the other way round."""
+        rows, swapped = self.batches.plan(step, micro, self.settings.loop.accumulation)
+        return rows[rank::world].tolist(), swapped[rank::world].tolist()
 
     def num_tokens(self, batch: loop.Batch) -> int:
         return int(batch["attention_mask"].sum())
@@ -204,7 +218,7 @@ def work(settings: CrossEncoderConfig, draft: Draft, log: Callable[[dict[str, An
     torch.manual_seed(settings.loop.seed)  # the new head's initial weights
     task = CrossEncoderTask(settings)
     state = loop.train(task, settings.loop, draft, log)
-    save(draft, state, settings.loop, task.save)
+    save(draft, state, settings.loop, task)
 
 
 if __name__ == "__main__":

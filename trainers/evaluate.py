@@ -4,9 +4,11 @@
 
 By stratum (`quire.strata`) and by pair type, with intervals over authors; where `masked` names the predictions of the
 same pairs with names masked (`pipelines.score mask_names=true`), beside those: by rank alone, since every scale was
-fitted on texts as they are. The baselines have then seen masked training texts, the models have not.
+fitted on texts as they are. The baselines have then seen masked training texts, the models have not. All that is of
+single chunks; where the matcher has further levels, AUC, ECE and Brier stand against the number of chunks a side.
 """
 
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from quire import artifact, config, decisions, matcher, matcher_report, metrics, report, strata
+from quire import artifact, config, decisions, level_curve, levels, matcher, matcher_report, metrics, report, strata
 from quire.artifact import Artifact
-from quire.calibration import Fusion, Scale
+from quire.calibration import Scale, prior_weights
 from quire.errors import UserError
 from quire.strata import Stratum
 from trainers.tracker import TrackedRuntime, log_report
@@ -47,7 +49,10 @@ class Scores(NamedTuple):
 
 
 def run(settings: EvaluateConfig) -> Artifact:
-    """Make the `reports` artefact: results.json, strata.json, pair_types.json, table.txt, index.html."""
+    """Make the `reports` artefact: results, strata, pair_types, decisions and levels as JSON, table.txt, index.html.
+
+    Raises UserError for predictions of other models than the matcher's, or masked ones of other pairs.
+    """
     root = settings.runtime.root
     inputs = {
         "predictions": artifact.open_artifact(root, "predictions", settings.predictions),
@@ -58,11 +63,13 @@ def run(settings: EvaluateConfig) -> Artifact:
     draft = artifact.begin_step(settings, "reports", inputs)
     if draft.published:
         return draft.published
+    _check_models(inputs)
     table = inputs["predictions"].read()
-    test = table.filter(pc.equal(table["split"], "test"))
+    every = table.filter(pc.equal(table["split"], "test"))
+    test = levels.of_level(every, 1)
     topic = _topic(test, settings.topic)
     authors = [np.asarray(test[side].to_pylist(), dtype=object) for side in ("author_a", "author_b")]
-    measure = _Measure(authors, settings, prior=inputs["matcher"].read_json("matcher.json")["calibration_prior"])
+    measure = _Measure(authors, settings, prior=_spec(inputs["matcher"]).level(1).calibration_prior)
     scores = system_scores(test, inputs["matcher"])
     found, types = strata.strata(test, topic), strata.pair_types(test)
     rows = measure.strata(scores, found)
@@ -76,10 +83,18 @@ def run(settings: EvaluateConfig) -> Artifact:
             rows[system] |= values
         described["masked"] = described["overall"] | {"title": title, "topic_auc": None}
         pair_types["names masked"] = measure.rankings(hidden, types)
+    curve = _curve(every, inputs["matcher"], settings)
     text = "\n".join([report.table(_main(rows, test)), "", matcher_report.pair_type_table(pair_types)])
-    made_from = ancestors(root, inputs)
-    page = report.render(_page(settings, rows, described, pair_types, test, scores, inputs["matcher"], made_from))
-    files = {"results": rows, "strata": described, "pair_types": pair_types}
+    text += level_curve.told(curve)
+    decided = decisions_on(every, inputs["matcher"])
+    tables = [
+        matcher_report.pair_type_section(pair_types),
+        matcher_report.stratum_section(rows, described),
+        matcher_report.decision_section(decided),
+    ]
+    made = _page(settings, rows, tables, test, scores, inputs["matcher"], ancestors(root, inputs))
+    page = report.render(level_curve.added(made, curve))
+    files = {"results": rows, "strata": described, "pair_types": pair_types, "decisions": decided, "levels": curve}
     for name, content in files.items():
         draft.storage.write_json(f"{draft.folder}/{name}.json", content)
     draft.storage.write_bytes(f"{draft.folder}/table.txt", text.encode())
@@ -125,23 +140,85 @@ class _Measure:
         return rows
 
 
-def system_scores(table: pa.Table, made: Artifact) -> Scores:
-    """Every system of a matcher on the pairs of a table of predictions; two-stage first."""
-    calibration, spec = made.read_json("calibration.json"), made.read_json("matcher.json")
+def _curve(test: pa.Table, made: Artifact, settings: EvaluateConfig) -> dict[str, dict[str, dict[str, Any]]]:
+    """system -> k, at the levels that the test pairs and the matcher have -> AUC and its interval, NLL, Brier, ECE."""
+    known = {level.k for level in _spec(made).levels}
+    draws = {"num_samples": settings.num_bootstraps, "seed": settings.seed}
+    curve: dict[str, dict[str, dict[str, Any]]] = {}
+    for k in (k for k in levels.scored(test) if k in known):
+        table = levels.of_level(test, k)
+        labels, scores = table["label"].to_numpy(), system_scores(table, made, k)
+        authors = [np.asarray(table[side].to_pylist(), dtype=object) for side in ("author_a", "author_b")]
+        for system, values in scores.rankings.items():
+            curve.setdefault(matcher_report.title(system), {})[str(k)] = {
+                "auc": metrics.auc(labels, values),
+                "auc_interval": list(metrics.author_bootstrap(labels, values, *authors, **draws)),
+                **metrics.quality(labels, scores.probabilities[system]),
+                "num_positives": int(labels.sum()),
+                "num_negatives": int((1 - labels).sum()),
+            }
+    return curve
+
+
+def _spec(made: Artifact) -> matcher.MatcherSpec:
+    return matcher.load_spec(made.storage.read_bytes(f"{made.folder}/matcher.json"))
+
+
+def system_scores(table: pa.Table, made: Artifact, k: int = 1) -> Scores:
+    """Every system of a matcher on the pairs of a table of predictions, all of one level; two-stage first."""
+    calibration, spec = made.read_json("calibration.json")["levels"][str(k)], _spec(made)
+    level = spec.level(k)
     scales = {name: Scale(**facts["scale"]) for name, facts in calibration["systems"].items()}
     logits = {name: table[name].to_numpy() for name in scales}
     both = matcher.two_stage(
         scales["bi_encoder"],
-        Fusion(**spec["fusion"]),
-        spec["prefilter"],
+        level.fusion,
+        level.prefilter,
         logits["bi_encoder"],
         logits["cross_encoder"],
     )
     probabilities = {"two_stage": both, **{name: scale.probability(logits[name]) for name, scale in scales.items()}}
     # The same cut on the scores, on the scale of these probabilities, which are for the calibration pairs' own prior.
-    threshold = decisions.at_prior(np.asarray(spec["threshold"]), spec["prior"], spec["calibration_prior"])
+    threshold = decisions.at_prior(np.asarray(level.threshold), spec.prior, level.calibration_prior)
     thresholds = {**calibration["thresholds"], "two_stage": float(threshold)}
     return Scores(probabilities, {"two_stage": both, **logits}, thresholds)
+
+
+def decisions_on(test: pa.Table, made: Artifact) -> list[dict[str, Any]]:
+    """What a matcher promised of each side at each level, and what it kept on test pairs, mixed as the promise says.
+
+    `decided`: share of all pairs that the side was said of; `precision`: the share of those that it was true of, None
+    where it was never said.
+    """
+    spec, rows = _spec(made), []
+    for level in (level for level in spec.levels if level.certificates):
+        table = levels.of_level(test, level.k)
+        labels = table["label"].to_numpy()
+        logits = (table[name].to_numpy() for name in ("bi_encoder", "cross_encoder"))
+        answers = matcher.decide(spec, *logits, k=[level.k] * len(labels))
+        weights = prior_weights(labels, spec.prior)
+        for certificate in level.certificates:
+            said = np.fromiter((answer.decision == certificate.side for answer in answers), bool, len(answers))
+            right = labels[said] == (certificate.side == "same")
+            precision = float(np.average(right, weights=weights[said])) if said.any() else None
+            share = float(np.average(said, weights=weights))
+            rows.append({"k": level.k, "certificate": asdict(certificate), "decided": share, "precision": precision})
+    return rows
+
+
+def _check_models(inputs: dict[str, Artifact]) -> None:
+    """The scales hold for the very models that they were fitted to."""
+    for scored in ("predictions", "masked"):
+        for role in ("bi_encoder", "cross_encoder"):
+            used, fitted = (
+                inputs[name].manifest["inputs"].get(role) if name in inputs else None for name in (scored, "matcher")
+            )
+            if used and fitted and used["content"] != fitted["content"]:
+                raise UserError(
+                    f"{scored} = {inputs[scored].name!r}: scored by {used['name']!r}, but the matcher "
+                    f"{inputs['matcher'].name!r} was calibrated with {fitted['name']!r}, or with another one of that "
+                    "name; score again with that"
+                )
 
 
 def _topic(test: pa.Table, system: str) -> np.ndarray:
@@ -152,7 +229,7 @@ def _topic(test: pa.Table, system: str) -> np.ndarray:
 
 def _same_pairs(test: pa.Table, masked: Artifact) -> pa.Table:
     table = masked.read()
-    table = table.filter(pc.equal(table["split"], "test"))
+    table = levels.of_level(table.filter(pc.equal(table["split"], "test")), 1)
     if table["pair_id"].to_pylist() != test["pair_id"].to_pylist():
         raise UserError(
             f"masked = {masked.name!r}: its test pairs are not those of the predictions: score the same ones"
@@ -184,8 +261,7 @@ def ancestors(root: str, inputs: dict[str, Artifact]) -> list[Artifact]:
 def _page(
     settings: EvaluateConfig,
     rows: dict[str, dict[str, Any]],
-    described: dict[str, dict[str, Any]],
-    pair_types: dict[str, Any],
+    tables: list[report.Section],
     test: pa.Table,
     scores: Scores,
     made: Artifact,
@@ -204,9 +280,9 @@ def _page(
         ),
         rows=_main(rows, test),
         plots=matcher_report.figures(test["label"].to_numpy(), kinds, scores.probabilities, ancestry),
-        tables=[matcher_report.pair_type_section(pair_types), matcher_report.stratum_section(rows, described)],
+        tables=tables,
         sections=[
-            matcher_report.calibration_section(made.read_json("calibration.json")),
+            matcher_report.calibration_section(made.read_json("calibration.json")["levels"]["1"]),
             *matcher_report.making_sections(ancestry),
         ],
         details={f"{a.folder}: recipe and provenance": {key: a.manifest[key] for key in provenance} for a in ancestry},

@@ -18,7 +18,7 @@ from pydantic import Field
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from quire import artifact, config, device, hub, k_effect, lm, mixture, mixture_report, windows
+from quire import artifact, config, device, hub, k_effect, mixture, mixture_report, next_token, windows
 from quire.artifact import Artifact
 from quire.errors import UserError
 from quire.mixture_report import Run
@@ -46,7 +46,8 @@ CONFIG = EvaluateLmConfig
 
 
 def run(settings: EvaluateLmConfig) -> Artifact:
-    """Make the `reports` artefact: losses.parquet, positions.parquet, results.json, table.txt, figures, index.html."""
+    """Make the `reports` artefact: losses.parquet, positions.parquet, results.json, table.txt, table.md, figures,
+    index.html."""
     root = settings.runtime.root
     names = {"sweep": settings.sweep} | ({"control": settings.control} if settings.control else {})
     inputs: dict[str, Any] = {key: artifact.open_artifact(root, "sweeps", name) for key, name in names.items()}
@@ -72,10 +73,11 @@ def run(settings: EvaluateLmConfig) -> Artifact:
     positions = pa.Table.from_pylist(mixture_report.position_rows(runs))
     draft.storage.write_table(f"{draft.folder}/positions.parquet", positions)
     draft.storage.write_json(f"{draft.folder}/results.json", {**results, "models": _without_nan(rows)})
-    files = {"table.txt": text, "index.html": page} | {f"{name}.svg": plot.svg for name, plot in figures.items()}
+    files = {"table.txt": text, "table.md": mixture_report.markdown(results), "index.html": page}
+    files |= {f"{name}.svg": plot.svg for name, plot in figures.items()}
     for name, content in files.items():
         draft.storage.write_bytes(f"{draft.folder}/{name}", content.encode())
-    tracker.log_report(settings, draft, page, results)
+    tracker.log_report(settings, draft, page, results, {"losses": _without_nan(rows)})
     where = draft.storage.uri(f"{draft.folder}/index.html")
     return draft.publish(summary=f"{text}\nreport: {where}", facts={"results": results})
 
@@ -166,9 +168,11 @@ def _read(model: Artifact, tests: _Tests) -> Run:
         categories=facts["categories"],
         first=windows.choose_categories(tests.universe, 1, facts["category_seed"])[0],
         control=recipe["shuffle_labels"] is not None,
-        losses={name: lm.position_losses(network, found.ids) for name, found in drawn.items()},
+        losses={name: next_token.position_losses(network, found.ids) for name, found in drawn.items()},
         documents={name: found.documents for name, found in drawn.items()},
         bytes_per_token={name: found.bytes_per_token for name, found in drawn.items()},
+        # models of earlier versions do not say
+        distinct_tokens=sum(facts["distinct_tokens_read"].values()) if "distinct_tokens_read" in facts else None,
     )
 
 
@@ -193,7 +197,7 @@ class _Pretrained:
         length = int(np.percentile([len(ids) for ids in encoded], 20))
         length = min(length, getattr(network.config, "max_position_embeddings", length))
         ids = np.asarray([row[:length] for row in encoded if len(row) >= length], dtype=np.int64)
-        losses = lm.position_losses(network, ids)
+        losses = next_token.position_losses(network, ids)
         self.name, self.curve = name, losses.mean(0)  # (length - 1,) nats
         self.num_texts, self.left_out = len(ids), len(encoded) - len(ids)
         bytes_per_token = sum(len(text.encode()) for text in texts) / sum(map(len, encoded))

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from quire import device
+from quire import checkpoint, device
 from quire.artifact import WORK, Artifact, Draft
 from quire.errors import UserError
-from quire.loop import LoopConfig, NonFinite, State, rank_and_world
+from quire.loop import LoopConfig, NonFinite, State, Task, rank_and_world
 from trainers import tracker
 
 SECONDS_BETWEEN_LINES = 30
@@ -118,44 +118,54 @@ def tracking(settings: Any, draft: Draft, rank: int) -> tuple[Callable[[dict[str
 
     def report(record: dict[str, Any]) -> None:
         # Not after the last step: a scheduler that stopped a trial there would stop it before it is published.
-        last = record["step"] == settings.loop.max_steps
-        if runtime.in_sweep and f"eval_{settings.loop.metric}" in record and not last:
-            ray.train.report({settings.loop.metric: record[f"eval_{settings.loop.metric}"], "step": record["step"]})
+        last, metric = record["step"] == settings.loop.max_steps, settings.loop.judged_by
+        if runtime.in_sweep and f"eval_{metric}" in record and not last:
+            ray.train.report({metric: record[f"eval_{metric}"], "step": record["step"]})
 
     if rank != 0:
         return report, (lambda: None)
     run = tracker.start(settings, draft)
     shown_at = -math.inf
 
+    def track(record: dict[str, Any]) -> None:
+        values = {key: tracker.loggable(value) for key, value in record.items() if key != "step"}
+        run.log(values, step=record["step"])
+
+    if run is not None:
+        # What a killed process had logged offline may never have reached its file. A server knows how far it has come.
+        for record in checkpoint.history(draft):
+            if record["step"] >= run.starting_step:
+                track(record)
+
     def log(record: dict[str, Any]) -> None:
         nonlocal shown_at
-        step = record["step"]
         if any(key.startswith("eval_") for key in record) or time.monotonic() - shown_at > SECONDS_BETWEEN_LINES:
             shown_at = time.monotonic()
             shown = "  ".join(f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, int | float))
             sys.stdout.write(f"      {draft.name}: {shown}\n")  # print would show twice: Ray Train logs it as well
         if run is not None:
-            run.log({key: tracker.loggable(value) for key, value in record.items() if key != "step"}, step=step)
+            track(record)
         report(record)
 
     return log, (run.finish if run is not None else lambda: None)
 
 
-def save(draft: Draft, state: State, settings: LoopConfig, write: Callable[[Any], None]) -> None:
+def save(draft: Draft, state: State, settings: LoopConfig, task: Task) -> None:
     """Rank 0 writes the model folder, the loss history and what the training took."""
     if rank_and_world()[0] != 0:
         return
     with draft.storage.local_folder(draft.folder) as folder:
-        write(folder)
-    first = next(r for r in state.history if f"eval_{settings.metric}" in r)
+        task.save(folder)
+    judged_by = f"eval_{settings.judged_by}"
+    first = next(record for record in state.history if judged_by in record)
     draft.storage.write_json(
         f"{draft.folder}/history.json",
         {
-            "metric": settings.metric,
+            "metric": settings.judged_by,
             "best": state.best,
             "best_step": state.best_step,
             "steps": state.step,
-            "untrained": first[f"eval_{settings.metric}"],
+            "untrained": first[judged_by],
             # curves stand in files of their own
             "history": [{k: v for k, v in record.items() if not isinstance(v, list)} for record in state.history],
         },
@@ -165,7 +175,7 @@ def save(draft: Draft, state: State, settings: LoopConfig, write: Callable[[Any]
     timing = {
         "tokens": state.tokens,
         "seconds": seconds,
-        "mfu": state.flops / seconds / peak,
+        task.mfu_key: state.flops / seconds / peak,
         "data_share": state.data_seconds / seconds,
         "cpu": seconds * torch.get_num_threads() * rank_and_world()[1],
         "gpu": seconds * rank_and_world()[1] if device.device().type == "cuda" else 0.0,
@@ -181,5 +191,7 @@ def publish(draft: Draft, remark: str = "") -> Artifact:
         f"untrained {facts['untrained']:.4f}"
     )
     timing = draft.storage.read_json(f"{draft.folder}/{WORK}/timing.json")
-    summary += f"; {timing['tokens'] / timing['seconds']:,.0f} tokens/s, MFU {timing['mfu']:.1%}{remark}"
+    mfu = next(key for key in timing if key.startswith("mfu"))
+    summary += f"; {timing['tokens'] / timing['seconds']:,.0f} tokens/s"
+    summary += f", {mfu.replace('mfu', 'MFU').replace('_', ' ')} {timing[mfu]:.1%}{remark}"
     return draft.publish(summary=summary, facts=timing, cost={key: timing[key] for key in ("cpu", "gpu")})

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from quire import artifact, config, hub, lm, loop, mixture
+from quire import artifact, config, hub, lm, loop, mixture, next_token
 from quire.artifact import Artifact, Draft
 from quire.errors import UserError
 from quire.loop_config import LoopConfig
@@ -26,9 +26,15 @@ class LmRuntime(TrainRuntime):
     """Where and with what it runs."""
 
     mfu_with_embeddings: bool = Field(
-        default=False, description="count the input embedding, which is looked up and not multiplied, into MFU"
+        default=False, description="count the input embedding, which is looked up and not multiplied, into the MFU"
     )
     compile: bool = Field(default=False, description="torch.compile the transformer; needs a C++ compiler, or Triton")
+
+
+class LmLoop(LoopConfig):
+    """The loop with AdamW's betas as language models are trained with (GPT-3, Brown et al. 2020, appendix B)."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
 
 
 class LmConfig(config.Config):
@@ -48,7 +54,7 @@ class LmConfig(config.Config):
     batch_size: int = Field(default=32, gt=0, description="windows of a micro-batch, over all workers")
     num_eval_windows: int = Field(default=64, gt=0, description="validation windows of each category")
     eval_seed: int = Field(default=0, ge=0, description="the same for runs that are to be compared")
-    loop: LoopConfig
+    loop: LmLoop
     runtime: LmRuntime = LmRuntime()
 
 
@@ -62,9 +68,9 @@ def run(settings: LmConfig) -> Artifact:
     if draft.published:
         return draft.published
     fit("trainers.lm", settings.model_copy(update={"loop": in_steps(settings)}), draft)
-    left_out = draft.storage.read_json(f"{draft.folder}/mixture.json")["left_out"]
-    counted = "with" if settings.runtime.mfu_with_embeddings else "without"
-    said = f" ({counted} the input embedding)"
+    facts = draft.storage.read_json(f"{draft.folder}/mixture.json")
+    said = f"; {sum(facts['distinct_tokens_read'].values()):,} different tokens read"
+    left_out = facts["left_out"]
     return publish(draft, said + (f"; {left_out:,} documents shorter than a window are not read" if left_out else ""))
 
 
@@ -76,7 +82,7 @@ def inputs(settings: LmConfig) -> dict[str, Artifact | str]:
     return found
 
 
-def in_steps(settings: LmConfig) -> LoopConfig:
+def in_steps(settings: LmConfig) -> LmLoop:
     """The loop with its budget in optimiser steps. Raises UserError when a token budget does not pay for one."""
     return settings.loop.in_steps(settings.batch_size * settings.sequence_length * settings.loop.accumulation)
 
@@ -125,9 +131,17 @@ class LmData:
             tokens_per_category=self.mixture.tokens_per_category,
             pool_seed=settings.category_seed,
         )
-        frozen = evaluation_windows(store, "validation", names, length, settings.num_eval_windows, settings.eval_seed)
+        self.asked = (store, "validation", names, length, settings.num_eval_windows, settings.eval_seed)
+        frozen = evaluation_windows(*self.asked)
         self.evaluation = np.concatenate([frozen[name] for name in names])
         self.category = np.repeat(np.arange(len(names)), [len(frozen[name]) for name in names])
+
+    def described(self, chosen: np.ndarray) -> list[str]:
+        """Of these rows of `evaluation`: the category, the document, and the token that the window begins at."""
+        plan = evaluation_plan(*self.asked)
+        rows, starts = (np.concatenate([plan[name][part] for name in self.mixture.categories]) for part in (0, 1))
+        names, ids = self.mixture.categories, self.store.document_ids
+        return [f"{names[self.category[i]]} {ids[rows[i]]} from token {starts[i]}" for i in chosen]
 
 
 class Module(nn.Module):
@@ -138,7 +152,7 @@ class Module(nn.Module):
         self.model = model
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"loss": lm.mean_loss(self.model, batch["windows"])}
+        return {"loss": next_token.mean_loss(self.model, batch["windows"])}
 
 
 class LmTask:
@@ -150,7 +164,9 @@ class LmTask:
         if settings.runtime.compile:
             model.base_model.compile()  # in place: the weights keep their names
         self.module = Module(model)
-        self.flops_per_token = lm.flops_per_token(model, settings.sequence_length, settings.runtime.mfu_with_embeddings)
+        counted = settings.runtime.mfu_with_embeddings
+        self.mfu_key = f"mfu_{'with' if counted else 'without'}_embeddings"
+        self.flops_per_token = lm.flops_per_token(model, settings.sequence_length, counted)
 
     def batch(self, step: int, micro: int, rank: int, world: int) -> loop.Batch:
         windows = torch.from_numpy(self.data.train.batch(step, self._slots(micro, rank, world)))
@@ -178,12 +194,20 @@ class LmTask:
         names, category = self.data.mixture.categories, self.data.category
         sums = np.zeros((len(names), self.settings.sequence_length - 1))
         mine = slice(rank, None, world)
-        np.add.at(sums, category[mine], lm.position_losses(self.module.model, self.data.evaluation[mine]))
+        losses = next_token.position_losses(self.module.model, self.data.evaluation[mine])
+        self.bad = np.zeros(len(category))
+        self.bad[mine] = ~np.isfinite(losses).all(1)
+        np.add.at(sums, category[mine], losses)
         means = loop.summed(sums) / np.bincount(category, minlength=len(names))[:, None]  # (K, L - 1)
         loss = float(means.mean())  # every category weighs the same
         by_category = {f"loss_{name}": float(row.mean()) for name, row in zip(names, means, strict=True)}
         curve = means.mean(axis=0).tolist()
-        return {"loss": loss, "perplexity": lm.perplexity(loss), **by_category, "position_losses": curve}
+        return {"loss": loss, "perplexity": next_token.perplexity(loss), **by_category, "position_losses": curve}
+
+    def bad_evaluation(self, rank: int, world: int) -> tuple[loop.Batch, list[str]]:
+        """The windows of the last evaluation whose losses are no numbers."""
+        chosen = np.flatnonzero(loop.summed(self.bad))
+        return {"windows": torch.from_numpy(self.data.evaluation[chosen])}, self.data.described(chosen)
 
     def save(self, folder: Path) -> None:
         lm.save_lm(self.module.model, self.data.tokenizer, folder)
@@ -195,7 +219,7 @@ def work(settings: LmConfig, draft: Draft, log: Callable[[dict[str, Any]], None]
     check_workers(settings, world)
     task = LmTask(settings)
     state = loop.train(task, in_steps(settings), draft, log)
-    save(draft, state, settings.loop, task.save)
+    save(draft, state, settings.loop, task)
     if rank == 0:
         described = {
             **task.data.mixture.described(),
@@ -204,6 +228,9 @@ def work(settings: LmConfig, draft: Draft, log: Callable[[dict[str, Any]], None]
             "data_seed": settings.loop.seed,
             "shuffle_labels": settings.shuffle_labels,
             "left_out": task.data.train.left_out,
+            "distinct_tokens_read": task.data.train.distinct_tokens(
+                state.step, settings.batch_size * settings.loop.accumulation
+            ),
         }
         draft.storage.write_json(f"{draft.folder}/mixture.json", described)
         draft.storage.write_json(f"{draft.folder}/profiles.json", profiles(state, task.data.mixture.categories))

@@ -1,6 +1,6 @@
 """Weights & Biases: a run per artefact with its config, its numbers and its report; offline unless told otherwise."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,15 @@ def loggable(value: Any) -> Any:
     return wandb.Table(columns=["position", "value"], data=[[i, number] for i, number in enumerate(value, 1)])
 
 
-def log_report(settings: Any, draft: Draft, page: str, results: Mapping[str, Any]) -> None:
+def log_report(
+    settings: Any,
+    draft: Draft,
+    page: str,
+    results: Mapping[str, Any],
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> None:
     """The report page as an artefact of the run, shown as well, and each number of the nested `results` in the run's
-    summary, named by its keys: `system/stratum/metric`."""
+    summary, named by its keys: `system/stratum/metric`. `tables` are rows of the same keys, by name."""
     run = start(settings, draft)
     if run is None:
         return
@@ -72,7 +78,11 @@ def log_report(settings: Any, draft: Draft, page: str, results: Mapping[str, Any
     with kept.new_file("index.html", encoding="utf-8") as file:
         file.write(page)
     run.log_artifact(kept)
-    run.log({"report": wandb.Html(page, inject=False)})
+    made = {
+        name: wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        for name, rows in (tables or {}).items()
+    }
+    run.log({"report": wandb.Html(page, inject=False), **made})
     run.finish()
 
 

@@ -143,7 +143,7 @@ def _results(draft: Draft, trials: dict[str, Trial], errors: dict[str, str]) -> 
     rows, stopped = [], running.stopped(draft)
     for name, trial in trials.items():
         empty = dict.fromkeys(("best", "best_step", "steps", "tokens", "seconds", "cpu", "gpu", "fingerprint", "error"))
-        row = {"trial": name, "values": trial.point, "metric": trial.config.loop.metric, **empty}
+        row = {"trial": name, "values": trial.point, "metric": trial.config.loop.judged_by, **empty}
         if draft.storage.exists(f"models/{name}/{MANIFEST}"):
             made = artifact.open_artifact(draft.storage, "models", name)
             facts, timing = made.read_json("history.json"), made.manifest["facts"]

@@ -60,7 +60,7 @@ def run(settings: Any, draft: Draft, trials: Mapping[str, Any]) -> dict[str, str
         tune.with_resources(_trial(settings.trainer, loops[0], list(trials.values())), {"CPU": 0, "memory": 2**20}),
         param_space={NUMBER: tune.grid_search(list(range(len(names))))},
         tune_config=tune.TuneConfig(
-            metric=loops[0].metric,
+            metric=loops[0].judged_by,
             mode="max" if loops[0].higher_is_better else "min",
             trial_name_creator=lambda trial: names[trial.config[NUMBER]].removeprefix(f"{settings.name}-"),
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -124,10 +124,10 @@ def _trial(trainer: str, loop: LoopConfig, trials: Sequence[Any]) -> Any:
         try:
             made = module.run(module.CONFIG.model_validate_json(configs[point[NUMBER]]))
         except UserError as error:  # the same on every attempt, so reported and not raised: nothing to retry
-            tune.report({loop.metric: -math.inf if loop.higher_is_better else math.inf, "mistake": str(error)})
+            tune.report({loop.judged_by: -math.inf if loop.higher_is_better else math.inf, "mistake": str(error)})
         else:
             facts = made.read_json("history.json")
-            tune.report({loop.metric: facts["best"], "step": facts["steps"]})
+            tune.report({loop.judged_by: facts["best"], "step": facts["steps"]})
 
     return trial
 
@@ -159,7 +159,7 @@ class Halving(ASHAScheduler):
                 "nothing early; lower it or loop.eval_every"
             )
         super().__init__(time_attr="step", grace_period=grace, reduction_factor=asha.reduction_factor, max_t=most)
-        self.draft, self.names, self.loss = draft, names, loops[0].metric
+        self.draft, self.names, self.loss = draft, names, loops[0].judged_by
         self.reports: dict[str, list[dict[str, Any]]] = {}
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The flow of rounds holds together: every artefact that a step reads is made before it, by settings that exist."""
+"""Flows of books hold together: every artefact that a step reads is made before it, by settings that exist."""
 
 from pathlib import Path
 
@@ -23,10 +23,11 @@ def kind(run: str) -> str:
     return MADE_BY.get(run) or ("models" if room == "trainers" else made)
 
 
-def test_what_a_step_reads_an_earlier_one_has_made(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["books", "books_large", "books_rounds", "style"])
+def test_what_a_step_reads_an_earlier_one_has_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     made: set[tuple[str, str]] = set()
-    for step, _, settings in flow.configs(flow.load_flow("flows/books_rounds.toml", ["documents.source.folder=books"])):
+    for step, _, settings in flow.configs(flow.load_flow(f"flows/{name}.toml", ["documents.source.folder=books"])):
         for key, value in settings.model_dump(exclude={"runtime", "name"}, exclude_none=True).items():
             role = READ.get(key, key)
             if role in {

@@ -1,0 +1,70 @@
+"""How AUC rises with the number of chunks a side: table, section and plot of one curve.
+
+A curve is system -> k, as text -> AUC, its interval, ECE, Brier and the numbers of pairs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from quire import plots, report
+from quire.report import Report, Section
+
+Curve = Mapping[str, Mapping[str, Mapping[str, Any]]]
+FINAL = "two-stage"  # the system whose probabilities are the answer
+TITLE = "By chunks a side"
+HOW = (
+    "k chunks in a row on either side, drawn around the pairs of single chunks: the mean score of all k x k cells, for "
+    "the cross-encoder of those few that it reads. Every level has a scale of its own, fitted on calibration pairs of "
+    "as many chunks. A level above 1 has fewer pairs."
+)
+_OF_FINAL = {"Brier": "brier", "ECE": "ece"}
+
+
+def told(curve: Curve) -> str:
+    """What a table in text ends with: nothing where there is one level."""
+    return f"\n\n{table(curve)}" if len(curve[FINAL]) > 1 else ""
+
+
+def added(page: Report, curve: Curve) -> Report:
+    """The page with the curve, where there is more than one level."""
+    if len(curve[FINAL]) == 1:
+        return page
+    return replace(page, tables=[*page.tables, section(curve)], plots=[*page.plots, plot(curve)])
+
+
+def table(curve: Curve) -> str:
+    """AUC of each system at each level as aligned text, and what else is known of the final answer."""
+    final = curve[FINAL]
+    rows = [(TITLE.lower(), list(final)), ("pairs", [str(_num_pairs(cell)) for cell in final.values()])]
+    rows += [(system, [f"{cell['auc']:.3f}" for cell in cells.values()]) for system, cells in curve.items()]
+    for name, place in (("from", 0), ("to", 1)):
+        rows.append((f"{FINAL}, 95 % {name}", [f"{cell['auc_interval'][place]:.3f}" for cell in final.values()]))
+    rows += [(f"{FINAL}, {what}", [f"{cell[key]:.3f}" for cell in final.values()]) for what, key in _OF_FINAL.items()]
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(f"{name:<{width}}" + "".join(f"{cell:>9}" for cell in cells) for name, cells in rows)
+
+
+def section(curve: Curve) -> Section:
+    """The same with the intervals of every system."""
+    final = curve[FINAL]
+    rows: list[tuple[str, ...]] = [("pairs", *(f"{_num_pairs(cell):,}" for cell in final.values()))]
+    for system, cells in curve.items():
+        rows.append((system, *(report.shown(cell["auc"], cell["auc_interval"]) for cell in cells.values())))
+    rows += [
+        (f"{FINAL}, {what}", *(report.shown(cell[key]) for cell in final.values())) for what, key in _OF_FINAL.items()
+    ]
+    text = f"{HOW} AUC with its 95 % interval over authors."
+    return Section(TITLE, text, ("System", *(f"k = {k}" for k in final)), rows)
+
+
+def plot(curve: Curve) -> report.Plot:
+    """AUC over k of every system, the final one with its interval."""
+    lines = {system: [(int(k), cell["auc"]) for k, cell in cells.items()] for system, cells in curve.items()}
+    band = [cell["auc_interval"] for cell in curve[FINAL].values()]
+    svg = plots.against_level(lines, {FINAL: band})
+    return report.Plot(TITLE, svg, "AUC as more chunks of either text are read; the band is the 95 % interval.")
+
+
+def _num_pairs(cell: Mapping[str, Any]) -> int:
+    return cell["num_positives"] + cell["num_negatives"]

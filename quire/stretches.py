@@ -1,0 +1,164 @@
+"""Pairs of stretches, k chunks in a row on either side, drawn around the frozen pairs of single chunks.
+
+A pair of stretches keeps the works, the label and the type of its pair, so that what is measured with k chunks a side
+is measured of the same books. Shape letters: n chunks, p frozen pairs.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from quire import embeddings, schema
+from quire.errors import UserError
+from quire.works import MIN_GAP, documents, first_apart
+
+COLUMNS = ("chunk_id", "document_id", "start", "end")
+SCHEMA = pa.schema(
+    [
+        *schema.PAIRS,  # chunk_a and chunk_b are the first chunks of both stretches, pair_id both together
+        ("k", pa.int32()),
+        ("row_a", pa.int64()),  # of the first chunk in the chunk table
+        ("row_b", pa.int64()),
+        ("chars_a", pa.int64()),  # from the first chunk's beginning to the last one's end
+        ("chars_b", pa.int64()),
+    ]
+)
+
+
+class _Chunks(NamedTuple):
+    """The chunks of a split in reading order, document by document: (n,) each."""
+
+    start: np.ndarray  # characters
+    end: np.ndarray
+    document: np.ndarray  # its number
+    first: np.ndarray  # place of its first chunk
+    last: np.ndarray  # and the place behind its last
+    apart: np.ndarray  # the first place that neither overlaps nor touches the chunk
+    peak: np.ndarray  # where to divide the document, so that both parts have the most room
+
+
+def stretches(
+    pairs: pa.Table, chunks: pa.Table, levels: Sequence[int], num_pairs: int
+) -> tuple[pa.Table, dict[int, dict[str, Any]]]:
+    """Pairs of stretches of each of `levels` chunks, and for each level how many of each kind, and what is missing why.
+
+    `pairs`: the frozen pairs of ONE split (schema.PAIRS); `chunks`: that split's chunks (`COLUMNS`), document by
+    document in reading order, in a row as they stand there: a window that was dropped leaves a hole.
+
+    A stretch lies around its chunk, as far to both sides as its document has room. The two of a positive lie in one
+    document and are at least `works.MIN_GAP` characters apart, as its two chunks are: the document is divided between
+    them where both have the most room. Longer stretches hold the shorter ones of the same pair. Missing are pairs of
+    a document that has no room for two stretches (`document_short`, negatives too, so that a short book is not
+    recognisable by its label), positives whose chunks lie so that there is no room around them (`no_room`), and what
+    gives the very stretches of another pair (`drawn_before`).
+
+    At most `num_pairs` a level, mixed in kinds as the frozen pairs are, those of the least hashes: the same pairs for
+    every level, as far as they have room, whatever the other pairs are. The rows of one frozen pair stand together, in
+    the order of the frozen pairs. Raises UserError when a level has no pair of one book, or none of two.
+    """
+    table = _chunks(chunks)
+    ids = chunks["chunk_id"].combine_chunks()
+    a, b = (pc.index_in(pairs[side], value_set=ids) for side in ("chunk_a", "chunk_b"))
+    if a.null_count or b.null_count:
+        raise UserError("pairs: some are of chunks that the chunk artefact lacks; make them again from it")
+    a, b = (np.asarray(side).astype(np.int64) for side in (a, b))
+    kinds = np.asarray(pairs["negative_type"].fill_null("positive").to_pylist(), dtype=object)
+    names = pairs["pair_id"].to_pylist()
+    found, facts = [], {}
+    for k in levels:
+        first_a, first_b, missing = _placed(table, a, b, kinds == "positive", k)
+        chosen = _chosen(names, kinds, missing == "", num_pairs, k)
+        counts = {"counts": Counter(kinds[chosen].tolist()), "short_of": Counter(missing[missing != ""].tolist())}
+        facts[k] = {name: dict(sorted(count.items())) for name, count in counts.items()}
+        found.append(_table(pairs.take(chosen), ids, table, first_a[chosen], first_b[chosen], k, chosen))
+    made = pa.concat_tables(found) if found else SCHEMA.append(pa.field("place", pa.int64())).empty_table()
+    return made.sort_by([("place", "ascending"), ("k", "ascending")]).select(SCHEMA.names), facts
+
+
+def _chunks(chunks: pa.Table) -> _Chunks:
+    start, end = (np.asarray(chunks[name]).astype(np.int64) for name in ("start", "end"))
+    document, last = documents(chunks["document_id"], start)
+    first = np.searchsorted(document, document, side="left")
+    apart = first_apart(document, start, end, MIN_GAP)
+    room = _room(np.arange(len(start)), first, last, apart)
+    peak = np.zeros(len(start), np.int64)
+    for begin in np.unique(first):  # by document
+        peak[begin : last[begin]] = begin + room[begin : last[begin]].argmax()
+    return _Chunks(start, end, document, first, last, apart, peak)
+
+
+def _room(middle: np.ndarray, first: np.ndarray, last: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    """Chunks in the smaller part of a document that is divided behind the chunk `middle`; all (n,)."""
+    return np.minimum(middle - first + 1, last - apart)
+
+
+def _placed(
+    table: _Chunks, a: np.ndarray, b: np.ndarray, positive: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First chunks of both stretches of p pairs, and why there are none, "" where there are: (p,) each."""
+    missing = np.full(len(a), "", dtype=object)
+    left, right = np.where(positive, np.minimum(a, b), a), np.where(positive, np.maximum(a, b), b)
+    # Room falls to both sides of its peak, so the best place to divide between two chunks is the nearest to the peak.
+    middle = np.clip(table.peak[left], left, np.searchsorted(table.apart, right, side="right") - 1)
+    end_left = np.where(positive, middle + 1, table.last[left])
+    begin_right = np.where(positive, table.apart[middle], table.first[right])
+    missing[(end_left - table.first[left] < k) | (table.last[right] - begin_right < k)] = "no_room"
+    for side in (left, right):
+        peak = table.peak[side]
+        missing[_room(peak, table.first[side], table.last[side], table.apart[peak]) < k] = "document_short"
+    first_left = np.clip(left - k // 2, table.first[left], end_left - k)
+    first_right = np.clip(right - k // 2, begin_right, table.last[right] - k)
+    couples = np.stack([np.minimum(first_left, first_right), np.maximum(first_left, first_right)], axis=1)
+    there = np.flatnonzero(missing == "")
+    new = there[np.unique(couples[there], axis=0, return_index=True)[1]]
+    missing[np.setdiff1d(there, new)] = "drawn_before"
+    swapped = positive & (a > b)
+    return np.where(swapped, first_right, first_left), np.where(swapped, first_left, first_right), missing
+
+
+def _chosen(names: Sequence[str], kinds: np.ndarray, there: np.ndarray, num_pairs: int, k: int) -> np.ndarray:
+    """Places, rising, of the pairs that are taken: of every kind with room so many that they are mixed as all are."""
+    counts, left = Counter(kinds.tolist()), Counter(kinds[there].tolist())
+    if not left["positive"] or left.total() == left["positive"]:
+        what = "different books" if left["positive"] else "one book"
+        raise UserError(
+            f"levels: no pair of {what} has room for {k} chunks a side among {len(kinds)}; leave that level out, or "
+            "give longer books"
+        )
+    share = min(num_pairs / len(kinds), *(count / counts[kind] for kind, count in left.items()))
+    chosen = []
+    for kind in sorted(left):
+        rows = np.flatnonzero(there & (kinds == kind))
+        wanted = max(1, round(share * counts[kind]))
+        chosen.append(rows[embeddings.sample([names[row] for row in rows], wanted)])
+    return np.sort(np.concatenate(chosen))
+
+
+def _table(
+    pairs: pa.Table, ids: pa.Array, table: _Chunks, first_a: np.ndarray, first_b: np.ndarray, k: int, place: np.ndarray
+) -> pa.Table:
+    columns: dict[str, Any] = {name: pairs[name] for name in schema.PAIRS.names}
+    for side, first in (("a", first_a), ("b", first_b)):
+        columns[f"chunk_{side}"], columns[f"row_{side}"] = ids.take(pa.array(first)), pa.array(first)
+        columns[f"chars_{side}"] = pa.array(table.end[first + k - 1] - table.start[first])
+    columns["pair_id"] = pc.binary_join_element_wise(columns["chunk_a"], columns["chunk_b"], "|")
+    before, behind = np.minimum(first_a, first_b), np.maximum(first_a, first_b)
+    positive = pairs["label"].to_numpy() == 1
+    columns["distance"] = pa.array(table.start[behind] - table.end[before + k - 1], mask=~positive)
+    columns["k"] = pa.array(np.full(len(first_a), k), pa.int32())
+    made = pa.table({name: columns[name] for name in SCHEMA.names}).cast(SCHEMA)
+    return made.append_column("place", pa.array(place, pa.int64()))
+
+
+def told(facts: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str]:
+    """A line a split and level for a step's summary: what was drawn, and what is missing."""
+    lines = []
+    for split, levels in facts.items():
+        for k, found in levels.items():
+            lacking = f"; missing {schema.summarise(found['short_of'])}" if found["short_of"] else ""
+            lines.append(f"{split:<12}{k:>3} chunks a side: {schema.summarise(found['counts'])}{lacking}")
+    return lines

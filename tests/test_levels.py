@@ -1,0 +1,71 @@
+"""Levels: which one answers two texts, which passages it reads, and which cells the second stage."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quire import levels
+from quire.calibration import Fusion, Scale
+from quire.errors import UserError
+from quire.evenly import evenly
+
+LEVELS = tuple(levels.Level(k, Scale(1.0, 0.0), Fusion(1.0, 0.5, 0.1), 0.5, 0.5, 0.5, 100) for k in (1, 2, 3))
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_evenly_spaced_places_are_so_many_and_their_gaps_differ_by_one_at_most(size: int, count: int) -> None:
+    places = evenly(size, count)
+    assert len(places) == min(size, count)
+    if len(places):
+        gaps = np.diff([*places, size])
+        assert places[0] == 0 and gaps.max() - gaps.min() <= 1 and gaps.min() >= 1
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_the_largest_level_that_both_texts_have_passages_for_reads_as_many_of_each(m: int, n: int) -> None:
+    a, b = ([f"{name}{i:03d}" for i in range(size)] for name, size in (("a", m), ("b", n)))
+    asked = levels.question(LEVELS, 4, a, b)
+    assert asked.level.k == min(m, n, 3) == len(asked.a) == len(asked.b)
+    assert asked.a == sorted(set(asked.a)) and set(asked.a) <= set(a) and asked.calibrated
+    swapped = levels.question(LEVELS, 4, b, a)
+    assert (swapped.a, swapped.b, swapped.level) == (asked.b, asked.a, asked.level)
+
+
+def test_a_text_shorter_than_a_passage_is_not_calibrated() -> None:
+    assert not levels.question(LEVELS, 5, ["long enough"], ["tiny"]).calibrated
+
+
+@given(st.integers(1, 6), st.integers(1, 12), st.integers(0, 5))
+def test_the_telling_cells_are_the_highest_and_the_lowest_whichever_text_comes_first(
+    k: int, count: int, seed: int
+) -> None:
+    logits = np.random.default_rng(seed).permutation(k * k).reshape(k, k).astype(float)
+    found = levels.cells(logits, count)
+    assert found == [(i, j) for j, i in levels.cells(logits.T, count)] == levels.cells(logits, count)
+    assert len(set(found)) == len(found) == min(count, k * k)
+    values = sorted(logits.reshape(-1))
+    low = min(count, k * k) // 2
+    assert sorted(logits[i, j] for i, j in found) == [*values[:low], *values[len(values) - len(found) + low :]]
+
+
+def test_equal_logits_go_by_place_and_symmetric_places_stay_together() -> None:
+    flat = np.zeros((3, 3))
+    assert levels.cells(flat, 3) == levels.cells(flat, 3) and len(set(levels.cells(flat, 3))) == 3
+    tied = np.array([[0.0, 5.0], [5.0, 1.0]])
+    assert set(levels.cells(tied, 4)[:2]) == {(0, 1), (1, 0)}
+
+
+def test_scored_levels_are_those_of_the_predictions_from_one_on() -> None:
+    table = pa.table({"k": [1, 5, 2, 1]})
+    assert levels.scored(table) == [1, 2, 5] and levels.scored(table, (1, 5)) == [1, 5]
+    assert levels.of_level(table, 1).num_rows == 2
+    with pytest.raises(UserError, match=r"levels = \[1, 10\].*have, \[1, 2, 5\]"):
+        levels.scored(table, (1, 10))
+    with pytest.raises(UserError, match=r"levels = \[2\]: from 1 on"):
+        levels.scored(table, (2,))
+    with pytest.raises(UserError, match="lack the column 'k'"):
+        levels.scored(pa.table({"label": [1]}))
+    with pytest.raises(UserError, match="k = 4: the matcher is calibrated for 1, 2, 3 passages"):
+        levels.exactly(LEVELS, 4)
