@@ -35,6 +35,9 @@ class PairsConfig(config.Config):
     random_share: float = Field(
         default=0.10, ge=0, le=0.9, description="of the negatives; the hard types share the rest"
     )
+    neighbor_share: float = Field(
+        default=0.25, gt=0, le=1, description="of a split's other works, the nearest, that count as a work's neighbours"
+    )
     negatives: str | None = Field(default=None, description="mined ones, which join the training pairs and no others")
     mined_share: float = Field(default=0.25, ge=0, lt=1, description="of the training negatives that are mined")
     seed: int = 0
@@ -103,12 +106,12 @@ def _sampler(chunks: Artifact, near: Artifact, mined: Artifact | None, settings:
         table = table.filter(pc.equal(table["split"], split)).drop_columns(["split"])
         found = near.read()
         found = found.filter(pc.equal(found["split"], split))
-        works, candidates = (_mapping(found, level) for level in ("work", "chunk"))
+        near_works, near_chunks = (_mapping(found, level) for level in ("work", "chunk"))
         sample = pairs.sample_pairs if settings.positives == "work" else sample_author_pairs
         made, rejects = sample(
             table,
-            works,
-            candidates,
+            pairs.nearest_share(near_works, settings.neighbor_share),
+            near_chunks,
             num_positives_per_work=settings.num_positives,
             num_negatives_per_work=settings.num_negatives,
             random_share=settings.random_share,

@@ -99,6 +99,16 @@ def sample_pairs(
     return pairs, {reason: count for reason, count in sorted(missing.items()) if count}
 
 
+def nearest_share(neighbor_works: Mapping[str, Sequence[str]], share: float) -> dict[str, Sequence[str]]:
+    """The first of each work's neighbours: at most `share` of its split's other works, and one at least.
+
+    In a split of fewer works than were asked for (`pipelines.neighbors num_works`) every work is a neighbour of every
+    other, and a hard negative would be a random one by another name. `neighbor_works` has a key for each work.
+    """
+    limit = max(1, int(share * (len(neighbor_works) - 1)))
+    return {work: found[:limit] for work, found in neighbor_works.items()}
+
+
 def check_numbers(random_share: float, **counts: int) -> None:
     """Raise UserError for a share outside [0, 1] and for a negative number."""
     if not 0 <= random_share <= 1:

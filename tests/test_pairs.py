@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quire.chunks import chunk_text
 from quire.errors import UserError
-from quire.pairs import SCHEMA, sample_pairs
+from quire.pairs import SCHEMA, nearest_share, sample_pairs
 
 
 def _table(works):
@@ -247,3 +247,13 @@ def test_broken_tables_are_refused(broken, message):
 def test_impossible_numbers_are_refused_by_name(option):
     with pytest.raises(UserError, match=f"{next(iter(option))} = "):
         sample_pairs(_table(_library(2)), {}, seed=1, **option)
+
+
+@pytest.mark.parametrize(
+    ("num_works", "share", "kept"), [(41, 0.25, 10), (9, 0.25, 2), (2, 0.25, 1), (9, 1.0, 8), (1, 0.25, 0)]
+)
+def test_in_a_small_split_the_nearest_works_alone_are_neighbors(num_works, share, kept):
+    names = [f"w{i}" for i in range(num_works)]
+    ordered = {name: [*names[i + 1 :], *names[:i]] for i, name in enumerate(names)}
+    nearest = nearest_share(ordered, share)
+    assert nearest == {name: found[:kept] for name, found in ordered.items()}
