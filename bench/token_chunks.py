@@ -1,12 +1,13 @@
-"""Token chunks of a corpus, MB/s: `pipelines.token_chunks` beside `datasets.map` with the same fast tokenizer.
+"""Token chunks of a corpus, MB/s: `pipelines.token_chunks` beside `datasets.map` and semchunk, same fast tokenizer.
 
     python -m bench.token_chunks [--megabytes 40] [--rounds 3]
 
 Both start from the same Parquet file on disk and end with rows of text, offsets and token ids on disk. `datasets.map`
 is used in the usual way: a process a core, `return_offsets_mapping`, a Python loop over windows; it knows no bad rows
-or repeated ids, makes no statistics and no hashes. Before the rounds both results are compared, row by row. The corpus
-is the documentation of installed Python packages, repeated until it is large enough, in documents of a mix of lengths
-around 2,000 characters (log-normal, sigma 1).
+or repeated ids, makes no statistics and no hashes. Before the rounds both results are compared, row by row. semchunk
+cuts at ends of sentences and paragraphs instead, and keeps no token ids; its own `processes` share the texts. The
+corpus is the documentation of installed Python packages, repeated until it is large enough, in documents of a mix of
+lengths around 2,000 characters (log-normal, sigma 1).
 """
 
 import os
@@ -107,6 +108,33 @@ def map_speed(root: str, megabytes: float) -> float:
         return megabytes / (time.perf_counter() - started)
 
 
+def semchunk_speed(root: str, megabytes: float) -> float:
+    """Chunks of at most as many tokens with as much overlap; a new chunker, for it remembers what it has counted."""
+    import semchunk
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(hub.find_model(hub.MINILM), model_max_length=10**9)
+    started = time.perf_counter()
+    rows = pq.read_table(f"{root}/source/texts.parquet")
+    chunker = semchunk.chunkerify(
+        tokenizer, MAX_TOKENS, tokenizer_kwargs={"add_special_tokens": False, "verbose": False}
+    )
+    texts, offsets = chunker(
+        rows["text"].to_pylist(), processes=len(os.sched_getaffinity(0)), offsets=True, overlap=OVERLAP
+    )
+    made = {
+        "chunk_id": [
+            f"{name}:{i}" for name, found in zip(rows["id"].to_pylist(), texts, strict=True) for i in range(len(found))
+        ],
+        "start": [start for found in offsets for start, _ in found],
+        "end": [end for found in offsets for _, end in found],
+        "text": [text for found in texts for text in found],
+    }
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        pq.write_table(pa.table(made), f"{folder}/chunks.parquet")
+    return megabytes / (time.perf_counter() - started)
+
+
 def check_equal(root: str) -> int:
     """Number of chunks. Raises AssertionError where the two differ."""
     made = quire_step(root)
@@ -130,6 +158,7 @@ def main() -> None:
         contenders = {
             "quire pipelines.token_chunks": partial(quire_speed, root, megabytes),
             "datasets.map": partial(map_speed, root, megabytes),
+            "semchunk": partial(semchunk_speed, root, megabytes),
         }
         contest("token-chunks", "MB", contenders, asked.rounds, megabytes=megabytes, num_chunks=num_chunks)
 
