@@ -3,8 +3,9 @@
     python -m trainers.evaluate_lm trainers/experiments/arxiv/evaluate.toml [key=value ...]
 
 Every model reads the same windows of every category: its own mixture's, those of the K = 1 category of its seed, and
-those of categories that it has never seen. The control's models learnt from permuted labels, and are read windows drawn
-by the same permuted labels: there K changes the number of labels and nothing else.
+those of categories that it has never seen. A model of all categories counts for the K = 1 category of every seed that
+has none of its own. The control's models learnt from permuted labels, and are read windows drawn by the same permuted
+labels: there K changes the number of labels and nothing else.
 """
 
 from collections.abc import Sequence
