@@ -38,6 +38,15 @@ class Run:
     distinct_tokens: int | None = None  # different ones read in training: fewer than the pool, by chance
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """A pretrained model's loss by position, (T,) nats in its own tokens: mean and standard deviation over texts."""
+
+    name: str
+    mean: np.ndarray
+    sd: np.ndarray
+
+
 def counted(runs: Sequence[Run], measure: str) -> list[Run]:
     """The runs as a measure counts them: for `first`, one of all categories also for the other seeds' K = 1 categories.
 
@@ -141,8 +150,11 @@ def category_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def position_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Loss by position of every model, by measure: row `position` is the loss of a token after that many others."""
+def position_rows(runs: Sequence[Run], pretrained: Baseline | None = None) -> list[dict[str, Any]]:
+    """Loss by position of every model, by measure: row `position` is the loss of a token after that many others.
+
+    A pretrained model's measure is `pretrained`; its rows have `sd`, over texts, and no K.
+    """
     rows = []
     for control in sorted({run.control for run in runs}):
         part = [run for run in runs if run.control == control]
@@ -151,6 +163,10 @@ def position_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
             for run, curve in zip(read, curves(read, measure).tolist(), strict=True):
                 about = {"trial": run.trial, "k": run.k, **run.seeds, "control": control, "measure": measure}
                 rows += [{**about, "position": at, "loss": loss} for at, loss in enumerate(curve, 1)]
+    if pretrained is not None:
+        about = {"trial": pretrained.name, "control": False, "measure": "pretrained"}
+        curve = zip(pretrained.mean.tolist(), pretrained.sd.tolist(), strict=True)
+        rows += [{**about, "position": at, "loss": loss, "sd": sd} for at, (loss, sd) in enumerate(curve, 1)]
     return rows
 
 
@@ -205,7 +221,7 @@ def _slope(trend: Mapping[str, Any]) -> str:
     return f"{trend['slope']:+.4f} nats for each doubling of K, permutation test p = {trend['p_value']:.4f}"
 
 
-def figures(runs: Sequence[Run], pretrained: tuple[str, np.ndarray] | None = None) -> dict[str, report.Plot]:
+def figures(runs: Sequence[Run], pretrained: Baseline | None = None) -> dict[str, report.Plot]:
     """By file name: loss against K and against position for the first two measures, and a pretrained model's curve."""
     made = {}
     real = [run for run in runs if not run.control]
@@ -232,11 +248,12 @@ def figures(runs: Sequence[Run], pretrained: tuple[str, np.ndarray] | None = Non
             "(one standard deviation). Every position stands in positions.parquet.",
         )
     if pretrained is not None:
-        name, (x, binned) = pretrained[0], _log_bins(pretrained[1][None])
+        name, (x, binned) = pretrained.name, _log_bins(np.stack([pretrained.mean, pretrained.sd]))
         made["pretrained"] = report.Plot(
             f"Loss by position, pretrained {name}",
-            plots.bands(x, {name: (binned[0], None)}, "tokens of context", "test loss, nats"),
-            "On the texts of the same windows, in its own tokens: the shape compares, the height does not.",
+            plots.bands(x, {name: (binned[0], binned[1])}, "tokens of context", "test loss, nats"),
+            "On the texts of the same windows, in its own tokens: the shape compares, the height does not. The band is "
+            "one standard deviation of a single token's loss over the texts.",
         )
     return made
 

@@ -74,5 +74,6 @@ def test_a_pretrained_model_of_its_own_kind_is_read_as_far_as_its_positions_go(r
     made = evaluate_lm._Pretrained(str(tmp_path / "pretrained"), evaluate_lm._Tests([model], settings))
     told = made.described()
     assert told["texts"] + told["left_out"] == 3 * len(NAMES) and len(told["curve"]) == 63
+    assert len(told["sd"]) == 63 and 0 < min(told["sd"]) < max(told["sd"]) < 2
     assert np.mean(told["curve"]) == pytest.approx(np.log(384), abs=0.5)  # untrained, over the padded vocabulary
     assert 0 < told["bits_per_byte"] < 10

@@ -65,11 +65,21 @@ def test_figures_and_table_show_the_control_beside_the_sweep() -> None:
     assert found["control_first"]["trend"]["slope"] == pytest.approx(0, abs=0.02)
     text = mixture_report.table(found)
     assert "labels shuffled: test loss on the K = 1 category of the seed" in text and "+0.2" in text
-    figures = mixture_report.figures(runs, ("gpt", np.linspace(5, 3, 40)))
+    figures = mixture_report.figures(runs, mixture_report.Baseline("gpt", np.linspace(5, 3, 40), np.ones(40)))
     assert set(figures) >= {"loss_against_k_first", "loss_by_position_own", "pretrained"}
     assert "labels shuffled" in figures["loss_against_k_first"].svg and "labels" not in figures["pretrained"].svg
     page = mixture_report.page("test", runs, found, list(figures.values()), {})
     assert page.count("<svg") == 5 and "nats for each doubling of K" in page
+
+
+def test_a_pretrained_models_curve_has_its_band_and_its_rows() -> None:
+    baseline = mixture_report.Baseline("gpt", np.linspace(5, 3, 40), np.linspace(1, 2, 40))
+    runs = sweep(0.1)
+    rows = [r for r in mixture_report.position_rows(runs, baseline) if r["measure"] == "pretrained"]
+    assert [r["position"] for r in rows] == list(range(1, 41)) and {r["trial"] for r in rows} == {"gpt"}
+    assert [r["loss"] for r in rows] == baseline.mean.tolist() and [r["sd"] for r in rows] == baseline.sd.tolist()
+    svg = mixture_report.figures(runs, baseline)["pretrained"].svg
+    assert svg.count("FillBetweenPolyCollection") == 1
 
 
 def test_every_level_is_told_in_bits_a_byte_too() -> None:
