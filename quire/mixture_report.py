@@ -35,7 +35,7 @@ class Run:
     losses: Mapping[str, np.ndarray]
     documents: Mapping[str, np.ndarray]  # (N,) which document each window is from
     bytes_per_token: Mapping[str, float]
-    distinct_tokens: int | None = None  # different ones read in training: fewer than the pool, by chance
+    distinct_tokens: int | None = None  # different ones read in training
 
 
 @dataclass(frozen=True)
