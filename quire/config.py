@@ -12,7 +12,7 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -137,7 +137,7 @@ def _locate(config_class: type[Config], location: Sequence[str]) -> tuple[list[s
     parts: list[str] = []
     models = [config_class]
     for place, part in enumerate(location):
-        tagged = [m for m in models if getattr(m.model_fields.get("kind"), "default", None) == part]
+        tagged = [m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)]
         if tagged and len(models) > 1:
             models = tagged
             continue

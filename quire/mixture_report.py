@@ -4,7 +4,7 @@ Shape letters: N windows of a category, T predictions of a window, R runs.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +35,31 @@ class Run:
     losses: Mapping[str, np.ndarray]
     documents: Mapping[str, np.ndarray]  # (N,) which document each window is from
     bytes_per_token: Mapping[str, float]
-    distinct_tokens: int | None = None  # different ones read in training: fewer than the pool, by chance
+    distinct_tokens: int | None = None  # different ones read in training
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A pretrained model's loss by position, (T,) nats in its own tokens: mean and standard deviation over texts."""
+
+    name: str
+    mean: np.ndarray
+    sd: np.ndarray
+
+
+def counted(runs: Sequence[Run], measure: str) -> list[Run]:
+    """The runs as a measure counts them: for `first`, one of all categories also for the other seeds' K = 1 categories.
+
+    With all categories `category_seed` chooses nothing, so a design may train them with one alone; every seed that has
+    no such run of its own is given these, as readings that follow the runs.
+    """
+    if measure != "first":
+        return list(runs)
+    whole = [run for run in runs if run.k == len(run.losses)]
+    firsts = {run.seeds["category_seed"]: run.first for run in runs}
+    without = sorted(firsts.keys() - {run.seeds["category_seed"] for run in whole})
+    read = [replace(run, seeds={**run.seeds, "category_seed": s}, first=firsts[s]) for s in without for run in whole]
+    return [*runs, *read]
 
 
 def curves(runs: Sequence[Run], measure: str, unit: Literal["nats", "bits"] = "nats") -> np.ndarray:
@@ -67,14 +91,18 @@ def seeds_of(runs: Sequence[Run]) -> list[int]:
 def results(runs: Sequence[Run]) -> dict[str, Any]:
     """By measure, the controls' with `control_` before it: every K's level, the spread, and the trend over log2 K.
 
-    Levels are in nats a token; `bits_per_byte` are the same in bits a byte.
+    Levels are in nats a token; `bits_per_byte` are the same in bits a byte. Levels count a run of all categories once
+    for every category seed (`counted`); the test counts every run once, under its own: read under three seeds it would
+    pass for three draws, and chance for an effect of K twice as often as the p value says (simulated: .11 at .05).
     """
     found: dict[str, Any] = {}
     for control in sorted({run.control for run in runs}):
         part = [run for run in runs if run.control == control]
-        k, seeds, chosen = [run.k for run in part], seeds_of(part), [run.seeds["category_seed"] for run in part]
+        chosen = [run.seeds["category_seed"] for run in part]
         for measure in MEASURES:
-            values, bits = (curves(part, measure, unit).mean(1) for unit in ("nats", "bits"))
+            read = counted(part, measure)
+            k, seeds = [run.k for run in read], seeds_of(read)
+            values, bits = (curves(read, measure, unit).mean(1) for unit in ("nats", "bits"))
             level = k_effect.levels(k, seeds, values)
             in_bits = k_effect.levels(k, seeds, bits)
             by_k = {
@@ -82,14 +110,15 @@ def results(runs: Sequence[Run]) -> dict[str, Any]:
                     "level": float(mean),
                     "mean": float(values[np.asarray(k) == number].mean()),
                     "bits_per_byte": float(of_byte),
-                    "runs": k.count(number),
+                    "runs": sum(run.k == number for run in part),
+                    "readings": k.count(number),
                 }
                 for number, mean, of_byte in zip(level.k, level.means, in_bits.means, strict=True)
             }
             for number, about in by_k.items():
                 about["distinct_tokens"] = _distinct([run for run in part if str(run.k) == number])
             entry: dict[str, Any] = {"by_k": by_k, "spread": None if level.spread is None else float(level.spread)}
-            if measure in TESTED and (trend := k_effect.trend(k, chosen, values)):
+            if measure in TESTED and (trend := k_effect.trend(k[: len(part)], chosen, values[: len(part)])):
                 entry["trend"] = asdict(trend)
             found[f"{'control_' if control else ''}{measure}"] = entry
     return found
@@ -121,15 +150,23 @@ def category_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def position_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Loss by position of every model, by measure: row `position` is the loss of a token after that many others."""
+def position_rows(runs: Sequence[Run], pretrained: Baseline | None = None) -> list[dict[str, Any]]:
+    """Loss by position of every model, by measure: row `position` is the loss of a token after that many others.
+
+    A pretrained model's measure is `pretrained`; its rows have `sd`, over texts, and no K.
+    """
     rows = []
     for control in sorted({run.control for run in runs}):
         part = [run for run in runs if run.control == control]
         for measure in MEASURES:
-            for run, curve in zip(part, curves(part, measure).tolist(), strict=True):
+            read = counted(part, measure)
+            for run, curve in zip(read, curves(read, measure).tolist(), strict=True):
                 about = {"trial": run.trial, "k": run.k, **run.seeds, "control": control, "measure": measure}
                 rows += [{**about, "position": at, "loss": loss} for at, loss in enumerate(curve, 1)]
+    if pretrained is not None:
+        about = {"trial": pretrained.name, "control": False, "measure": "pretrained"}
+        curve = zip(pretrained.mean.tolist(), pretrained.sd.tolist(), strict=True)
+        rows += [{**about, "position": at, "loss": loss, "sd": sd} for at, (loss, sd) in enumerate(curve, 1)]
     return rows
 
 
@@ -149,6 +186,7 @@ def table(found: Mapping[str, Any]) -> str:
         for k, level in entry["by_k"].items():
             sign = "+" if measure == "own_excess" else ""
             shown = f"{level['level']:{sign}.4f} over {level['runs']} runs"
+            shown += "" if level["readings"] == level["runs"] else f" ({level['readings']} readings)"
             shown += "" if sign else f"   perplexity {perplexity(level['level']):.1f}"
             lines.append(f"  K = {k:<3} {shown}   {level['bits_per_byte']:{sign}.4f} bits a byte{_read(level)}")
         if "trend" in entry:
@@ -183,14 +221,14 @@ def _slope(trend: Mapping[str, Any]) -> str:
     return f"{trend['slope']:+.4f} nats for each doubling of K, permutation test p = {trend['p_value']:.4f}"
 
 
-def figures(runs: Sequence[Run], pretrained: tuple[str, np.ndarray] | None = None) -> dict[str, report.Plot]:
+def figures(runs: Sequence[Run], pretrained: Baseline | None = None) -> dict[str, report.Plot]:
     """By file name: loss against K and against position for the first two measures, and a pretrained model's curve."""
     made = {}
     real = [run for run in runs if not run.control]
     for measure in ("first", "own"):
         series = {}
         for control in sorted({run.control for run in runs}):
-            part = [run for run in runs if run.control == control]
+            part = counted([run for run in runs if run.control == control], measure)
             values = curves(part, measure).mean(1).tolist()
             name = "labels shuffled" if control else "categories"
             series[name] = list(zip([run.k for run in part], seeds_of(part), values, strict=True))
@@ -199,8 +237,9 @@ def figures(runs: Sequence[Run], pretrained: tuple[str, np.ndarray] | None = Non
             plots.against_k(series, "test loss, nats a token"),
             "A point is one model, a thin line one seed, the thick line the level of each K.",
         )
-        x, binned = _log_bins(curves(real, measure))
-        level = k_effect.levels([run.k for run in real], seeds_of(real), binned)
+        read = counted(real, measure)
+        x, binned = _log_bins(curves(read, measure))
+        level = k_effect.levels([run.k for run in read], seeds_of(read), binned)
         bands = {f"K = {k}": of_k for k, *of_k in zip(level.k, level.means, level.spreads, strict=True)}
         made[f"loss_by_position_{measure}"] = report.Plot(
             f"Loss by position, {MEASURES[measure]}",
@@ -209,11 +248,12 @@ def figures(runs: Sequence[Run], pretrained: tuple[str, np.ndarray] | None = Non
             "(one standard deviation). Every position stands in positions.parquet.",
         )
     if pretrained is not None:
-        name, (x, binned) = pretrained[0], _log_bins(pretrained[1][None])
+        name, (x, binned) = pretrained.name, _log_bins(np.stack([pretrained.mean, pretrained.sd]))
         made["pretrained"] = report.Plot(
             f"Loss by position, pretrained {name}",
-            plots.bands(x, {name: (binned[0], None)}, "tokens of context", "test loss, nats"),
-            "On the texts of the same windows, in its own tokens: the shape compares, the height does not.",
+            plots.bands(x, {name: (binned[0], binned[1])}, "tokens of context", "test loss, nats"),
+            "On the texts of the same windows, in its own tokens: the shape compares, the height does not. The band is "
+            "one standard deviation of a single token's loss over the texts.",
         )
     return made
 

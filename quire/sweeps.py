@@ -3,7 +3,8 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from statistics import NormalDist
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,7 +34,29 @@ class Between(Config):
         return self
 
 
-Search = Choice | Between
+class Integers(Config):
+    """A whole number from `low` to `high`, both included, evenly or evenly in its logarithm."""
+
+    kind: Literal["int", "logint"]
+    low: int
+    high: int
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Integers":
+        if not self.low < self.high or (self.kind == "logint" and self.low <= 0):
+            raise ValueError("low must be below high, and above 0 for logint")
+        return self
+
+
+class Normal(Config):
+    """A number of a normal distribution."""
+
+    kind: Literal["normal"]
+    mean: float
+    sd: float = Field(gt=0)
+
+
+Search = Annotated[Choice | Between | Integers | Normal, Field(discriminator="kind")]
 Point = dict[str, Any]  # dotted key -> value
 
 
@@ -69,13 +92,30 @@ def _sample(search: Mapping[str, Search], seed: int, number: int) -> Point:
     draws = generator(seed, number).random(len(search))
     found: Point = {}
     for (key, space), draw in zip(search.items(), draws.tolist(), strict=True):
-        if isinstance(space, Choice):
-            found[key] = space.values[int(draw * len(space.values))]
-        elif space.kind == "uniform":
-            found[key] = space.low + draw * (space.high - space.low)
-        else:
-            found[key] = math.exp(math.log(space.low) + draw * (math.log(space.high) - math.log(space.low)))
+        found[key] = _value(space, draw)
     return found
+
+
+def _value(space: Search, draw: float) -> Any:
+    """The value at a share `draw` (0 to below 1) of the distribution."""
+    match space:
+        case Choice():
+            return space.values[int(draw * len(space.values))]
+        case Normal():
+            return NormalDist(space.mean, space.sd).inv_cdf(max(draw, 2**-54))  # the inverse has no value at 0
+        case Integers(kind="int"):
+            return space.low + int(draw * (space.high + 1 - space.low))
+        case Integers():
+            found = int(_evenly_in_logarithm(space.low, space.high + 1, draw))
+            return min(max(found, space.low), space.high)  # rounding: exp(log(5)) is below 5
+        case Between(kind="uniform"):
+            return space.low + draw * (space.high - space.low)
+        case _:
+            return _evenly_in_logarithm(space.low, space.high, draw)
+
+
+def _evenly_in_logarithm(low: float, high: float, draw: float) -> float:
+    return math.exp(math.log(low) + draw * (math.log(high) - math.log(low)))
 
 
 def nested(point: Point) -> dict[str, Any]:

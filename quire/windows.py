@@ -48,23 +48,14 @@ class Windows:
         sequence_length: int,
         weighting: Literal["component", "token"] = "component",
         seed: int = 0,
-        *,
-        tokens_per_category: int | None = None,
-        pool_seed: int = 0,
     ):
         self.store, self.sequence_length, self.weighting, self.seed = store, sequence_length, weighting, seed
         self.categories = list(categories)
         pools = [_long_enough(store, split, category, sequence_length) for category in categories]
         self.left_out = sum(pool.left_out for pool in pools)
-        used = [(pool.rows, store.lengths[pool.rows]) for pool in pools]
-        if tokens_per_category is not None:
-            used = [
-                _capped(store, category, rows, tokens_per_category, sequence_length, pool_seed)
-                for category, (rows, _) in zip(categories, used, strict=True)
-            ]
-        self.rows = np.concatenate([rows for rows, _ in used])
-        self.lengths = np.concatenate([lengths for _, lengths in used])  # usable tokens of each document
-        self.first = np.concatenate([[0], np.cumsum([len(rows) for rows, _ in used])])  # of each category
+        self.rows = np.concatenate([pool.rows for pool in pools])
+        self.lengths = store.lengths[self.rows]
+        self.first = np.concatenate([[0], np.cumsum([len(pool.rows) for pool in pools])])  # of each category
         self.ends = np.cumsum(self.lengths - sequence_length + 1)  # window starts up to and with each document
 
     def plan(self, step: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +112,7 @@ def evaluation_plan(
     found = {}
     for category in categories:
         pool = _long_enough(store, split, category, sequence_length).rows
-        draw = generator(seed, _number(f"{split} {category}"), stream=1)
+        draw = generator(seed, number_of(f"{split} {category}"), stream=1)
         rows = pool[draw.permutation(len(pool))[np.arange(num_windows) % len(pool)]]
         starts = (draw.random(num_windows) * (store.lengths[rows] - sequence_length + 1)).astype(np.int64)
         found[category] = rows, starts
@@ -149,44 +140,8 @@ def _long_enough(store: TokenStore, split: str, category: str, sequence_length: 
     return _Pool(long, len(rows) - len(long))
 
 
-def _capped(
-    store: TokenStore, category: str, rows: np.ndarray, num_tokens: int, sequence_length: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Documents and usable lengths that add up to exactly `num_tokens`, every one long enough for a window.
-
-    Documents come in the order of hash(seed, document_id); the last is cut. What would be left too short for a
-    window is filled up from what the documents before it can spare.
-    """
-    if num_tokens < sequence_length:
-        raise UserError(
-            f"distinct_tokens / k = {num_tokens}: fewer than a window of {sequence_length}; raise distinct_tokens"
-        )
-    order = sorted(range(len(rows)), key=lambda i: _number(f"{seed} {store.document_ids[rows[i]]}"))
-    rows = rows[order]
-    lengths = store.lengths[rows].copy()
-    if int(lengths.sum()) < num_tokens:
-        raise UserError(
-            f"category {category!r} has {int(lengths.sum()):,} tokens in documents long enough, {num_tokens:,} are "
-            "asked for: lower distinct_tokens, or leave the category out"
-        )
-    count = int(np.searchsorted(np.cumsum(lengths), num_tokens)) + 1
-    rows, lengths = rows[:count], lengths[:count]
-    lengths[-1] -= int(lengths.sum()) - num_tokens
-    lack = max(0, sequence_length - int(lengths[-1]))
-    lengths[-1] += lack
-    for i in range(count - 2, -1, -1):
-        given = min(lack, int(lengths[i]) - sequence_length)
-        lengths[i] -= given
-        lack -= given
-    if lack:
-        raise UserError(
-            f"distinct_tokens / k = {num_tokens}: cannot be cut from documents of {category!r} that each keep a window "
-            f"of {sequence_length}; ask for a few more"
-        )
-    return rows, lengths
-
-
-def _number(text: str) -> int:
+def number_of(text: str) -> int:
+    """A number of 64 bits for a text, the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
-from quire import k_effect, sweeps
+from quire import config, k_effect, sweeps
 from quire.errors import UserError
 
 
@@ -83,6 +84,63 @@ def test_a_sweep_has_the_same_points_whenever_it_is_asked(seed: int, count: int)
     more = sweeps.points([{"k": (1,)}], search, count + 1, seed)
     assert more[:count] == made[:count]
     assert sweeps.nested(made[0])["loop"] == {"learning_rate": made[0]["loop.learning_rate"]}
+
+
+def _drawn(**space: object) -> list:
+    """4,000 samples of a search as an experiment writes it."""
+    search = TypeAdapter(sweeps.Search).validate_python(space)
+    return [point["x"] for point in sweeps.points([], {"x": search}, 4_000, 0)]
+
+
+def test_whole_numbers_are_searched_evenly_with_both_ends() -> None:
+    values, counts = np.unique(_drawn(kind="int", low=2, high=5), return_counts=True)
+    assert values.tolist() == [2, 3, 4, 5] and counts / 4_000 == pytest.approx(0.25, abs=0.03)
+    assert all(type(value) is int for value in _drawn(kind="int", low=-3, high=3)[:9])
+
+
+def test_whole_numbers_are_searched_evenly_in_their_logarithm() -> None:
+    found = np.asarray(_drawn(kind="logint", low=1, high=255))
+    assert found.dtype.kind == "i" and (found.min(), found.max()) == (1, 255)
+    assert sweeps._value(sweeps.Integers(kind="logint", low=5, high=9), 0.0) == 5
+    doublings = np.bincount(np.floor(np.log2(found)).astype(int))  # 1, 2 to 3, 4 to 7, ...
+    assert doublings / 4_000 == pytest.approx(1 / 8, abs=0.025)
+
+
+def test_numbers_are_searched_by_a_normal_distribution() -> None:
+    found = np.asarray(_drawn(kind="normal", mean=-1.0, sd=0.5))
+    assert (found.mean(), found.std()) == pytest.approx((-1.0, 0.5), abs=0.03)
+    assert np.mean(np.abs(found + 1) < 0.5) == pytest.approx(0.683, abs=0.03)
+    assert np.isfinite(sweeps._value(sweeps.Normal(kind="normal", mean=0, sd=1), 0.0))
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"kind": "logint", "low": 0, "high": 4}, "low must be below high, and above 0 for logint"),
+        ({"kind": "int", "low": 4, "high": 4}, "low must be below high"),
+        ({"kind": "int", "low": 1.5, "high": 4}, "valid integer"),
+        ({"kind": "normal", "mean": 0.0, "sd": 0.0}, "greater than 0"),
+    ],
+)
+def test_a_distribution_that_is_none_is_refused(space: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        _drawn(**space)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"kind": "int", "low": 5, "high": 2}, "search.loop.seed: low must be below high"),
+        ({"kind": "logint", "low": 1}, "search.loop.seed.high: missing"),
+        ({"kind": "randn", "sd": 1}, "search.loop.seed = .*'normal'"),
+    ],
+)
+def test_a_mistake_in_a_search_is_told_once_by_its_key(space: dict, message: str) -> None:
+    from tune.sweep import CONFIG
+
+    values = {"name": "s", "trainer": "trainers.lm", "experiment": "e", "search": {"loop.seed": space}}
+    with pytest.raises(UserError, match=rf": 1 problem\(s\) in the config\n  {message}"):
+        config.build(CONFIG, values, source="e.toml")
 
 
 def test_a_key_varied_twice_is_refused() -> None:

@@ -160,6 +160,9 @@ def test_the_report_of_a_sweep_with_its_control_and_a_pretrained_model(
     mine = [row for row in real if row["in_mixture"]]
     by_trial = {row["trial"]: np.mean([r["loss"] for r in mine if r["trial"] == row["trial"]]) for row in mine}
     positions = report.storage.read_table(f"{report.folder}/positions.parquet").to_pandas()
+    pretrained = positions[positions.measure == "pretrained"]
+    assert pretrained.loss.tolist() == results["pretrained"]["curve"] and pretrained.k.isna().all()
+    assert pretrained.sd.tolist() == results["pretrained"]["sd"] and pretrained.sd.notna().all()
     own = positions[(positions.measure == "own") & ~positions.control].groupby("trial").loss.mean()
     assert own.to_dict() == pytest.approx(by_trial, abs=1e-6)
 

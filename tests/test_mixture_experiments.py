@@ -14,6 +14,7 @@ from trainers import lm as trainer
 from tune import sweep
 
 ROOT = Path(__file__).parents[1]
+EXPERIMENTS = ROOT / "trainers/experiments/arxiv"
 # Of the earlier system; the distinct tokens of the fixed budget are as many as the smallest has in the real papers.
 NAMES = ["cs.AI", "cs.CE", "cs.CV", "cs.DS", "cs.IT", "cs.NE", "cs.PL", "cs.SY", "math.AC", "math.GR", "math.ST"]
 SIZES = {"train": (40, 2_000), "validation": (3, 300), "test": (3, 300)}  # documents of a category, tokens of each
@@ -40,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     [
         ("k_by_seed", {1: 12, 3: 12, 5: 12, 8: 12, 11: 4}),
         ("k_by_seed_fixed", {1: 12, 3: 12, 5: 12, 8: 12, 11: 4}),
-        ("pythia_k", {1: 6, 3: 6, 5: 6, 8: 6, 11: 2}),
+        ("pythia_k", {1: 12, 3: 12, 5: 12, 8: 12, 11: 4}),
         ("quick", dict.fromkeys((1, 3, 5, 8, 11), 3)),
         ("quick_fixed", dict.fromkeys((1, 3, 5, 8, 11), 3)),
         ("quick_control", dict.fromkeys((1, 3, 5, 8, 11), 3)),
@@ -62,6 +63,25 @@ def test_every_trial_of_a_shipped_sweep_can_start_and_be_compared(
     assert f"{len(found)} trials of trainers.lm over k" in sweep.announce(asked, trials, set())
 
 
+def test_every_shipped_sweep_over_k_has_its_evaluation() -> None:
+    asked = {file.stem: config.load(evaluate_lm.CONFIG, str(file)) for file in EXPERIMENTS.glob("evaluate*.toml")}
+    sweeps = {
+        file.stem: config.load(sweep.CONFIG, str(file)) for file in (ROOT / "tune/experiments/arxiv").glob("*.toml")
+    }
+    named = {name for settings in asked.values() for name in (settings.sweep, settings.control) if name}
+    assert named == {settings.name for settings in sweeps.values()}
+    assert len({settings.name for settings in asked.values()}) == len(asked) == 5
+    for stem, swept in (("factorial", "k_by_seed"), ("factorial_fixed", "k_by_seed_fixed")):
+        assert asked[f"evaluate_{stem}"].sweep == sweeps[swept].name
+    for settings in sweeps.values():  # factorial or not, no seed stands still
+        varied = {key for key in ("category_seed", "init_seed", "loop.seed") if _varies(settings, key)}
+        assert varied == {"category_seed", "init_seed", "loop.seed"}
+
+
+def _varies(settings: sweep.SweepConfig, key: str) -> bool:
+    return len({value for grid in settings.grids() for value in grid[key]}) > 1
+
+
 def test_a_pretrained_model_of_its_own_kind_is_read_as_far_as_its_positions_go(root: str, tmp_path: Path) -> None:
     """As Pythia is published: float16 weights, another tokenizer, and windows may be longer than its positions."""
     tokenizer = bpe.train(iter(f"w{i} " * 3 for i in range(500)), 300)
@@ -74,5 +94,6 @@ def test_a_pretrained_model_of_its_own_kind_is_read_as_far_as_its_positions_go(r
     made = evaluate_lm._Pretrained(str(tmp_path / "pretrained"), evaluate_lm._Tests([model], settings))
     told = made.described()
     assert told["texts"] + told["left_out"] == 3 * len(NAMES) and len(told["curve"]) == 63
+    assert len(told["sd"]) == 63 and 0 < min(told["sd"]) < max(told["sd"]) < 2
     assert np.mean(told["curve"]) == pytest.approx(np.log(384), abs=0.5)  # untrained, over the padded vocabulary
     assert 0 < told["bits_per_byte"] < 10

@@ -65,11 +65,21 @@ def test_figures_and_table_show_the_control_beside_the_sweep() -> None:
     assert found["control_first"]["trend"]["slope"] == pytest.approx(0, abs=0.02)
     text = mixture_report.table(found)
     assert "labels shuffled: test loss on the K = 1 category of the seed" in text and "+0.2" in text
-    figures = mixture_report.figures(runs, ("gpt", np.linspace(5, 3, 40)))
+    figures = mixture_report.figures(runs, mixture_report.Baseline("gpt", np.linspace(5, 3, 40), np.ones(40)))
     assert set(figures) >= {"loss_against_k_first", "loss_by_position_own", "pretrained"}
     assert "labels shuffled" in figures["loss_against_k_first"].svg and "labels" not in figures["pretrained"].svg
     page = mixture_report.page("test", runs, found, list(figures.values()), {})
     assert page.count("<svg") == 5 and "nats for each doubling of K" in page
+
+
+def test_a_pretrained_models_curve_has_its_band_and_its_rows() -> None:
+    baseline = mixture_report.Baseline("gpt", np.linspace(5, 3, 40), np.linspace(1, 2, 40))
+    runs = sweep(0.1)
+    rows = [r for r in mixture_report.position_rows(runs, baseline) if r["measure"] == "pretrained"]
+    assert [r["position"] for r in rows] == list(range(1, 41)) and {r["trial"] for r in rows} == {"gpt"}
+    assert [r["loss"] for r in rows] == baseline.mean.tolist() and [r["sd"] for r in rows] == baseline.sd.tolist()
+    svg = mixture_report.figures(runs, baseline)["pretrained"].svg
+    assert svg.count("FillBetweenPolyCollection") == 1
 
 
 def test_every_level_is_told_in_bits_a_byte_too() -> None:
@@ -118,10 +128,10 @@ def test_a_band_shows_what_the_runs_of_its_own_k_differ_by() -> None:
     assert svg.count("FillBetweenPolyCollection") == 3  # one for every K
 
 
-def test_the_factorial_design_is_told_whole() -> None:
-    """As tune/experiments/arxiv/k_by_seed.toml has it: 52 runs, and with all categories no seed to choose them."""
+def factorial() -> list[mixture_report.Run]:
+    """As tune/experiments/arxiv/k_by_seed.toml has it, with 28 runs: with all categories no seed to choose them."""
     seeds = list(itertools.product((0, 1, 2), (0, 1), (0, 1)))
-    runs = [
+    return [
         replace(
             made_run(k, category_seed, effect=0.2),
             trial=f"{k}-{category_seed}-{init_seed}-{data_seed}",
@@ -131,6 +141,10 @@ def test_the_factorial_design_is_told_whole() -> None:
         for category_seed, init_seed, data_seed in seeds
         if k < 3 or category_seed == 0
     ]
+
+
+def test_the_factorial_design_is_told_whole() -> None:
+    runs = factorial()
     found = mixture_report.results(runs)
     assert {k: level["runs"] for k, level in found["first"]["by_k"].items()} == {"1": 12, "2": 12, "3": 4}
     assert len(found["first"]["trend"]["seed_slopes"]) == 3
@@ -139,6 +153,32 @@ def test_the_factorial_design_is_told_whole() -> None:
     assert np.isfinite(level.spreads).all()
     page = mixture_report.page("f", runs, found, list(mixture_report.figures(runs).values()), {})
     assert all(run.trial in page for run in runs)
+
+
+def test_a_run_of_all_categories_is_read_on_the_first_category_of_every_seed() -> None:
+    runs = factorial()
+    found = mixture_report.results(runs)
+    for measure, readings in (("first", 12), ("own", 4), ("own_excess", 4)):
+        assert found[measure]["by_k"]["3"]["readings"] == readings
+    whole = [run for run in runs if run.k == 3]
+    expected = np.mean([run.losses[name].mean() for run in whole for name in NAMES])  # seeds 0, 1, 2: one of each
+    assert found["first"]["by_k"]["3"]["mean"] == pytest.approx(expected)
+    assert "over 4 runs (12 readings)" in mixture_report.table(found)
+    rows = [r for r in mixture_report.position_rows(runs) if r["measure"] == "first" and r["position"] == 1]
+    of_one = {r["category_seed"]: r["loss"] for r in rows if r["trial"] == whole[0].trial}
+    assert of_one == pytest.approx({s: whole[0].losses[NAMES[s]][:, 0].mean() for s in (0, 1, 2)})
+    # the test of K counts the four runs once, where their seed is
+    values = mixture_report.curves(runs, "first").mean(1)
+    seeds = [run.seeds["category_seed"] for run in runs]
+    once = k_effect.trend([run.k for run in runs], seeds, values)
+    assert found["first"]["trend"]["p_value"] == once.p_value
+    assert found["first"]["trend"]["seed_slopes"] == once.seed_slopes
+
+
+def test_a_run_of_all_categories_stays_with_its_seed_where_every_seed_has_one() -> None:
+    runs = sweep(0.2)
+    assert mixture_report.counted(runs, "first") == runs
+    assert {level["readings"] for level in mixture_report.results(runs)["first"]["by_k"].values()} == {3}
 
 
 def test_bins_of_positions_hold_each_once_and_grow() -> None:

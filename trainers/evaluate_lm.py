@@ -3,8 +3,9 @@
     python -m trainers.evaluate_lm trainers/experiments/arxiv/evaluate.toml [key=value ...]
 
 Every model reads the same windows of every category: its own mixture's, those of the K = 1 category of its seed, and
-those of categories that it has never seen. The control's models learnt from permuted labels, and are read windows drawn
-by the same permuted labels: there K changes the number of labels and nothing else.
+those of categories that it has never seen. A model of all categories counts for the K = 1 category of every seed that
+has none of its own. The control's models learnt from permuted labels, and are read windows drawn by the same permuted
+labels: there K changes the number of labels and nothing else.
 """
 
 from collections.abc import Sequence
@@ -21,11 +22,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from quire import artifact, config, device, hub, k_effect, mixture, mixture_report, next_token, windows
 from quire.artifact import Artifact
 from quire.errors import UserError
-from quire.mixture_report import Run
+from quire.mixture_report import Baseline, Run
 from quire.tokens import TokenStore
 from trainers import tracker
 
 SEEDS = ("category_seed", "init_seed", "data_seed")
+POSITIONS = pa.schema(  # of positions.parquet: those of a pretrained model have no K, those of the sweep no sd
+    [("trial", pa.string()), ("k", pa.int64()), *((key, pa.int64()) for key in SEEDS), ("control", pa.bool_())]
+    + [("measure", pa.string()), ("position", pa.int64()), ("loss", pa.float64()), ("sd", pa.float64())]
+)
 # What the trials of a sweep over K may differ in; anything else would be taken for the spread over seeds.
 VARIED = {"name", "k", "category_seed", "init_seed", "shuffle_labels", "loop.seed"}
 
@@ -66,11 +71,12 @@ def run(settings: EvaluateLmConfig) -> Artifact:
         best = min(np.mean([r["bits_per_byte"] for r in rows if r["trial"] == run.trial]) for run in runs)
         results["pretrained"] = {**pretrained.described(), "best_of_sweep": float(best)}
     text = mixture_report.table(results)
-    figures = mixture_report.figures(runs, pretrained and (pretrained.name, pretrained.curve))
+    baseline = pretrained and pretrained.baseline
+    figures = mixture_report.figures(runs, baseline)
     details = {"sweep": {key: inputs["sweep"].manifest[key] for key in ("recipe", "inputs", "fingerprint")}}
     page = mixture_report.page(settings.name, runs, results, list(figures.values()), details)
     draft.storage.write_table(f"{draft.folder}/losses.parquet", pa.Table.from_pylist(rows))
-    positions = pa.Table.from_pylist(mixture_report.position_rows(runs))
+    positions = pa.Table.from_pylist(mixture_report.position_rows(runs, baseline), POSITIONS)
     draft.storage.write_table(f"{draft.folder}/positions.parquet", positions)
     draft.storage.write_json(f"{draft.folder}/results.json", {**results, "models": _without_nan(rows)})
     files = {"table.txt": text, "table.md": mixture_report.markdown(results), "index.html": page}
@@ -198,7 +204,7 @@ class _Pretrained:
         length = min(length, getattr(network.config, "max_position_embeddings", length))
         ids = np.asarray([row[:length] for row in encoded if len(row) >= length], dtype=np.int64)
         losses = next_token.position_losses(network, ids)
-        self.name, self.curve = name, losses.mean(0)  # (length - 1,) nats
+        self.baseline = Baseline(name, losses.mean(0, dtype=np.float64), losses.std(0, dtype=np.float64))
         self.num_texts, self.left_out = len(ids), len(encoded) - len(ids)
         bytes_per_token = sum(len(text.encode()) for text in texts) / sum(map(len, encoded))
         self.bits_per_byte = k_effect.bits_per_byte(float(losses.mean()), bytes_per_token)
@@ -206,7 +212,8 @@ class _Pretrained:
     def described(self) -> dict[str, Any]:
         """For results.json."""
         counts = {"texts": self.num_texts, "left_out": self.left_out}
-        return {"model": self.name, "bits_per_byte": self.bits_per_byte, **counts, "curve": self.curve.tolist()}
+        curves = {"curve": self.baseline.mean.tolist(), "sd": self.baseline.sd.tolist()}
+        return {"model": self.baseline.name, "bits_per_byte": self.bits_per_byte, **counts, **curves}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from quire import artifact, config, hub, lm, loop, mixture, next_token
 from quire.artifact import Artifact, Draft
 from quire.errors import UserError
+from quire.fixed_budget import FixedWindows
 from quire.loop_config import LoopConfig
 from quire.tokens import TokenStore
 from quire.windows import Windows, evaluation_plan, evaluation_windows
@@ -48,8 +49,12 @@ class LmConfig(config.Config):
     category_seed: int = Field(default=0, ge=0)
     init_seed: int = Field(default=0, ge=0)
     categories: tuple[str, ...] | None = Field(default=None, description="to choose from; default: all of the store")
-    weighting: Literal["component", "token"] = "component"
-    distinct_tokens: int | None = Field(default=None, gt=0, description="in all; each category gives 1/k of them")
+    weighting: Literal["component", "token"] = Field(
+        default="component", description="categories alike, or by their tokens; with distinct_tokens both are the same"
+    )
+    distinct_tokens: int | None = Field(
+        default=None, gt=0, description="in all, each of them read every epoch; each category gives 1/k of them"
+    )
     shuffle_labels: int | None = Field(default=None, ge=0, description="control: permute the labels by this seed")
     batch_size: int = Field(default=32, gt=0, description="windows of a micro-batch, over all workers")
     num_eval_windows: int = Field(default=64, gt=0, description="validation windows of each category")
@@ -97,8 +102,22 @@ def check(settings: LmConfig) -> None:
     in_steps(settings)
     check_workers(settings, settings.runtime.num_workers or 1)
     data = LmData(settings)
+    _check_whole(settings, data)
     lm.check_fits(settings.model, settings.sequence_length, data.store.vocab_size)
     evaluation_plan(data.store, "test", data.mixture.universe, settings.sequence_length, 1)  # else found after training
+
+
+def _check_whole(settings: LmConfig, data: "LmData") -> None:
+    """A fixed budget is one only if the run is long enough to read all of it."""
+    if not isinstance(data.train, FixedWindows):
+        return
+    slots, needed = num_tokens(settings) // settings.sequence_length, data.train.slots_per_epoch
+    if slots < needed:
+        raise UserError(
+            f"distinct_tokens = {settings.distinct_tokens}: to read each of them takes {needed:,} windows "
+            f"({needed * settings.sequence_length:,} tokens), the run reads {slots:,}; raise loop.max_tokens (or "
+            "loop.max_steps), or lower distinct_tokens"
+        )
 
 
 def check_workers(settings: LmConfig, world: int) -> None:
@@ -121,16 +140,18 @@ class LmData:
             store = mixture.shuffle_labels(store, self.mixture.universe, settings.shuffle_labels)
         self.store = store
         names, length = self.mixture.categories, settings.sequence_length
-        self.train = Windows(
-            store,
-            "train",
-            names,
-            length,
-            settings.weighting,
-            settings.loop.seed,
-            tokens_per_category=self.mixture.tokens_per_category,
-            pool_seed=settings.category_seed,
-        )
+        self.train = Windows(store, "train", names, length, settings.weighting, settings.loop.seed)
+        if self.mixture.tokens_per_category is not None:
+            self.train = FixedWindows(
+                store,
+                "train",
+                names,
+                length,
+                settings.loop.seed,
+                tokens_per_category=self.mixture.tokens_per_category,
+                slots_per_step=settings.batch_size * settings.loop.accumulation,
+                pool_seed=settings.category_seed,
+            )
         self.asked = (store, "validation", names, length, settings.num_eval_windows, settings.eval_seed)
         frozen = evaluation_windows(*self.asked)
         self.evaluation = np.concatenate([frozen[name] for name in names])
@@ -156,7 +177,7 @@ class Module(nn.Module):
 
 
 class LmTask:
-    """Random windows for training; loss by position and by category on the frozen ones."""
+    """Windows of the mixture for training; loss by position and by category on the frozen ones."""
 
     def __init__(self, settings: LmConfig):
         self.settings, self.data = settings, LmData(settings)

@@ -34,7 +34,7 @@ class SweepConfig(config.Config):
         default=(), description="dotted key -> values, all combinations; or a list of grids, all of each"
     )
     search: dict[str, sweeps.Search] = Field(
-        default_factory=dict, description="dotted key -> choice, uniform, loguniform"
+        default_factory=dict, description="dotted key -> choice, uniform, loguniform, int, logint or normal"
     )
     num_samples: int = Field(default=1, gt=0, description="of the search, at each point of the grid")
     seed: int = Field(default=0, ge=0)
