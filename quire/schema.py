@@ -23,7 +23,7 @@ CHUNKS = pa.schema(
         ("chunk_id", pa.string()),  # document_id:index
         ("document_id", pa.string()),
         ("work_id", pa.string()),  # near-duplicate documents are one work
-        ("author", pa.string()),
+        ("author", pa.string()),  # of an anonymous document anonymous:work_id, so that equal authors are one author
         ("author_group", pa.string()),  # authors linked by common works; works of two groups share no author
         ("anonymous", pa.bool_()),
         ("split", pa.string()),
@@ -96,7 +96,7 @@ PAIRS = pa.schema(
         ("distance", pa.int64()),  # characters between the two chunks of a positive
         ("work_a", pa.string()),
         ("work_b", pa.string()),
-        ("author_a", pa.string()),
+        ("author_a", pa.string()),  # as the chunks have them
         ("author_b", pa.string()),
     ]
 )
