@@ -48,7 +48,10 @@ HARVEST = pa.schema(
     [
         ("document_id", pa.string()),
         ("gutenberg_id", pa.int64()),
-        ("status", pa.string()),  # done | missing | refused (by the selection) | failed
+        (
+            "status",
+            pa.string(),
+        ),  # done | missing | refused (by the selection; or once read: not_english, empty) | failed
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("source_url", pa.string()),  # where it was found, after redirects; a path in a mirror

@@ -93,13 +93,14 @@ def earlier(storage: Storage, name: str | None) -> tuple[Shelf | None, dict[str,
         raise UserError(
             f"runtime.previous = {name!r}: it holds no {RAW}/; only one made with keep_raw=true can be asked"
         )
-    columns = {"key": "document_id", "status": "status", "url": "source_url", "asked": "asked_url"}
+    columns = {"key": "document_id", "url": "source_url", "asked": "asked_url", "fetched": "fetched_at"}
     columns |= {name: name for name in ("sha256", "num_bytes", "etag", "last_modified")}
     known = {}
     for file in sorted(file for file in files if file.startswith("metadata-")):
         for row in storage.read_table(f"{folder}/{file}").to_pylist():
-            if row["status"] == "done" and f"{RAW}/{row['document_id']}.txt" in files:
-                known[row["document_id"]] = Record(**{key: row[column] for key, column in columns.items()})
+            if row["sha256"] and f"{RAW}/{row['document_id']}.txt" in files:  # done, or refused once it was read
+                found = {key: row[column] for key, column in columns.items()}
+                known[row["document_id"]] = Record(status="done", **found)
     return Shelf(storage, "", f"{folder}/{RAW}"), known
 
 
@@ -120,7 +121,9 @@ def _added(made: documents.Books, book: Book, source: Mirror | Fetched) -> dict[
         return row | {"status": "refused", "reason": book.refusal[0], "detail": book.refusal[1]}
     found, data = source.read(book)
     if found["status"] == "done":
-        made.add(book.key, found["source_url"], data, book.identity)
+        reason, detail = made.add(book.key, found["source_url"], data, book.identity)
+        if reason:  # it keeps its SHA-256, by which a later harvest knows that it has the bytes
+            found |= {"status": "refused", "reason": reason, "detail": detail}
         row["licence"] = row.get("licence") or gutenberg_header.licence(data)
     else:
         made.drop(book.key, _REASONS[found["status"]] + found["reason"], found["detail"])

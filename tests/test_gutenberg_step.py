@@ -91,7 +91,8 @@ def test_ids_become_documents_and_each_has_a_row_that_says_what_became_of_it(tmp
         made = step.run(settings(tmp_path, server, "select.first=1", "select.last=12", "keep_raw=true"))
         rows = metadata(made)
         assert [row["document_id"] for row in rows] == [f"pg{n}" for n in NUMBERS]
-        assert {row["status"] for row in rows if row["gutenberg_id"] != 9} == {"done"}
+        assert {row["status"] for row in rows if row["gutenberg_id"] not in (4, 9)} == {"done"}
+        assert (rows[3]["status"], rows[3]["reason"], len(rows[3]["sha256"])) == ("refused", "not_english", 64)
         assert (rows[8]["status"], rows[8]["reason"]) == ("missing", "absent")
         assert rows[0]["source_url"] == f"{server.base}/1/pg1.txt" and rows[0]["fetched_at"].endswith("+00:00")
     assert made.manifest["dropped"] == {"absent": 1, "not_english": 1}
@@ -223,6 +224,17 @@ def test_an_unfinished_harvest_without_a_book_is_none_to_start_from(tmp_path: Pa
             step.run(settings(tmp_path, server, "select.ids=[1]"))
         with pytest.raises(UserError, match="runtime.previous = 'g': it is unfinished and has fetched no book; leave"):
             step.run(settings(tmp_path, server, "name=wider", "select.ids=[1]", "runtime.previous=g"))
+
+
+def test_a_book_refused_once_it_was_read_is_not_sent_again(tmp_path: Path, serial: None) -> None:
+    files = FILES | {path_of(4): small_book(4).replace(b"Language: English", b"Language: German")}
+    asked = ["select.ids=[3, 4]", "keep_raw=true"]
+    with Server(files) as server:
+        first = step.run(settings(tmp_path, server, *asked))
+        again = step.run(settings(tmp_path, server, *asked, "name=later", "runtime.previous=g"))
+        assert all("if-none-match" in headers for headers in server.headers[2:]) and len(server.paths) == 4
+    assert contents(again) == contents(first) and metadata(again)[1]["sha256"]
+    assert again.manifest["facts"]["unchanged"] == 2 and again.manifest["dropped"] == {"not_english": 1}
 
 
 def test_a_list_of_addresses_is_followed(tmp_path: Path, serial: None) -> None:
