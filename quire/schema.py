@@ -56,11 +56,11 @@ HARVEST = pa.schema(
         ("detail", pa.string()),
         ("source_url", pa.string()),  # where it was found, after redirects; a path in a mirror
         ("asked_url", pa.string()),
-        ("fetched_at", pa.string()),  # UTC, ISO 8601
+        ("fetched_at", pa.string()),  # UTC, ISO 8601; null of a mirror, from which nothing is fetched
         ("sha256", pa.string()),  # of the bytes as they were fetched
         ("num_bytes", pa.int64()),
         ("etag", pa.string()),
-        ("last_modified", pa.string()),
+        ("last_modified", pa.string()),  # an HTTP date: the server's header, or when a mirror's file was written
         ("title", pa.string()),  # this and the next two as the catalogue states them
         ("languages", pa.list_(pa.string())),
         ("licence", pa.string()),
