@@ -157,12 +157,14 @@ def chunk_document(document: dict, settings: ChunkConfig, work: Work) -> tuple[l
         max_chunks=settings.max_chunks,
         english=settings.english,
     )
+    # Nobody knows who wrote an anonymous work, so no two of them have one author, whatever their title pages say.
+    author = f"anonymous:{work.work_id}" if document["anonymous"] else document["author"]
     rows = [
         {
             "chunk_id": f"{document_id}:{chunk.index}",
             "document_id": document_id,
             "work_id": work.work_id,
-            "author": document["author"],
+            "author": author,
             "author_group": work.author_group,
             "anonymous": document["anonymous"],
             "split": work.split,

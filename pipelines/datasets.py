@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipelines import labelled
-from quire import config, papers, readers
+from quire import config, hub_sets, papers, readers
 from quire.artifact import Artifact
 from quire.errors import UserError
 from quire.readers import Dropped, Piece
@@ -25,7 +25,7 @@ class Table(labelled.Files):
 
     kind: Literal["table"] = "table"
     text: str = "text"
-    category: str = "category"
+    category: str = Field(default="category", description='"" for documents without one, which are chunked')
     title: str | None = None
     author: str | None = labelled.added(description="column of one author or several; default: each its own")
     key: str | None = Field(default=None, description="column of ids; default: the place in the file")
@@ -34,15 +34,16 @@ class Table(labelled.Files):
 class Hub(config.Config):
     """A labelled data set by its name on the hub (ccdv/arxiv-classification) or by a local folder of it.
 
-    Its own splits are kept.
+    Its own splits are kept. All workers read the commit that the revision is when the run begins.
     """
 
     kind: Literal["hub"] = "hub"
     dataset: str
     revision: str | None = labelled.added(description="of the data set; default: the newest")
     subset: str | None = Field(default=None, description="one of the data set's configurations; a folder has none")
+    splits: tuple[str, ...] | None = labelled.added(description="which to read; default: all that the set has")
     text: str = "text"
-    category: str = "label"
+    category: str = Field(default="label", description='"" for documents without one, which are chunked')
     title: str | None = labelled.added(description="column of titles")
     author: str | None = labelled.added(description="column of one author or several; default: each its own")
     shard_rows: int = Field(default=1000, gt=0)
@@ -64,6 +65,9 @@ def run(settings: DatasetsConfig) -> Artifact:
     """Make the `documents` artefact. Raises UserError when a column is missing or no document is left."""
     source = settings.source
     if isinstance(source, Hub):
+        if commit := hub_sets.pinned(source.dataset, source.revision):
+            source = source.model_copy(update={"revision": commit})
+            settings = settings.model_copy(update={"source": source})
         return labelled.make(settings, *_rows(source, _load(source)), open_source)
     columns = {f"source.{role}": name for role, name in (*_columns(source).items(), ("key", source.key))}
     return labelled.make(settings, *labelled.pieces(source, columns), open_source)
@@ -111,12 +115,17 @@ def _load(source: Hub) -> Any:
 
 def _rows(source: Hub, loaded: Any) -> tuple[list[dict[str, Any]], str]:
     """Ranges of rows of every split, and a hash of what the data set is. Raises UserError for what cannot be read."""
-    unknown = sorted(set(loaded) - set(papers.SPLIT_NAMES))
-    if unknown:
-        raise UserError(
-            f"source.dataset = {source.dataset!r}: split {unknown[0]!r} is none of {', '.join(papers.SPLIT_NAMES)}"
-        )
-    for split, columns in loaded.column_names.items():
+    chosen = tuple(loaded) if source.splits is None else source.splits
+    for split in chosen:
+        if split not in loaded:
+            raise UserError(f"source.splits: {split!r} is no split of {source.dataset!r}; it has {', '.join(loaded)}")
+        if split not in papers.SPLIT_NAMES:
+            known = json.dumps([name for name in loaded if name in papers.SPLIT_NAMES])
+            raise UserError(
+                f"source.dataset = {source.dataset!r}: split {split!r} is none of {', '.join(papers.SPLIT_NAMES)}; "
+                f"leave it out: source.splits={known}"
+            )
+        columns = loaded[split].column_names
         lacking = [name for name in _columns(source).values() if name and name not in columns]
         if lacking:
             raise UserError(
@@ -125,10 +134,10 @@ def _rows(source: Hub, loaded: Any) -> tuple[list[dict[str, Any]], str]:
     step = source.shard_rows
     items = [
         {"split": split, "start": at, "end": min(at + step, len(loaded[split]))}
-        for split in loaded
+        for split in chosen
         for at in range(0, len(loaded[split]), step)
     ]
-    return items, hashlib.sha256(json.dumps({s: loaded[s]._fingerprint for s in loaded}).encode()).hexdigest()
+    return items, hashlib.sha256(json.dumps({s: loaded[s]._fingerprint for s in chosen}).encode()).hexdigest()
 
 
 def _hub_rows(loaded: Any, source: Hub, item: dict[str, Any]) -> Iterator[papers.Row | Dropped]:

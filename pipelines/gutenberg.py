@@ -4,7 +4,8 @@
 
 Killed at any moment, the same line goes on: a book is settled by itself, and what is settled is not asked for again.
 With `name=ANOTHER runtime.previous=NAME`, only what has changed since NAME is sent (conditional requests); NAME must
-have been made with keep_raw=true.
+have been made with keep_raw=true. With runtime.retry_failed=true as well, only what failed in NAME is asked for; the
+rest is taken over.
 
 The documents are those of `pipelines.documents`. Beside them stands `metadata-*.parquet`, one row for every id that was
 asked for: status, reason, address, SHA-256, rights, and when it was fetched, which alone differs from run to run.
@@ -59,7 +60,9 @@ class GutenbergRuntime(config.Runtime):
     obey_robots: bool = Field(default=True, description="ask no host for what its robots.txt forbids")
     concurrency: int = Field(default=4, gt=0, description="books, and so connections, at a time of each worker")
     limits: fetch.Limits = fetch.Limits()
-    retry_failed: bool = Field(default=False, description="ask again for what failed, and for nothing else")
+    retry_failed: bool = Field(
+        default=False, description="ask again for what failed, and for nothing else; with `previous`, what failed there"
+    )
     max_failed: int = Field(default=0, ge=0, description="books that may fail without stopping the run")
     previous: str | None = Field(
         default=None, description="artefact with keep_raw, or unfinished: only what changed since is sent"
@@ -201,9 +204,12 @@ def _fetch(draft: Draft, settings: GutenbergConfig, shelf: Shelf, asked: Sequenc
         draft.storage.delete(f"{draft.folder}/{artifact.SHARDS}")
         shelf.forget(failed)
     wanted = [Wanted(book.key, book.urls or _urls(settings, book)) for book in asked if not book.refusal[0]]
+    previous, known = settled.earlier(draft.storage, runtime.previous)
+    if runtime.retry_failed and previous:
+        held = shelf.settled()
+        shelf.take_over(previous, [known[book.key] for book in wanted if book.key in known and book.key not in held])
     if runtime.obey_robots and {book.key for book in wanted} - shelf.settled():
         asyncio.run(_refuse_forbidden(settings, wanted))
-    previous, known = settled.earlier(draft.storage, runtime.previous)
     plan = Plan(
         shelf=shelf,
         limits=runtime.limits,
@@ -267,7 +273,7 @@ def _published(made: Artifact, settings: GutenbergConfig) -> Artifact:
         raise UserError(
             f"{made.storage.uri(made.folder)} is published without {len(facts['failed'])} book(s) that failed, and "
             "stays as it is: give another name="
-            + (f", and runtime.previous={made.name} to be sent only what changed" if settings.keep_raw else "")
+            + (f", and runtime.previous={made.name}, from which all else is taken" if settings.keep_raw else "")
         )
     return made
 

@@ -106,12 +106,10 @@ def _publish(draft: Draft, num_shards: int) -> Artifact:
     counts: dict[str, int] = {}
     for index in range(num_shards):
         table = draft.storage.read_table(f"{draft.folder}/part-{index:05d}.parquet", ["category"])
-        for found in table["category"].value_counts().to_pylist():
+        for found in table["category"].drop_null().value_counts().to_pylist():
             counts[found["values"]] = counts.get(found["values"], 0) + found["counts"]
     top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = ", ".join(f"{name} {count:,}" for name, count in top[:8]) + (", ..." if len(top) > 8 else "")
-    summary = (
-        f"{rows:,} documents, {size:.1f} MB of text, {len(counts)} categories: {shown}\n"
-        f"{dropped}; {speed(draft, size, 'MB')}"
-    )
+    filed = f"{len(counts)} categories: {shown}" if counts else "without categories"
+    summary = f"{rows:,} documents, {size:.1f} MB of text, {filed}\n{dropped}; {speed(draft, size, 'MB')}"
     return draft.publish(num_shards=num_shards, summary=summary, facts={"categories": dict(top)})

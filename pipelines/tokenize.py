@@ -101,6 +101,11 @@ def _check_columns(documents: Artifact) -> None:
             f"documents = {documents.name!r} has no column {lacking[0]!r}: make it with pipelines.arxiv, or with "
             'pipelines.datasets, whose source.kind = "table" reads any folder with a column of categories'
         )
+    if documents.manifest["facts"].get("categories") == {}:
+        raise UserError(
+            f"documents = {documents.name!r}: made without categories; make it again under another name, with "
+            "source.category naming their column"
+        )
 
 
 def _sha256(tokenizer: Any) -> str:

@@ -1,10 +1,12 @@
 """Show what would be deleted below a root, and delete it once that root is confirmed by name.
 
     python -m pipelines.wipe root=artifacts                                    # shows, deletes nothing
-    python -m pipelines.wipe root=artifacts confirm=artifacts                  # all artefacts but models
+    python -m pipelines.wipe root=artifacts confirm=artifacts                  # all but models and fetched books
     python -m pipelines.wipe root=artifacts kinds='["models"]' names='["old"]' confirm=artifacts
+    python -m pipelines.wipe root=artifacts kinds='["documents"]' names='["gutenberg"]' confirm=artifacts
 
-Models are kept unless `kinds` names them; caches, and all else that is no artefact, always.
+Models are kept unless `kinds` names them, and fetched books (documents with `raw/`, unfinished harvests) unless `names`
+does; caches, and all else that is no artefact, always.
 """
 
 from dataclasses import dataclass
@@ -22,7 +24,9 @@ class WipeConfig(config.Config):
 
     root: str
     kinds: tuple[str, ...] = Field(default=tuple(kind for kind in KINDS if kind != "models"), min_length=1)
-    names: tuple[str, ...] = Field(default=(), description="of artefacts; default: every one of these kinds")
+    names: tuple[str, ...] = Field(
+        default=(), description="of artefacts; default: every one of these kinds, but no fetched books"
+    )
     confirm: str | None = Field(default=None, description="the root once more, exactly as root= gives it")
 
 

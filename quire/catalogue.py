@@ -163,27 +163,36 @@ def _rdf_entries(archive: tarfile.TarFile, where: str) -> Iterator[Entry]:
                 raise UserError(f"{where}: {member.name[:200]}: not XML ({error}); fetch it again") from error
             book = root.find(f"{_PG}ebook")
             if book is not None:
-                yield _rdf_entry(int(match[1]), book)
+                yield _rdf_entry(int(match[1]), book, _agent_names(root))
 
 
-def _rdf_entry(number: int, book: ElementTree.Element) -> Entry:
+def _rdf_entry(number: int, book: ElementTree.Element, agents: Mapping[str, str]) -> Entry:
+    """`agents`: names by number. A creator is an agent, or a reference to one that the file describes elsewhere."""
+
     def values(path: str) -> tuple[str, ...]:
         return tuple(" ".join(found.text.split()) for found in book.findall(path) if found.text)
 
-    agents = book.findall(f"{_TERMS}creator/{_PG}agent")
+    creators = (a for creator in book.findall(f"{_TERMS}creator") for a in creator.findall(f"{_PG}agent") or [creator])
+    stated = ((agent.findtext(f"{_PG}name", ""), _agent_number(agent)) for agent in creators)
+    named = (_person(name or agents.get(agent) or f"agent {agent}", agent) for name, agent in stated if name or agent)
     return Entry(
         number=number,
         title=next(iter(values(f"{_TERMS}title")), ""),
-        authors=tuple(_person(agent.findtext(f"{_PG}name", ""), _agent_number(agent)) for agent in agents),
+        authors=tuple(dict.fromkeys(named)),
         languages=values(f"{_TERMS}language//{_RDF}value"),
         kind=next(iter(values(f"{_TERMS}type//{_RDF}value")), ""),
         rights=next(iter(values(f"{_TERMS}rights")), None),
     )
 
 
+def _agent_names(root: ElementTree.Element) -> dict[str, str]:
+    """The name of every agent that the file describes, by number."""
+    return {_agent_number(agent): name for agent in root.iter(f"{_PG}agent") if (name := agent.findtext(f"{_PG}name"))}
+
+
 def _agent_number(agent: ElementTree.Element) -> str:
-    """The last part of `2009/agents/37`."""
-    return agent.get(f"{_RDF}about", "").rpartition("/")[2]
+    """The last part of `2009/agents/37`, of a description or of a reference to one; "" of neither."""
+    return (agent.get(f"{_RDF}about") or agent.get(f"{_RDF}resource") or "").rpartition("/")[2]
 
 
 def _is_meant(person: Person, wanted: tuple[str, ...]) -> bool:

@@ -29,8 +29,11 @@ class Books:
         self.kept: dict[str, float] = {}  # share of each text's characters that cleaning kept
         self.num_bytes = 0
 
-    def add(self, document: str, source: str, data: bytes, identify: Callable[[Header], Identity]) -> None:
-        """The book of the id `document`, which `source` (a path, an address) holds as `data`."""
+    def add(self, document: str, source: str, data: bytes, identify: Callable[[Header], Identity]) -> tuple[str, str]:
+        """The book of the id `document`, which `source` (a path, an address) holds as `data`.
+
+        Returns why it became no row, as a word and a sentence; ("", "") when it did.
+        """
         self.num_bytes += len(data)
         try:
             decoded = decode.decode(data)
@@ -41,9 +44,10 @@ class Books:
             self._check(text)
         except (decode.Unreadable, _Unwanted) as error:
             self.drop(document, error.reason, f"{source}: {error.detail}")
-            return
+            return error.reason, error.detail
         row = {"document_id": document, **identify(header).columns(), "text": text}
         self.rows.append(row | {"source": source, "encoding": decoded.encoding, "kept": self.kept[document]})
+        return "", ""
 
     def drop(self, document: str, reason: str, detail: str) -> None:
         """A book of which there are no bytes."""

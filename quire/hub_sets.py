@@ -58,6 +58,30 @@ class Found(NamedTuple):
     revision: str | None
 
 
+# What `datasets` and `huggingface_hub` raise for names, subsets, revisions, networks and being offline.
+_TROUBLES = (HfHubHTTPError, HFValidationError, httpx2.TransportError, OSError, ValueError)
+
+
+def pinned(dataset: str, revision: str | None) -> str | None:
+    """The commit that a revision (default: the newest) of a data set is now; None of a folder of this machine.
+
+    Raises UserError for what is not there or cannot be reached.
+    """
+    if Path(dataset).is_dir():
+        return None
+    try:
+        return huggingface_hub.HfApi().dataset_info(dataset, revision=revision).sha
+    except _TROUBLES as error:
+        raise _not_had(f"source.dataset = {dataset!r}", error) from error
+
+
+def _not_had(where: str, error: Exception) -> UserError:
+    reason = str(error).strip().partition("\n")[0]
+    return UserError(
+        f"{where}: cannot be had ({type(error).__name__}: {reason}); name a data set of the hub or a folder of one"
+    )
+
+
 def find(dataset: str, subset: str | None, split: str, revision: str | None) -> Found:
     """The files of a split by the name of a data set, or by a folder of this machine that `datasets` would read.
 
@@ -65,25 +89,20 @@ def find(dataset: str, subset: str | None, split: str, revision: str | None) -> 
     """
     import datasets
 
-    local = Path(dataset).is_dir()
     where = f"source.dataset = {dataset!r}" + (f", source.subset = {subset!r}" if subset else "")
+    commit = pinned(dataset, revision)
     try:
-        pinned = None if local else huggingface_hub.HfApi().dataset_info(dataset, revision=revision).sha
-        builder = datasets.load_dataset_builder(dataset, subset, revision=pinned)
+        builder = datasets.load_dataset_builder(dataset, subset, revision=commit)
         by_split = {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
-    # What the two libraries raise for names, subsets, revisions, networks and being offline.
-    except (HfHubHTTPError, HFValidationError, httpx2.TransportError, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"{where}: cannot be had ({type(error).__name__}: {reason}); name a data set of the hub or a folder of one"
-        ) from error
+    except _TROUBLES as error:
+        raise _not_had(where, error) from error
     if split not in by_split:
         raise UserError(f"source.split = {split!r}: {dataset} has {', '.join(by_split) or 'no files'}")
-    storage = Storage(dataset) if local else HubFiles(dataset, pinned)
+    storage = HubFiles(dataset, commit) if commit else Storage(dataset)
     start = storage.uri().rstrip("/") + "/"
     foreign = [file for file in by_split[split] if not file.startswith(start)]
     other = [file for file in by_split[split] if not file.endswith(readers.FORMATS)]
     if foreign or other:
         what = f"file {(foreign or other)[0]!r}, which is " + ("elsewhere" if foreign else "in a format not read here")
         raise UserError(f"{where}: {what}; read here are {', '.join(readers.FORMATS)} files of the data set itself")
-    return Found(storage, [file.removeprefix(start) for file in by_split[split]], pinned)
+    return Found(storage, [file.removeprefix(start) for file in by_split[split]], commit)

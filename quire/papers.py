@@ -68,13 +68,14 @@ def table_row(
     number: int,
     *,
     text: str,
-    category: str,
+    category: str | None,
     title: str | None,
     author: str | None,
     key: str | None,
 ) -> Row | Dropped:
     """A record of a table with named columns; without an id column its place in the source is the id.
 
+    Without a column of categories the documents have none; with one, a record without a category is dropped.
     A category is a name, which may have blanks, a number, or a list of them; an author likewise, several in one string
     as `gutenberg_header.people` reads them. A column `split` is kept.
     """
@@ -89,20 +90,26 @@ def table_row(
         "split": SPLIT_NAMES.get(split),
     }
     authors = [person for name in _names(record.get(author) if author else None) for person in people(name)]
-    return _row(found, authors, record.get(category), source)
+    return _row(found, authors, record.get(category) if category else None, source, filed=bool(category))
 
 
-def _row(found: Row, authors: Sequence[str], categories: Any, source: str) -> Row | Dropped:
+def _row(found: Row, authors: Sequence[str], categories: Any, source: str, *, filed: bool = True) -> Row | Dropped:
     names = _names(categories)
     if found["document_id"] in (None, ""):
         return Dropped("no_id", str(found["text"])[:80])
     if not isinstance(found["text"], str) or not found["text"].strip():
         return Dropped("no_text", str(found["document_id"]))
-    if not names:
+    if filed and not names:
         return Dropped("no_category", str(found["document_id"]))
     created = None if found.get("created") is None else str(found["created"])
     row = dict.fromkeys(PAPERS.names) | found | identity.by_people(found["title"], authors).columns()
-    row |= {"category": names[0], "categories": names, "source": source, "encoding": "utf-8", "kept": 1.0}
+    row |= {
+        "category": next(iter(names), None),
+        "categories": names,
+        "source": source,
+        "encoding": "utf-8",
+        "kept": 1.0,
+    }
     return row | {"document_id": str(found["document_id"]), "created": created}
 
 

@@ -23,7 +23,7 @@ CHUNKS = pa.schema(
         ("chunk_id", pa.string()),  # document_id:index
         ("document_id", pa.string()),
         ("work_id", pa.string()),  # near-duplicate documents are one work
-        ("author", pa.string()),
+        ("author", pa.string()),  # of an anonymous document anonymous:work_id, so that equal authors are one author
         ("author_group", pa.string()),  # authors linked by common works; works of two groups share no author
         ("anonymous", pa.bool_()),
         ("split", pa.string()),
@@ -48,16 +48,19 @@ HARVEST = pa.schema(
     [
         ("document_id", pa.string()),
         ("gutenberg_id", pa.int64()),
-        ("status", pa.string()),  # done | missing | refused (by the selection) | failed
+        (
+            "status",
+            pa.string(),
+        ),  # done | missing | refused (by the selection; or once read: not_english, empty) | failed
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("source_url", pa.string()),  # where it was found, after redirects; a path in a mirror
         ("asked_url", pa.string()),
-        ("fetched_at", pa.string()),  # UTC, ISO 8601
+        ("fetched_at", pa.string()),  # UTC, ISO 8601; null of a mirror, from which nothing is fetched
         ("sha256", pa.string()),  # of the bytes as they were fetched
         ("num_bytes", pa.int64()),
         ("etag", pa.string()),
-        ("last_modified", pa.string()),
+        ("last_modified", pa.string()),  # an HTTP date: the server's header, or when a mirror's file was written
         ("title", pa.string()),  # this and the next two as the catalogue states them
         ("languages", pa.list_(pa.string())),
         ("licence", pa.string()),
@@ -96,7 +99,7 @@ PAIRS = pa.schema(
         ("distance", pa.int64()),  # characters between the two chunks of a positive
         ("work_a", pa.string()),
         ("work_b", pa.string()),
-        ("author_a", pa.string()),
+        ("author_a", pa.string()),  # as the chunks have them
         ("author_b", pa.string()),
     ]
 )

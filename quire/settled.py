@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from email.utils import format_datetime
 from typing import Any
 
 import pyarrow as pa
@@ -37,8 +38,9 @@ class Mirror:
             return {"status": "failed", "reason": trouble.reason, "detail": f"{book.file}: {trouble.detail}"}, b""
         if self.shelf:
             self.shelf.storage.write_bytes(self.shelf.body_name(book.key), data)
-        digest = hashlib.sha256(data).hexdigest()
-        return {"status": "done", "source_url": book.file, "sha256": digest, "num_bytes": len(data)}, data
+        found = {"status": "done", "source_url": book.file, "num_bytes": len(data)}
+        found["last_modified"] = format_datetime(self.storage.modified(book.file), usegmt=True)
+        return found | {"sha256": hashlib.sha256(data).hexdigest()}, data
 
     def _checked(self, book: Book) -> bytes:
         if self.storage.size(book.file) > self.max_bytes:
@@ -73,7 +75,8 @@ def shelf(storage: Storage, folder: str, *, keep_raw: bool) -> Shelf:
 
 
 def earlier(storage: Storage, name: str | None) -> tuple[Shelf | None, dict[str, Record]]:
-    """The bytes of an earlier artefact of books, or of one that was never finished, and what was recorded of them.
+    """The bytes of an earlier artefact of books, or of one that was never finished, and what was recorded of them and
+    of the books that were missing.
 
     Raises UserError when there are none.
     """
@@ -83,8 +86,8 @@ def earlier(storage: Storage, name: str | None) -> tuple[Shelf | None, dict[str,
     if storage.exists(f"{folder}/{artifact.DRAFT}") and not storage.exists(f"{folder}/{artifact.MANIFEST}"):
         recipe = storage.read_json(f"{folder}/{artifact.DRAFT}")["recipe"]
         begun = shelf(storage, folder, keep_raw=bool(recipe.get("keep_raw")))
-        known = {record.key: record for record in begun.every_record() if record.status == "done"}
-        if not known:
+        known = {record.key: record for record in begun.every_record() if record.status != "failed"}
+        if not any(record.status == "done" for record in known.values()):
             raise UserError(f"runtime.previous = {name!r}: it is unfinished and has fetched no book; leave it out")
         return begun, known
     made = artifact.open_artifact(storage, "documents", name)
@@ -93,13 +96,16 @@ def earlier(storage: Storage, name: str | None) -> tuple[Shelf | None, dict[str,
         raise UserError(
             f"runtime.previous = {name!r}: it holds no {RAW}/; only one made with keep_raw=true can be asked"
         )
-    columns = {"key": "document_id", "status": "status", "url": "source_url", "asked": "asked_url"}
-    columns |= {name: name for name in ("sha256", "num_bytes", "etag", "last_modified")}
+    columns = {"key": "document_id", "url": "source_url", "asked": "asked_url", "fetched": "fetched_at"}
+    columns |= {name: name for name in ("reason", "detail", "sha256", "num_bytes", "etag", "last_modified")}
     known = {}
     for file in sorted(file for file in files if file.startswith("metadata-")):
         for row in storage.read_table(f"{folder}/{file}").to_pylist():
-            if row["status"] == "done" and f"{RAW}/{row['document_id']}.txt" in files:
-                known[row["document_id"]] = Record(**{key: row[column] for key, column in columns.items()})
+            found = {key: row[column] for key, column in columns.items()}
+            if row["status"] == "missing":
+                known[row["document_id"]] = Record(status="missing", **found)
+            elif row["sha256"] and f"{RAW}/{row['document_id']}.txt" in files:  # done, or refused once it was read
+                known[row["document_id"]] = Record(status="done", **found | {"reason": "", "detail": ""})
     return Shelf(storage, "", f"{folder}/{RAW}"), known
 
 
@@ -120,7 +126,9 @@ def _added(made: documents.Books, book: Book, source: Mirror | Fetched) -> dict[
         return row | {"status": "refused", "reason": book.refusal[0], "detail": book.refusal[1]}
     found, data = source.read(book)
     if found["status"] == "done":
-        made.add(book.key, found["source_url"], data, book.identity)
+        reason, detail = made.add(book.key, found["source_url"], data, book.identity)
+        if reason:  # it keeps its SHA-256, by which a later harvest knows that it has the bytes
+            found |= {"status": "refused", "reason": reason, "detail": detail}
         row["licence"] = row.get("licence") or gutenberg_header.licence(data)
     else:
         made.drop(book.key, _REASONS[found["status"]] + found["reason"], found["detail"])

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -83,6 +84,10 @@ class Storage:
     def size(self, relative: str) -> int:
         """Bytes of the file at `relative`."""
         return self.filesystem.get_file_info(self.path(relative)).size
+
+    def modified(self, relative: str) -> datetime:
+        """When the file at `relative` was last written, UTC."""
+        return self.filesystem.get_file_info(self.path(relative)).mtime.astimezone(UTC)
 
     def files(self, relative: str = "") -> list[str]:
         """All files below `relative`, relative to it, sorted; empty when there is no such folder."""

@@ -1,7 +1,8 @@
 """Which artefacts below a root would be deleted, how large they are, and their deletion: nothing outside is touched.
 
 Only `<root>/<kind>/<name>` with a manifest or a draft in it is an artefact; whatever else lies there (caches, links to
-elsewhere) is left and said to be left. Links are never followed.
+elsewhere) is left and said to be left. Links are never followed. Fetched bytes, which no other step can make again, go
+only with an artefact that is named.
 """
 
 import os
@@ -10,9 +11,12 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from quire.artifact import DRAFT, KINDS, MANIFEST
+from quire.artifact import DRAFT, KINDS, MANIFEST, WORK
 from quire.errors import UserError
+from quire.settled import RAW
 from quire.storage import Storage
+
+_FETCHED = (f"{RAW}/", f"{WORK}/{RAW}/")  # where a harvest keeps bytes: for a later one, and while it is unfinished
 
 
 class Found(NamedTuple):
@@ -26,7 +30,7 @@ class Found(NamedTuple):
 
 def find(storage: Storage, kinds: Collection[str], names: Collection[str] = ()) -> list[Found]:
     """What lies below the root, by path: the artefacts of `kinds` (and of `names`, if there are any) that may go, and
-    what is left. Raises UserError for an unknown kind."""
+    what is left. One that holds fetched books goes only by name. Raises UserError for an unknown kind."""
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"kinds: {kind!r} is none of {', '.join(KINDS)}")
@@ -55,6 +59,8 @@ def _judged(path: str, files: _Files, kinds: Collection[str], names: Collection[
         left = f"kind {kind} is kept"
     elif names and name not in names:
         left = "not among names"
+    elif name not in names and any(file.startswith(_FETCHED) for file in files):
+        left = "fetched books are kept: name it in names= to delete them"
     return Found(path, len(files), sum(files.values()), left)
 
 

@@ -73,6 +73,8 @@ class Server:
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
         self.robots = b""
+        self.etags = True
+        self.modified: dict[str, str] = {}  # of a path, where it is not LAST_MODIFIED
         self.max_open = self.open = 0
         self.closing = threading.Event()
         self.lock = threading.Lock()
@@ -188,11 +190,15 @@ def _plain(server: Server, path: str, headers: dict[str, str], fault: Fault) -> 
     body = server.files.get(path)
     if body is None:
         yield _head("404 Not Found", content_length=0)
-    elif headers.get("if-none-match") == _etag(body):
-        yield _head("304 Not Modified", etag=_etag(body))
+        return
+    modified = server.modified.get(path, LAST_MODIFIED)
+    known = {"etag": _etag(body)} if server.etags else {}
+    if server.etags and headers.get("if-none-match") == _etag(body):
+        yield _head("304 Not Modified", **known)
+    elif not server.etags and headers.get("if-modified-since") == modified:
+        yield _head("304 Not Modified")
     else:
-        charset = fault.value or "utf-8"
-        known = {"etag": _etag(body), "last_modified": LAST_MODIFIED, "content_type": f"text/plain; charset={charset}"}
+        known |= {"last_modified": modified, "content_type": f"text/plain; charset={fault.value or 'utf-8'}"}
         if "gzip" in headers.get("accept-encoding", "") and path.endswith((".txt", ".csv")):
             packed = gzip.compress(body, 1)
             yield _head("200 OK", content_length=len(packed), content_encoding="gzip", **known)

@@ -7,7 +7,12 @@ import pytest
 from quire import flow
 
 ROOT = Path(__file__).parents[1]
-MADE_BY = {"pipelines.mine": "negatives", "trainers.evaluate": "reports", "serve.try_out": "reports"}
+MADE_BY = {
+    "pipelines.gutenberg": "documents",
+    "pipelines.mine": "negatives",
+    "trainers.evaluate": "reports",
+    "serve.try_out": "reports",
+}
 READ = {
     "masked": "predictions",
     "matcher": "models",
@@ -23,11 +28,12 @@ def kind(run: str) -> str:
     return MADE_BY.get(run) or ("models" if room == "trainers" else made)
 
 
-@pytest.mark.parametrize("name", ["books", "books_large", "books_rounds", "style"])
+@pytest.mark.parametrize("name", ["books", "books_large", "books_rounds", "gutenberg", "style"])
 def test_what_a_step_reads_an_earlier_one_has_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     made: set[tuple[str, str]] = set()
-    for step, _, settings in flow.configs(flow.load_flow(f"flows/{name}.toml", ["documents.source.folder=books"])):
+    given = [] if name == "gutenberg" else ["documents.source.folder=books"]
+    for step, _, settings in flow.configs(flow.load_flow(f"flows/{name}.toml", given)):
         for key, value in settings.model_dump(exclude={"runtime", "name"}, exclude_none=True).items():
             role = READ.get(key, key)
             if role in {

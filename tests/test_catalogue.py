@@ -44,13 +44,20 @@ FREE, HELD = "Public domain in the USA.", "Copyrighted. Read the copyright notic
 
 
 def rdf(*rows: tuple[int, str, str, str], mode: str = "w:bz2") -> bytes:
+    texts = [
+        (number, RDF.format(number=number, title=f"T{number}", agent=agent, name=name, rights=rights))
+        for number, agent, name, rights in rows
+    ]
+    return archive(*texts, mode=mode)
+
+
+def archive(*texts: tuple[int, str], mode: str = "w:bz2") -> bytes:
     sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode=mode) as archive:
-        for number, agent, name, rights in rows:
-            text = RDF.format(number=number, title=f"T{number}", agent=agent, name=name, rights=rights).encode()
+    with tarfile.open(fileobj=sink, mode=mode) as made:
+        for number, text in texts:
             member = tarfile.TarInfo(f"cache/epub/{number}/pg{number}.rdf")
-            member.size = len(text)
-            archive.addfile(member, io.BytesIO(text))
+            member.size = len(text.encode())
+            made.addfile(member, io.BytesIO(text.encode()))
     return sink.getvalue()
 
 
@@ -78,9 +85,48 @@ def test_the_archive_states_agents_and_rights() -> None:
     assert found[1].identity().author == found[2].identity().author
     assert found[3].identity().authors == () and found[2].rights == HELD
     zipped = io.BytesIO()
-    with zipfile.ZipFile(zipped, "w") as archive:
-        archive.writestr("rdf-files.tar", rdf(*ROWS, mode="w"))
+    with zipfile.ZipFile(zipped, "w") as made:
+        made.writestr("rdf-files.tar", rdf(*ROWS, mode="w"))
     assert read_catalogue(zipped.getvalue(), "rdf-files.tar.zip") == found
+
+
+def described(agent: str, name: str) -> str:
+    return f'<pgterms:agent rdf:about="2009/agents/{agent}"><pgterms:name>{name}</pgterms:name></pgterms:agent>'
+
+
+POINTED = '<dcterms:creator rdf:resource="{}2009/agents/37"/>'
+BOZ = described("37", "Dickens, Charles")
+
+
+@pytest.mark.parametrize(
+    ("creators", "elsewhere", "keys", "by"),
+    [
+        (POINTED.format(""), BOZ, ("agent_37",), "Charles Dickens"),
+        (POINTED.format("http://www.gutenberg.org/"), BOZ, ("agent_37",), "Charles Dickens"),
+        (
+            POINTED.format("") + BOZ.join(("<dcterms:creator>", "</dcterms:creator>")),
+            "",
+            ("agent_37",),
+            "Charles Dickens",
+        ),
+        (
+            f"<dcterms:creator>{described('5', 'Collins, Wilkie')}</dcterms:creator>" + POINTED.format(""),
+            BOZ,
+            ("agent_5", "agent_37"),
+            "Wilkie Collins; Charles Dickens",
+        ),
+        (POINTED.format(""), "", ("agent_37",), "agent 37"),  # described nowhere: known by number alone
+        (POINTED.format(""), described("37", "Various"), (), "Various"),
+        ("<dcterms:creator/>", BOZ, (), "Unknown"),
+    ],
+)
+def test_a_creator_by_reference_is_the_agent_that_the_file_describes(
+    creators: str, elsewhere: str, keys: tuple[str, ...], by: str
+) -> None:
+    head, _, rest = RDF.partition("  <dcterms:creator>")
+    text = head + creators + rest.partition("</dcterms:creator>")[2].replace("</rdf:RDF>", f"{elsewhere}</rdf:RDF>")
+    found = read_catalogue(archive((1, text.format(number=1, title="T", rights=FREE))), "rdf")[1].identity()
+    assert (found.authors, found.author_name) == (keys, by)
 
 
 @pytest.mark.parametrize(

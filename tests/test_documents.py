@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import tiny
 
 from pipelines import chunk, documents
-from quire import config
+from quire import config, metrics, pairs, strata
 from quire.artifact import Artifact, Shard
 from quire.errors import UserError
 from quire.gutenberg_header import Header
@@ -178,6 +179,29 @@ def test_authors_who_wrote_together_never_straddle_splits(tmp_path: Path) -> Non
         *((author, f"author:{author}") for author in ("gaskell", "eliot", "hardy")),
     }
     assert len({row["split"] for row in rows if row["author_group"] == "author:collins"}) == 1
+
+
+def test_two_anonymous_works_have_two_authors_in_strata_and_intervals(tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    for topic, author in zip(tiny.TOPICS, ["Various", "Various", "Anonymous", "Ann Lee", "Bo", "Cy"], strict=True):
+        (tmp_path / "books" / f"{author}__{topic}.txt").write_text(tiny.book(topic, topic, 60))
+    made(tmp_path / "books", english=False)
+    values = {"name": "b", "documents": "b", "english": False, "size": 6, "split": {"method": "balanced"}}
+    values |= {"runtime": {"root": str(tmp_path / "root")}}
+    chunks = chunk.run(config.build(chunk.ChunkConfig, values, source="test")).read()
+    assert len(chunks["author"].unique()) == len(chunks["work_id"].unique()) == 6
+    drawn, _ = pairs.sample_pairs(chunks, {}, seed=1)
+    two_works = np.asarray(drawn["work_a"]) != np.asarray(drawn["work_b"])
+    assert two_works.any() and (strata.by_others(drawn) == two_works).all()
+    authors, works = ([*drawn[f"{what}_a"].to_pylist(), *drawn[f"{what}_b"].to_pylist()] for what in ("author", "work"))
+    assert len(set(zip(authors, works, strict=True))) == len(set(authors)) == 6  # what the bootstrap draws
+    scores = np.random.default_rng(0).normal(size=drawn.num_rows)
+    one = ["anonymous" if name.startswith("anonymous") else name for name in authors]
+    apart, together = (
+        metrics.author_bootstrap(drawn["label"].to_numpy(), scores, names[: len(scores)], names[len(scores) :])
+        for names in (authors, one)
+    )
+    assert apart != together
 
 
 @pytest.mark.parametrize(

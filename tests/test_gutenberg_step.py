@@ -1,5 +1,6 @@
 """From ids to a `documents` artefact: fetched politely, resumed, refused, retried; the book flow reads the result."""
 
+import os
 from pathlib import Path
 
 import cluster
@@ -91,7 +92,8 @@ def test_ids_become_documents_and_each_has_a_row_that_says_what_became_of_it(tmp
         made = step.run(settings(tmp_path, server, "select.first=1", "select.last=12", "keep_raw=true"))
         rows = metadata(made)
         assert [row["document_id"] for row in rows] == [f"pg{n}" for n in NUMBERS]
-        assert {row["status"] for row in rows if row["gutenberg_id"] != 9} == {"done"}
+        assert {row["status"] for row in rows if row["gutenberg_id"] not in (4, 9)} == {"done"}
+        assert (rows[3]["status"], rows[3]["reason"], len(rows[3]["sha256"])) == ("refused", "not_english", 64)
         assert (rows[8]["status"], rows[8]["reason"]) == ("missing", "absent")
         assert rows[0]["source_url"] == f"{server.base}/1/pg1.txt" and rows[0]["fetched_at"].endswith("+00:00")
     assert made.manifest["dropped"] == {"absent": 1, "not_english": 1}
@@ -202,6 +204,40 @@ def test_a_later_artefact_is_sent_only_what_changed(tmp_path: Path, serial: None
         step.run(settings(tmp_path, server, "name=after", "select.ids=[1]", "runtime.previous=bare"))
 
 
+def test_a_host_without_etags_is_asked_by_the_date(tmp_path: Path, serial: None) -> None:
+    asked = ["select.first=1", "select.last=3", "keep_raw=true"]
+    with Server(FILES) as server:
+        server.etags = False
+        first = step.run(settings(tmp_path, server, *asked))
+        server.files[path_of(2)], server.modified[path_of(2)] = small_book(22), "Wed, 02 Sep 2020 10:00:00 GMT"
+        again = step.run(settings(tmp_path, server, *asked, "name=later", "runtime.previous=g"))
+        third = step.run(settings(tmp_path, server, *asked, "name=third", "runtime.previous=later"))
+        assert len(server.paths) == 9 and all("if-modified-since" in headers for headers in server.headers[3:])
+    assert [a == b for a, b in zip(first.read()["text"], again.read()["text"], strict=True)] == [True, False, True]
+    assert [made.manifest["facts"]["unchanged"] for made in (again, third)] == [2, 3]
+    assert contents(third) == contents(again)
+
+
+def test_what_failed_in_a_published_harvest_is_asked_for_alone_under_another_name(tmp_path: Path, serial: None) -> None:
+    german = small_book(4).replace(b"Language: English", b"Language: German")
+    asked = ["select.ids=[1, 2, 4, 9]", "keep_raw=true"]
+    with Server(FILES | {path_of(4): german}, {2: Fault("html", 2 * 5)}) as server:
+        first = step.run(settings(tmp_path, server, *asked, "runtime.max_failed=1"))
+        assert first.manifest["facts"]["failed"] == {"pg2": "html"}
+        server.faults.clear()
+        begun = len(server.paths)
+        again = settings(tmp_path, server, *asked, "name=later", "runtime.previous=g", "runtime.retry_failed=true")
+        made = step.run(again)
+        assert server.paths[begun:] == [path_of(2)] and made.manifest["facts"]["unchanged"] == 2
+        plain = step.run(settings(tmp_path, server, *asked, "name=plain"))
+        before, after = ({row["gutenberg_id"]: row for row in metadata(a)} for a in (first, made))
+        assert all(before[n] == after[n] for n in (1, 4, 9))  # fetched_at with it
+    assert contents(made) == contents(plain) and made.manifest["rows_out"] == 2
+    (tmp_path / "documents/g/raw/pg1.txt").write_bytes(b"spoiled")
+    with pytest.raises(UserError, match=r"pg1.txt has changed since it was fetched"), Server(FILES) as server:
+        step.run(again.model_copy(update={"name": "third"}))
+
+
 @pytest.mark.parametrize("kept", ["true", "false"])
 def test_what_an_unfinished_harvest_has_fetched_is_not_sent_again(tmp_path: Path, serial: None, kept: str) -> None:
     with Server(FILES, {3: Fault("html")}) as server:
@@ -223,6 +259,17 @@ def test_an_unfinished_harvest_without_a_book_is_none_to_start_from(tmp_path: Pa
             step.run(settings(tmp_path, server, "select.ids=[1]"))
         with pytest.raises(UserError, match="runtime.previous = 'g': it is unfinished and has fetched no book; leave"):
             step.run(settings(tmp_path, server, "name=wider", "select.ids=[1]", "runtime.previous=g"))
+
+
+def test_a_book_refused_once_it_was_read_is_not_sent_again(tmp_path: Path, serial: None) -> None:
+    files = FILES | {path_of(4): small_book(4).replace(b"Language: English", b"Language: German")}
+    asked = ["select.ids=[3, 4]", "keep_raw=true"]
+    with Server(files) as server:
+        first = step.run(settings(tmp_path, server, *asked))
+        again = step.run(settings(tmp_path, server, *asked, "name=later", "runtime.previous=g"))
+        assert all("if-none-match" in headers for headers in server.headers[2:]) and len(server.paths) == 4
+    assert contents(again) == contents(first) and metadata(again)[1]["sha256"]
+    assert again.manifest["facts"]["unchanged"] == 2 and again.manifest["dropped"] == {"not_english": 1}
 
 
 def test_a_list_of_addresses_is_followed(tmp_path: Path, serial: None) -> None:
@@ -303,12 +350,15 @@ def test_the_best_file_of_a_mirror_is_read_and_what_it_lacks_is_named(tmp_path: 
     for name, number in {"1342.txt": 1, "1342-8.txt": 2, "1342-0.txt": 3, "old/1342-0.txt": 4, "readme.txt": 5}.items():
         (folder / name).write_bytes(small_book(number))
     (folder / "84.txt").write_bytes(small_book(6)[:900])
+    os.utime(folder / "1342-0.txt", (1_598_954_400, 1_598_954_400))
     chosen = ["source.kind=mirror", f"source.folder={tmp_path / 'mirror'}", "select.ids=[84, 1342, 7]"]
     made = step.run(settings(tmp_path, None, *chosen))
     assert made.read(["document_id", "source"]).to_pylist() == [
         {"document_id": "pg1342", "source": "1/3/1342/1342-0.txt"}
     ]
     assert made.manifest["dropped"] == {"absent": 1, "failed_truncated": 1}
+    (row,) = (row for row in metadata(made) if row["status"] == "done")
+    assert (row["fetched_at"], row["last_modified"]) == (None, "Tue, 01 Sep 2020 10:00:00 GMT")
 
 
 @pytest.mark.ray

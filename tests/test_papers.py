@@ -15,7 +15,7 @@ from hub_server import Hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import arxiv, chunk, datasets, labelled
+from pipelines import arxiv, chunk, datasets, labelled, tokenize
 from quire import config, papers, readers, streams
 from quire.errors import UserError
 from quire.storage import Storage
@@ -294,6 +294,63 @@ def test_a_labelled_set_in_a_local_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert [r["authors"] for r in read(datasets, [*given, "source.author=by"])] == [["train_lee"]] * 2 + [["test_lee"]]
     with pytest.raises(UserError, match="no column 'klass' in split 'train' .* it has text, label"):
         read(datasets, [*given, "source.category=klass"])
+
+
+def test_only_the_splits_that_are_named_are_read_and_categories_may_be_none(
+    tmp_path: Path, serial: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets as library
+
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder, root = tmp_path / "set", tmp_path / "root"
+    folder.mkdir()
+    names = ("train", "test", "unsupervised")
+    for split in names:
+        pq.write_table(pa.table({"text": [f"{split} {i}" for i in range(3)]}), folder / f"{split}.parquet")
+    files = "".join(f"  - {{split: {name}, path: {name}.parquet}}\n" for name in names)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    given = ["source.kind=hub", f"source.dataset={folder}", "source.category=", f"runtime.root={root}"]
+    with pytest.raises(UserError, match=r'split .unsupervised. is none of .*: source.splits=\["train", "test"\]'):
+        datasets.run(config.load(datasets.CONFIG, None, [*given, "name=d"]))
+    with pytest.raises(UserError, match="source.splits: 'dev' is no split of .* it has train, test, unsupervised"):
+        datasets.run(config.load(datasets.CONFIG, None, [*given, "name=d", 'source.splits=["dev"]']))
+    made = datasets.run(config.load(datasets.CONFIG, None, [*given, "name=d", 'source.splits=["train", "test"]']))
+    assert made.read()["split"].to_pylist() == ["train"] * 3 + ["test"] * 3
+    assert set(made.read()["category"].to_pylist()) == {None} and made.manifest["facts"]["categories"] == {}
+    with pytest.raises(UserError, match="documents = 'd': made without categories"):
+        tokenize.run(config.load(tokenize.CONFIG, None, ["name=t", "documents=d", "tokenizer.kind=bpe", given[-1]]))
+
+
+PUBLISH = """
+from pipelines import datasets, labelled
+from quire import config
+from quire.errors import UserError
+
+def run_shards(draft, items, make, arguments, **_):
+    assert arguments[0].source.revision == {revision!r}, "a worker would read another commit"
+    for index, item in enumerate(items):
+        draft.write_shard(index, make(*arguments)(item))
+
+labelled.run_shards = run_shards
+try:
+    made = datasets.run(config.load(datasets.CONFIG, None, {words!r}))
+    print("made", made.manifest["rows_out"], made.manifest["recipe"]["source"]["revision"])
+except UserError as error:
+    print("error", str(error).replace("\\n", " "))
+"""
+
+
+def test_a_set_of_the_hub_is_published_at_one_commit_and_refused_once_it_has_moved(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one", "two"], "label": ["a", "b"]}), tmp_path / "train.parquet")
+    words = ["name=x", "source.kind=hub", "source.dataset=me/set", f"runtime.root={tmp_path / 'root'}"]
+    with Hub({"datasets/me/set": {"train.parquet": (tmp_path / "train.parquet").read_bytes()}}) as hub:
+        repo = hub.repos["datasets/me/set"]
+        first = repo.sha
+        done = hub.python(PUBLISH.format(revision=first, words=words), tmp_path / "home")
+        assert done.stdout == f"made 2 {first}\n", done.stderr
+        repo.files["README.md"] = b"moved"
+        told = hub.python(PUBLISH.format(revision=repo.sha, words=words), tmp_path / "home").stdout
+        assert f"source.revision: '{first}' there, '{repo.sha}' asked for" in told
 
 
 LOAD = """

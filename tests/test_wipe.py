@@ -71,6 +71,23 @@ def test_models_go_where_they_are_named(root: Path) -> None:
         run(root, 'kinds=["model"]')
 
 
+@pytest.mark.parametrize("place", ["raw", "_work/raw"])
+def test_fetched_books_go_only_where_they_are_named(root: Path, place: str) -> None:
+    file = root / "documents/b" / place / "pg1.txt"
+    file.parent.mkdir(parents=True)
+    file.write_text("fetched")
+    if place != "raw":  # an unfinished harvest
+        (root / "documents/b/manifest.json").rename(root / "documents/b/_draft.json")
+    told = run(root).told(0)
+    assert "would delete 2 artefact(s)" in told
+    assert "stays: documents/b (fetched books are kept: name it in names= to delete them)" in told
+    for kinds in ([], ['kinds=["documents"]']):
+        run(root, *kinds, f"confirm={root}")
+        assert file.read_text() == "fetched" and not (root / "documents/a").exists()
+    run(root, 'names=["b"]', f"confirm={root}")
+    assert not (root / "documents/b").exists()
+
+
 def test_a_wipe_that_is_killed_leaves_no_half_artefact(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(path: object) -> None:
         raise KeyboardInterrupt
