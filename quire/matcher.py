@@ -58,7 +58,7 @@ class Match:
     probability: float
     same_book: bool | None
     bi_probability: float
-    cross_probability: float | None
+    cross_probability: float | None  # of both stages together (`calibration.Fusion`)
     threshold: float | None
     same_threshold: float | None
     different_threshold: float | None
@@ -163,7 +163,8 @@ def question(spec: MatcherSpec, a: Sequence[str], b: Sequence[str]) -> Question:
 
 
 def needs_cross(bi_scale: Scale, prefilter: float, bi_logits: np.ndarray) -> np.ndarray:
-    """Which pairs (n,) bool the second stage has to look at, by their bi-encoder logits (n,)."""
+    """Which pairs (n,) bool the second stage has to look at, by their bi-encoder logits (n,); none where it was
+    calibrated to no weight."""
     return bi_scale.probability(bi_logits) >= prefilter
 
 
