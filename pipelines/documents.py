@@ -23,7 +23,8 @@ from quire.storage import Storage
 
 class Folder(config.Config):
     """Text files below a folder or s3:// address. Author and title come from the Project Gutenberg header, else from
-    the manifest, else from folder and file name (`author/title.txt` or `author__title.txt`)."""
+    the manifest, else from folder and file name (`author/title.txt` or `author__title.txt`). Whom header, manifest or
+    `author__` name, each keeps the book in the split of that author's others."""
 
     kind: Literal["folder"] = "folder"
     folder: str

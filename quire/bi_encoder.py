@@ -26,7 +26,7 @@ from quire.views import PAIRS_PER_BLOCK, Rows, Views
 _HEAD_WEIGHTS, _HEAD_CONFIG = "pair_head.safetensors", "pair_head.json"
 _SIZES = ("width", "hidden_size", "num_features")
 # A step of Adam moves a parameter by about the learning rate: without it, a few hundred steps would leave the cosine's
-# weight where the untrained encoder put it.
+# weight where the untrained encoder put it, and the temperature of the contrastive loss where it began.
 SCALAR_GAIN = 50.0
 # A head that takes nearness for a sign against would turn validation round while the contrastive loss trains for it.
 LEAST_COSINE_WEIGHT = 0.1

@@ -229,6 +229,9 @@ def _all_thresholds(
     }
 
 
+NONE_PASSES = float(np.nextafter(1.0, 2.0))  # a prefilter above every probability
+
+
 def choose_prefilter(labels: np.ndarray, probabilities: np.ndarray, recall: float) -> float:
     """The highest first-stage threshold that still lets `recall` of the positives through to the second stage."""
     return choose_threshold(labels, probabilities, "recall", recall).value

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quire.decode import normalise
 from quire.english import is_english
 from quire.errors import UserError
 from quire.evenly import evenly
@@ -79,6 +80,16 @@ def chunk_text(
         rejects.sort(key=lambda reject: reject.start)
         chunks = [c for i, c in enumerate(chunks) if i in keep]
     return Chunking(chunks, rejects)
+
+
+def passages(text: str, *, size: int, overlap: int, min_chars: int) -> list[str]:
+    """All chunks of a text that is asked about, read and cut as the books of the training data were.
+
+    A text without a whole chunk is one passage, its beginning, shorter than `min_chars`: by that it is known.
+    """
+    text = normalise(text)
+    made = chunk_text(text, size=size, overlap=overlap, min_chars=min_chars, max_chunks=None, english=False)
+    return [text[c.start : c.end] for c in made.chunks] or [text.strip()[: min_chars - 1]]
 
 
 def _starts(num_sentences: int, size: int, step: int) -> range:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from quire import adversary, bi_encoder, gradcache, losses
-from quire.bi_encoder import PairHead
+from quire import adversary, gradcache, losses
+from quire.bi_encoder import MAX_INVERSE_TEMPERATURE, SCALAR_GAIN, PairHead
 from quire.gather import gather
 
 MAX_PAIRS = 1 << 16  # whose inputs to the head (about 3 KB each for MiniLM) are held at once
@@ -38,12 +38,20 @@ class Module(gradcache.Contrastive):
     ):
         super().__init__()
         self.model, self.head, self.pair_weight, self.distill = model, head, pair_weight, distill
-        self.log_inverse_temperature = nn.Parameter(torch.tensor(math.log(1 / initial_temperature)))
+        # stands for SCALAR_GAIN times itself: learnt at the rate of the weights, it would stay where it began
+        self.log_inverse_temperature = nn.Parameter(torch.tensor(math.log(1 / initial_temperature) / SCALAR_GAIN))
         self.topics = topics
 
     def embed(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         return self.model(inputs)["sentence_embedding"].float()
+
+    def inverse_temperature(self) -> torch.Tensor:
+        """What cosines are multiplied by, from 1 to `MAX_INVERSE_TEMPERATURE`, as a scalar."""
+        # In place: a clamp within the graph has no gradient beyond its bounds, and what steps past them stays there.
+        with torch.no_grad():
+            self.log_inverse_temperature.clamp_(0.0, math.log(MAX_INVERSE_TEMPERATURE) / SCALAR_GAIN)
+        return (SCALAR_GAIN * self.log_inverse_temperature).exp()
 
     def loss(self, embeddings: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         num_mined, num_taught = (len(batch.get(key, ())) for key in ("negative_works", "teacher"))
@@ -54,7 +62,7 @@ class Module(gradcache.Contrastive):
         authors = (
             losses.Authors(*(gather(batch[key]) for key in losses.Authors._fields)) if "authors" in batch else None
         )
-        inverse = self.log_inverse_temperature.clamp(0.0, math.log(bi_encoder.MAX_INVERSE_TEMPERATURE)).exp()
+        inverse = self.inverse_temperature()
         contrastive = losses.supervised_info_nce(whole, works, inverse, *negatives, authors)
         pair = losses.balanced_pair_loss(self.all_pairs(whole, batch["features"]), works, authors)
         out = {"contrastive": contrastive, "pair": pair, "inverse_temperature": inverse}

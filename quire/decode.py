@@ -9,6 +9,7 @@ import codecs
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from quire.errors import UserError
@@ -67,7 +68,7 @@ def decode(data: bytes) -> Decoded:
         text, encoding = _attempt(data, "utf-8"), "utf-8"
         if text is None:
             text, encoding = _decode_single_byte(data)
-    text = _normalise(text)
+    text = normalise(text)
     if not text or text.isspace():
         raise Unreadable("empty", f"no text among its {len(data)} bytes")
     return Decoded(text, encoding)
@@ -113,8 +114,23 @@ def _attempt(data: bytes, codec: str) -> str | None:
         return None
 
 
-def _normalise(text: str) -> str:
+def normalise(text: str) -> str:
+    """Text as all books are read: LF line ends, no byte order mark, no stray control characters, in NFC.
+
+    Of more than 30 marks on one letter the first 30 stay (the limit of Unicode's Stream-Safe Text Format, UAX 15,
+    section 13): the time to bring marks into order grows with the square of their number.
+    """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "")
     if _CONTROLS.search(text):
         text = _STRAY.sub(" ", _LINE_BREAKS.sub("\n", text))
-    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+    if unicodedata.is_normalized("NFC", text):
+        return text
+    return unicodedata.normalize("NFC", _heaped_marks().sub(r"\1", text))
+
+
+@lru_cache
+def _heaped_marks() -> re.Pattern[str]:
+    """Runs of more than 30 marks, the first 30 as a group."""
+    every = map(chr, range(0x300, 0x1F000))  # marks stand nowhere else
+    marks = "".join(c for c in every if unicodedata.combining(unicodedata.normalize("NFD", c)[0]))
+    return re.compile(f"([{marks}]{{30}})[{marks}]+")

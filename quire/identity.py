@@ -11,7 +11,7 @@ from quire.gutenberg_header import Header, people
 
 
 class Identity(NamedTuple):
-    """`author_name`: all people, for readers. `authors`: the slug of each who has a name, for comparing."""
+    """`author_name`: all people, for readers. `authors`: the slug of each who has a name, for grouping."""
 
     title: str
     author_name: str
@@ -23,12 +23,13 @@ class Identity(NamedTuple):
         return names.slug("; ".join(sorted(self.author_name.split("; "), key=names.slug)))
 
     def columns(self) -> dict[str, Any]:
-        """Of the `documents` table. Without a single name it is anonymous."""
+        """Of the `documents` table. Whose readers are told no name is anonymous, whatever else is known of it."""
+        unnamed = all(map(names.is_anonymous, self.author_name.split("; ")))
         return {
             "author": self.author,
             "authors": self.authors,
             "author_name": self.author_name,
-            "anonymous": not self.authors,
+            "anonymous": unnamed or not self.authors,
             "title": self.title,
         }
 
@@ -42,18 +43,19 @@ def by_people(title: str, people: Sequence[str]) -> Identity:
 def identify(file: str, header: Header, stated: dict[str, str]) -> Identity:
     """Author and title of the file at the relative path `file`, whose row of the manifest is `stated`.
 
-    A path tells them as `author/title.txt` or `author__title.txt`.
+    A path tells them as `author/title.txt` or `author__title.txt`. Another author than the header's in the manifest or
+    in `author__` is one of `authors`, too: "Currer Bell" stands in the header of one book by Charlotte Brontë alone.
     """
     path = PurePosixPath(file)
     stem_author, separator, stem_title = path.stem.partition("__")
-    from_path = (
-        (path.parent.name, path.stem)
-        if path.parent.name
-        else (stem_author if separator else "", stem_title or path.stem)
+    in_folder = path.parent.name
+    title = (
+        header.title or stated.get("title") or (path.stem if in_folder else stem_title or path.stem).replace("_", " ")
     )
-    found = header.authors or people(stated.get("author", "")) or people(from_path[0].replace("_", " "))
-    title = header.title or stated.get("title") or from_path[1].replace("_", " ")
-    return by_people(title, found)
+    of_manifest = people(stated.get("author", ""))
+    of_name = people(stem_author.replace("_", " ")) if separator and not in_folder else ()
+    found = header.authors or of_manifest or people(in_folder.replace("_", " ")) or of_name
+    return by_people(title, found)._replace(authors=by_people(title, [*found, *of_manifest, *of_name]).authors)
 
 
 def read_manifest(data: bytes, files: Sequence[str], where: str) -> dict[str, dict[str, str]]:

@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quire import decisions, hub, levels
+from quire import chunks, decisions, hub, levels
 from quire.bi_encoder import BiEncoder
 from quire.calibration import Fusion, Scale
-from quire.chunks import chunk_text
 from quire.cross_encoder import CrossEncoder
 from quire.errors import UserError
 from quire.levels import Level, Question
@@ -59,7 +58,7 @@ class Match:
     probability: float
     same_book: bool | None
     bi_probability: float
-    cross_probability: float | None
+    cross_probability: float | None  # of both stages together (`calibration.Fusion`)
     threshold: float | None
     same_threshold: float | None
     different_threshold: float | None
@@ -154,14 +153,8 @@ def _locate(uri: str) -> tuple[Storage, str]:
 
 
 def passages(text: str, spec: MatcherSpec) -> list[str]:
-    """All chunks of a text, as the training data was cut.
-
-    A text without a whole chunk is one passage, its beginning, shorter than a chunk: `question` knows it by that.
-    """
-    made = chunk_text(
-        text, size=spec.size, overlap=spec.overlap, min_chars=spec.min_chars, max_chunks=None, english=False
-    )
-    return [text[c.start : c.end] for c in made.chunks] or [text.strip()[: spec.min_chars - 1]]
+    """All chunks of a text, as `chunks.passages` says; `question` knows one that is shorter than a chunk."""
+    return chunks.passages(text, size=spec.size, overlap=spec.overlap, min_chars=spec.min_chars)
 
 
 def question(spec: MatcherSpec, a: Sequence[str], b: Sequence[str]) -> Question:
@@ -170,7 +163,8 @@ def question(spec: MatcherSpec, a: Sequence[str], b: Sequence[str]) -> Question:
 
 
 def needs_cross(bi_scale: Scale, prefilter: float, bi_logits: np.ndarray) -> np.ndarray:
-    """Which pairs (n,) bool the second stage has to look at, by their bi-encoder logits (n,)."""
+    """Which pairs (n,) bool the second stage has to look at, by their bi-encoder logits (n,); none where it was
+    calibrated to no weight."""
     return bi_scale.probability(bi_logits) >= prefilter
 
 

@@ -65,8 +65,8 @@ def sample_pairs(
     Negatives: a chunk of the work and one of another work. `random_share` of them are "random": a work of another
     group of authors, so that nobody wrote on both. The rest is shared between "same_author" (the same people; never
     anonymous ones) and "neighbor", or falls to the one that the work has; where it has neither, all are random. Half
-    of the "neighbor" pairs take the chunk's nearest neighbour where `neighbor_chunks` has one, the others any chunk of
-    a neighbouring work.
+    of the "neighbor" pairs are a chunk and its nearest neighbour, of those that have one by `neighbor_chunks`, the
+    others any chunk of the work and of a neighbouring one; so are all where no chunk of the work has a nearest one.
 
     No two chunks make a pair twice. A work that has fewer positives gets fewer negatives, in proportion, so
     that short works are not recognisable by their label. Which chunk of a pair comes first is random.
@@ -196,8 +196,13 @@ def _one_round(works: Works, sources: Sources, lack: np.ndarray, round_number: i
     num_chunks = np.diff(works.offset)
     ours = works.offset[work] + _below(own_chunk, num_chunks[work])
     theirs = works.offset[partner] + _below(other_chunk, num_chunks[partner])
-    nearest = sources.nearest[ours]
-    theirs = np.where(rows & (coin % 2 == 0) & (nearest >= 0), nearest, theirs)
+    # Only some chunks of a long work were embedded and have a nearest one: the coin first, then one of those.
+    embedded = np.flatnonzero(sources.nearest >= 0)
+    offset = np.searchsorted(embedded, works.offset)
+    first, num_embedded = offset[work], np.diff(offset)[work]
+    rows &= (coin % 2 == 0) & (num_embedded > 0)
+    ours[rows] = embedded[first[rows] + _below(own_chunk[rows], num_embedded[rows])]
+    theirs[rows] = sources.nearest[ours[rows]]
     return Pairs(ours, theirs, kind, np.zeros(len(ours), np.int64), coin // 2 % 2 == 1)
 
 

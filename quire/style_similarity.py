@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from quire import artifact, decisions, encoder, hub
+from quire import artifact, chunks, decisions, encoder, hub
 from quire.artifact import Artifact
 from quire.calibration import Scale
-from quire.chunks import chunk_text
 from quire.errors import UserError
 from quire.style_pairs import normalised, spread
 from quire.style_scale import METHODS, Curve, Isotonic
 
-_MAX_CHUNKS = 1_000_000  # of a text: all there are
 _FILE = "style.json"
 
 
@@ -164,10 +162,8 @@ class StyleSimilarity:
     def passages(self, text: str) -> tuple[list[str], bool]:
         """The chunks of a text as the training data was cut, and whether there is a whole one; else its beginning."""
         spec = self.spec
-        sizes = {"size": spec.size, "overlap": spec.overlap, "min_chars": spec.min_chars}
-        made = chunk_text(text, **sizes, max_chunks=_MAX_CHUNKS, english=False)
-        found = [text[chunk.start : chunk.end] for chunk in made.chunks]
-        return found or [text.strip()[: spec.min_chars - 1]], bool(found)
+        found = chunks.passages(text, size=spec.size, overlap=spec.overlap, min_chars=spec.min_chars)
+        return found, len(found[0]) >= spec.min_chars
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[StyleScore]:
         """One answer per pair of texts; (a, b) and (b, a) of one call agree to the last bit."""

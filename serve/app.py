@@ -26,7 +26,7 @@ from swagger_ui_bundle import swagger_ui_path
 
 from quire import levels, matcher
 from quire.levels import Question
-from quire.matcher import MatcherSpec
+from quire.matcher import MatcherSpec, needs_cross
 from quire.views import Rows
 from serve.checks import Admission, Pair, RequestError, Result, Results, check_cost, parse, read_body, validate
 from serve.schema import DESCRIPTION, OPENAPI, Matcher
@@ -165,7 +165,8 @@ class Ingress:
         questions = [matcher.question(self.spec, texts[a], texts[b]) for a, b in distinct]
         passages = list(dict.fromkeys(p for question in questions for p in (*question.a, *question.b)))
         check_cost(field, "passages", len(passages), self.args.max_passages)
-        most = [min(self.spec.max_cross_pairs, question.level.k**2) for question in questions]
+        sent = [level for level in (q.level for q in questions) if needs_cross(level.bi_scale, level.prefilter, np.inf)]
+        most = [min(self.spec.max_cross_pairs, level.k**2) for level in sent]
         check_cost(field, "cross_pairs", sum(most), self.args.max_cross_pairs)
         grids = await self._grids(questions, passages)
         bi_logits = np.array([grid.mean() for grid in grids])
@@ -206,7 +207,7 @@ class Ingress:
         chosen: dict[int, list[tuple[str, str]]] = {}
         for place, (question, grid) in enumerate(zip(questions, grids, strict=True)):
             level = question.level
-            if matcher.needs_cross(level.bi_scale, level.prefilter, bi_logits[place]):
+            if needs_cross(level.bi_scale, level.prefilter, bi_logits[place]):
                 cells = levels.cells(grid, self.spec.max_cross_pairs)
                 chosen[place] = [matcher.ordered(question.a[i], question.b[j]) for i, j in cells]
         asked = list(dict.fromkeys(pair for pairs in chosen.values() for pair in pairs))

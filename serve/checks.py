@@ -39,8 +39,11 @@ class Result(BaseModel):
     same_book: bool | None = Field(description="the decision as a boolean; null when undecided")
     probability: float = Field(description="calibrated, at the prior; the final stage's")
     stage: str = Field(description="bi-encoder or cross-encoder: whose answer is final")
-    bi_probability: float
-    cross_probability: float | None = Field(description="null when the first stage was enough")
+    bi_probability: float = Field(description="of the bi-encoder alone, calibrated, at the prior")
+    cross_probability: float | None = Field(
+        description="of both stages together: the cross-encoder's logit and the bi-encoder's, weighed as calibrated; "
+        "null when the first stage was enough"
+    )
     threshold: float | None = Field(
         description="without certificates, same_book is probability >= threshold; null with them"
     )

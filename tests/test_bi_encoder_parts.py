@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from quire import adversary, bi_encoder, encoder, losses, sampler
+from quire import adversary, bi_encoder, contrastive, encoder, losses, sampler
 from quire.attention import TokenGate, is_gate
 from quire.errors import UserError
 
@@ -48,6 +48,36 @@ def test_a_mined_text_of_an_anchors_own_work_is_neither_its_positive_nor_its_neg
     e, n, one = normal(3, 0), normal(1, 1).requires_grad_(), torch.tensor(1.0)
     losses.supervised_info_nce(e, torch.tensor([4, 4, 4]), one, n, torch.tensor([4])).backward()
     assert torch.equal(n.grad, torch.zeros_like(n))
+
+
+def temperatures(module: contrastive.Module, sign: float) -> list[float]:
+    """The inverse ones of 200 steps of Adam whose gradient has always that sign: positives near, or far apart."""
+    near, far = torch.tensor([0.1, 0.0]), torch.tensor([0.0, 0.1])  # so short that no step leaves nothing to learn
+    embeddings = torch.stack([near, near, far, far] if sign > 0 else [near, far, near, far])
+    batch = {"works": torch.tensor([0, 0, 1, 1]), "features": torch.zeros(4, 4, 0)}
+    optimizer, found = torch.optim.Adam([module.log_inverse_temperature], 5e-5), []
+    for _ in range(200):
+        optimizer.zero_grad()
+        out = module.loss(embeddings, batch)
+        out["loss"].backward()
+        optimizer.step()
+        found.append(out["inverse_temperature"].item())
+    return found
+
+
+def test_the_temperature_moves_at_the_rate_of_the_weights_keeps_its_bounds_and_comes_back_from_them() -> None:
+    def begun(temperature: float) -> contrastive.Module:
+        return contrastive.Module(torch.nn.Identity(), bi_encoder.PairHead(2, 2), temperature, pair_weight=0.0)
+
+    for sign in (1, -1):
+        found = temperatures(begun(0.07), sign)
+        assert found[0] == pytest.approx(1 / 0.07) and sign * math.log(found[-1] / found[0]) > 0.4
+    for bound, initial, sign in ((100.0, 0.0101, 1), (1.0, 0.99, -1)):
+        module = begun(initial)
+        there, back = temperatures(module, sign), temperatures(module, -sign)
+        assert there[-1] == pytest.approx(bound, rel=1e-5)
+        assert all(0.9999 < value < 100.01 for value in there + back)
+        assert sign * math.log(bound / back[-1]) > 0.4
 
 
 def naive_distillation(student: list[float], teacher: list[float], temperature: float) -> float:

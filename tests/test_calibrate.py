@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from safetensors.numpy import save_file
 
@@ -238,3 +239,19 @@ def test_a_level_that_was_not_scored_and_predictions_without_levels_are_refused(
     publish(tmp_path, "predictions", "old", predictions(20)[1].drop_columns(["k"]))
     with pytest.raises(UserError, match="lack the column 'k': make them again"):
         run(old, "x")
+
+
+def test_a_cross_encoder_without_weight_is_sent_nothing_and_the_summary_says_so(tmp_path: Path) -> None:
+    made = published(tmp_path, 60)
+    chunks, pairs = predictions(60)
+    place = pairs.column_names.index("cross_encoder")
+    against = pairs.set_column(place, "cross_encoder", pc.negate(pairs["cross_encoder"]))
+    publish(tmp_path, "predictions", "against", against)
+    found = calibrate.run(calibrate.CONFIG.model_validate(made | {"name": "m", "predictions": "against"}))
+    spec, logits = matcher.open_spec(f"{tmp_path}/models/m"), np.array([-9.0, 0.0, 9.0, 900.0])
+    answers = matcher.decide(spec, logits, np.full(4, np.nan))
+    assert {answer.stage for answer in answers} == {"bi-encoder"} and answers[-1].probability == 1
+    assert [answer.probability for answer in answers] == [answer.bi_probability for answer in answers]
+    told = found.manifest["summary"]
+    assert "adds nothing" in told and "bi-encoder's answer is final" in told and "reach the cross-encoder" not in told
+    assert found.manifest["facts"]["levels"]["1"]["passed"] == 0

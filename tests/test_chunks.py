@@ -1,10 +1,12 @@
 """Chunks are exact slices of the text, cover it, and are chosen the same way every time."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.chunks import MAX_SENTENCE_CHARS, chunk_text
+from quire.chunks import MAX_SENTENCE_CHARS, chunk_text, passages
 from quire.errors import UserError
 
 SENTENCE = "This is the sentence that has the number {} in it."
@@ -108,3 +110,20 @@ def _without_overlap(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def test_arguments_that_make_no_sense_are_refused_by_name(options: dict[str, int], key: str) -> None:
     with pytest.raises(UserError, match=key):
         chunk_text("Some text.", **options)
+
+
+NORMAL = sentences(20, "\n").replace("sentence", "séance")
+AS_SENT = {
+    "decomposed": unicodedata.normalize("NFD", NORMAL),
+    "with carriage returns": NORMAL.replace("\n", "\r\n"),
+    "with a mark": "\ufeff" + NORMAL,
+    "with a page break": NORMAL.replace("\n", "\x0c", 1),
+}
+
+
+@pytest.mark.parametrize("how", AS_SENT)
+def test_the_passages_of_a_text_are_those_that_its_book_would_give(how: str) -> None:
+    sizes = {"size": 6, "overlap": 2, "min_chars": 100}
+    expected = [NORMAL[c.start : c.end] for c in chunk_text(NORMAL, **sizes).chunks]
+    assert AS_SENT[how] != NORMAL and passages(AS_SENT[how], **sizes) == expected and len(expected) == 5
+    assert passages(unicodedata.normalize("NFD", "Too short, éh? "), **sizes) == ["Too short, éh?"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire.decode import Unreadable, decode
+from quire.decode import Unreadable, _heaped_marks, decode, normalise
 from quire.errors import UserError
 
 PROSE = "The café was “closed” — naturally. " * 20
@@ -44,6 +44,16 @@ def test_utf8_wins_over_a_header_left_from_before_a_conversion() -> None:
 def test_line_ends_pages_marks_and_letters_are_normalised() -> None:
     data = "\ufeffone\r\ntwo\rthree\x0cfour\u2028five\ufeff e\u0301 six\x1a".encode()
     assert decode(data).text == "one\ntwo\nthree\nfour\nfive é six "
+
+
+def test_marks_heaped_on_a_letter_take_no_time_and_thirty_of_them_stay() -> None:
+    heap = "a" + "\u0301\u0316" * 500_000  # in order after hours of sorting
+    assert unicodedata.normalize("NFD", normalise(heap + "b")) == unicodedata.normalize("NFD", heap[:31] + "b")
+
+
+def test_every_mark_is_known_as_one() -> None:
+    every = [c for c in map(chr, range(0x110000)) if unicodedata.combining(c)]
+    assert all(_heaped_marks().fullmatch(c * 31) for c in every)
 
 
 @pytest.mark.parametrize("data", [b"", b"  \r\n\t ", b"\xef\xbb\xbf", b"\x1a"])

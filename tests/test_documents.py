@@ -9,13 +9,16 @@ import pytest
 import tiny
 
 from pipelines import chunk, documents
-from quire import config, metrics, pairs, strata
+from quire import config, metrics, pairs, splits, strata
 from quire.artifact import Artifact, Shard
+from quire.decode import decode
 from quire.errors import UserError
-from quire.gutenberg_header import Header
+from quire.gutenberg_header import Header, parse_header
 from quire.identity import identify, read_manifest
 from quire.storage import Storage
 
+BOOKS = Path(__file__).parents[2] / "shared" / "data" / "books"
+HEADER_BYTES = 20_000  # a book's header ends before that
 PROSE = "It was the best of times and it was the worst of times, as all of them had known it would be.\n\n"
 LICENCE = "*** END OF THE PROJECT GUTENBERG EBOOK ***\n\n" + "The Project Gutenberg licence of this eBook.\n\n" * 40
 
@@ -163,6 +166,34 @@ def test_authors_are_slugs_of_those_with_a_name_in_any_order() -> None:
     assert {frozenset(found.authors) for found in together} == {frozenset(["charles_dickens", "wilkie_collins"])}
     assert identify("x.txt", Header(), {}) == ("x", "", ())
     assert identify("Various/x.txt", Header(authors=("Anonymous", "Ann Lee")), {}).authors == ("ann_lee",)
+
+
+def test_authors_are_all_whom_header_manifest_and_file_name_state_and_the_header_s_are_shown() -> None:
+    header, stated = Header(title="Jane Eyre", authors=("Currer Bell",)), {"author": "Brontë, Charlotte"}
+    every = ("currer_bell", "charlotte_bronte")
+    for file, row in (("jane.txt", stated), ("charlotte_bronte__jane.txt", {}), ("charlotte_bronte__jane.txt", stated)):
+        found = identify(file, header, row)
+        assert (found.author_name, found.author, found.authors) == ("Currer Bell", "currer_bell", every)
+    assert identify("novels/jane.txt", header, {}).authors == identify("novels/b__jane.txt", header, {}).authors
+    assert identify("novels/jane.txt", header, {}).authors == ("currer_bell",)  # a folder may be a shelf
+    nobody = identify("various__x.txt", Header(authors=("Anonymous",)), {"author": "Ann Lee"})
+    assert nobody.authors == ("ann_lee",) and nobody.columns()["anonymous"] and nobody.author == "anonymous"
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_every_author_of_the_shared_books_is_in_one_group(manifest: bool) -> None:
+    if not BOOKS.is_dir():
+        pytest.skip(f"no novels at {BOOKS}")
+    rows = [json.loads(line) for line in (BOOKS / "manifest.jsonl").read_text("utf-8").splitlines()]
+    authors = []
+    for row in rows:
+        with (BOOKS / row["file"]).open("rb") as file:
+            head = b"".join(file.readlines(HEADER_BYTES))
+        header = parse_header(decode(head).text)
+        authors.append(identify(row["file"], header, row if manifest else {}).authors)
+    groups = splits.split_groups(authors, [row["file"] for row in rows])
+    found = {(row["author_slug"], group) for row, group in zip(rows, groups, strict=True)}
+    assert len(rows) > 60 and len(found) == len({slug for slug, _ in found}) == len({group for _, group in found})
 
 
 def test_authors_who_wrote_together_never_straddle_splits(tmp_path: Path) -> None:

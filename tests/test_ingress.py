@@ -10,6 +10,7 @@ import pytest
 from matchers import SHORT, A, B, certificate, publish_matcher
 
 from quire import matcher
+from quire.calibration import NONE_PASSES
 from quire.matcher import TwoStage
 from serve.checks import Admission, Pair, RequestError, Result
 
@@ -58,6 +59,12 @@ def test_of_long_texts_the_passages_that_are_read_count_against_the_limits_and_n
         answers(matcher_address, [(A, B)], max_passages=5)
     with pytest.raises(RequestError, match="2 cross pairs in all; at most max_cross_pairs = 1"):
         answers(matcher_address, [(A, B)], max_cross_pairs=1)
+
+
+def test_a_cross_encoder_without_weight_costs_a_request_nothing(tmp_path: Path, encoder_folder: str) -> None:
+    address = publish_matcher(tmp_path, encoder_folder, prefilter=NONE_PASSES)
+    (found,) = answers(address, [(A, B)], max_cross_pairs=1)
+    assert (found.stage, found.cross_probability, found.probability) == ("bi-encoder", None, found.bi_probability)
 
 
 def test_the_matcher_tells_its_levels_and_what_each_certifies(tmp_path: Path, encoder_folder: str) -> None:

@@ -15,12 +15,17 @@ LEVELS = tuple(levels.Level(k, Scale(1.0, 0.0), Fusion(1.0, 0.5, 0.1), 0.5, 0.5,
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
-def test_evenly_spaced_places_are_so_many_and_their_gaps_differ_by_one_at_most(size: int, count: int) -> None:
+def test_evenly_spaced_places_have_gaps_that_differ_by_one_at_most_and_both_ends_as_near(size: int, count: int) -> None:
     places = evenly(size, count)
     assert len(places) == min(size, count)
     if len(places):
-        gaps = np.diff([*places, size])
-        assert places[0] == 0 and gaps.max() - gaps.min() <= 1 and gaps.min() >= 1
+        gaps, ends = np.diff(places), (places[0], size - 1 - places[-1])
+        assert min(ends) >= 0 and abs(ends[0] - ends[1]) <= 1
+        assert not len(gaps) or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1 and max(ends) <= gaps.max())
+
+
+def test_one_passage_of_a_book_is_its_middle_and_not_its_title_page() -> None:
+    assert evenly(801, 1).tolist() == [400] and evenly(5, 3).tolist() == [0, 2, 4] and evenly(0, 3).tolist() == []
 
 
 @given(st.integers(1, 9), st.integers(1, 9))

@@ -60,12 +60,18 @@ def test_only_training_pairs_change_and_by_mined_ones_alone(tmp_path: Path, seri
         for side in "ab":
             chunk = known[row[f"chunk_{side}"]]
             assert (row[f"work_{side}"], row[f"author_{side}"]) == (chunk["work_id"], chunk["author"])
+    split_of = {row[key]: row["split"] for row in known.values() for key in ("chunk_id", "work_id")}
+    near = artifact.open_artifact(str(tmp_path), "neighbors", "p").read().to_pylist()
+    assert {(row["level"], row["split"]) for row in near} > {("work", "train"), ("chunk", "validation")}
+    for row in near:  # another split's would leak into the pairs of this one
+        assert row["neighbor_ids"] and {split_of[one] for one in (row["id"], *row["neighbor_ids"])} == {row["split"]}
 
 
 def test_pairs_without_mining_have_the_recipe_that_they_had_before(tmp_path: Path, serial: None) -> None:
     mined(tmp_path)
     recipe = step.run(settings(step, tmp_path, neighbors="p")).manifest["recipe"]
-    assert set(recipe) == {"chunks", "neighbors", "num_positives", "num_negatives", "random_share", "seed"}
+    known = {"chunks", "neighbors", "num_positives", "num_negatives", "random_share", "neighbor_share", "seed"}
+    assert set(recipe) == known
 
 
 def tables(num_works: int = 8, num_chunks: int = 12) -> tuple[pa.Table, pa.Table]:

@@ -195,6 +195,23 @@ def test_half_of_the_neighbor_pairs_take_the_nearest_chunk_of_another_work_in_th
     assert missing == {"neighbor_chunk_outside_split": 1200}
 
 
+def test_half_of_the_neighbor_pairs_are_nearest_ones_where_a_tenth_of_the_chunks_was_embedded():
+    chunks, nearest = _table(_library(num_chunks=400)), {}
+    for i in range(30):  # of the other ten works no chunk was
+        nearest |= {f"w{i}.0:{c}": [f"w{(i + 7) % 40}.0:{399 - c}"] for c in range(5, 400, 10)}
+    options = {"num_positives_per_work": 0, "num_negatives_per_work": 40, "seed": 5}
+    pairs, missing = sample_pairs(chunks, _ring(_library()), nearest, **options)
+    found: dict[bool, list[bool]] = {True: [], False: []}
+    for row in pairs.to_pylist():
+        if row["negative_type"] == "neighbor":
+            a, b = row["chunk_a"], row["chunk_b"]
+            embedded = any(int(work[1:]) < 30 for work in (row["work_a"], row["work_b"]))
+            found[embedded].append(b in nearest.get(a, ()) or a in nearest.get(b, ()))
+    assert 0.4 < np.mean(found[True]) < 0.55 and not any(found[False]) and found[False]
+    assert pairs.num_rows == 40 * 40 and not missing
+    assert pairs.equals(sample_pairs(chunks, _ring(_library()), nearest, **options)[0])
+
+
 def test_other_works_do_not_change_a_work_s_positives():
     works = _library()
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,12 @@ def test_an_answer_is_the_calibrated_mean_of_all_cosines_the_same_both_ways_roun
     for answer in answers:
         expected = levels[answer.passages].scale.probability(np.array([answer.cosine]))[0]
         assert answer.probability == pytest.approx(expected)
+
+
+def test_a_text_is_read_as_its_book_would_be(root: str, made: Artifact) -> None:
+    found, text = StyleSimilarity.open(f"{root}/models/style"), text_of("test0x").replace("e", "é")
+    sent = "\ufeff" + unicodedata.normalize("NFD", text).replace("\n", "\r\n")
+    assert found.passages(sent) == found.passages(text) and found.passages(text)[1]
 
 
 def test_another_prior_moves_the_odds_by_as_much(root: str, made: Artifact) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -78,12 +79,21 @@ def test_two_texts_are_answered_at_the_largest_level_that_both_have_passages_for
     assert [match.k for match in TwoStage.open(gap).match([(two, many), (many, B)])] == [1, 3]
 
 
+def test_a_text_is_answered_as_it_would_be_read_from_a_book(matcher_address: str) -> None:
+    two_stage, accented = TwoStage.open(matcher_address), A.replace("e", "é")
+    sent = "\ufeff" + unicodedata.normalize("NFD", accented).replace("\n", "\r\n")
+    expected, found = two_stage.match([(accented, B), (sent, B)])
+    assert found.probability == pytest.approx(expected.probability, abs=1e-6) and found.k == expected.k
+    assert matcher.passages(sent, two_stage.spec) == matcher.passages(accented, two_stage.spec)
+    assert 0 < two_stage.match([("\ufeff", B)])[0].probability < 1  # nothing is left of it
+
+
 def test_an_answer_is_the_mean_of_all_cells_and_of_the_telling_ones_on_its_level_s_scale(matcher_address: str) -> None:
     two_stage = TwoStage.open(matcher_address)
     (found,) = two_stage.match([(A, B)])
     spec = two_stage.spec
     a, b = (matcher.passages(text, spec) for text in matcher.ordered(A, B))
-    a, b = [a[0], a[1], a[3]], [b[0], b[1], b[3]]  # three of five
+    a, b = [a[0], a[2], a[4]], [b[0], b[2], b[4]]  # three of five
     grid = np.array([[float(two_stage.bi.score([x], [y])[0]) for y in b] for x in a])
     cells = [np.unravel_index(place, (3, 3)) for place in (grid.argmax(), grid.argmin())]
     cross = two_stage.cross.logits([(a[i], b[j]) for i, j in cells]).mean()

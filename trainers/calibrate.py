@@ -104,15 +104,17 @@ def _told(level: Level, report: dict[str, Any], settings: CalibrateConfig) -> li
         f"{r['after']['brier']:.3f}   ECE {r['before']['ece']:.3f} -> {r['after']['ece']:.3f}"
         for name, r in systems.items()
     ]
+    asked = f"prefilter {level.prefilter:.3f} ({report['passed']:.0%} of pairs reach the cross-encoder), "
     if level.fusion.cross_slope == 0:
-        lines.append("the cross-encoder adds nothing to the bi-encoder on these pairs: it has no weight in the answer")
+        told = "the cross-encoder adds nothing to the bi-encoder on these pairs: it is sent none"
+        lines.append(f"{told}, and the bi-encoder's answer is final for every pair")
+        asked = ""
     flat = [name for name, scale in systems.items() if scale["scale"]["slope"] == 0]
     if flat:
         lines.append(f"no better than chance, so one probability for every pair: {', '.join(flat)}")
     both = report["two_stage"]
     lines.append(
-        f"prefilter {level.prefilter:.3f} ({report['passed']:.0%} of pairs reach the cross-encoder), "
-        f"threshold {level.threshold:.3f} for {settings.objective}, on {level.num_calibration_pairs} pairs; "
+        f"{asked}threshold {level.threshold:.3f} for {settings.objective}, on {level.num_calibration_pairs} pairs; "
         f"Brier {both['brier']:.3f}, ECE {both['ece']:.3f}"
     )
     lines += [certificate.told() for certificate in level.certificates]
@@ -222,6 +224,8 @@ def _fit_stages(
     fitted_on = passed if enough else np.ones(len(labels), bool)
     logits = (systems[name][fitted_on] for name in ("cross_encoder", "bi_encoder"))
     fusion = calibration.fit_fusion(*logits, labels[fitted_on])
+    if fusion.cross_slope == 0:  # it would be asked for nothing, and pairs would fall under another scale for no reason
+        prefilter, passed = calibration.NONE_PASSES, np.zeros(len(labels), bool)
     two_stage = matcher.two_stage(
         scales["bi_encoder"], fusion, prefilter, systems["bi_encoder"], systems["cross_encoder"]
     )
