@@ -58,3 +58,11 @@ def peak_flops(dtype: torch.dtype) -> float:
         (a @ a)[0, 0].item()  # .item() waits for the GPU
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
+
+
+def utilisation(flops: float, seconds: float) -> float:
+    """MFU, the share of this device's peak: `flops` are those of this worker alone, not of all workers together.
+
+    Equal workers have equal shares, so it is also the FLOPs of all over the peak of all their devices.
+    """
+    return flops / seconds / peak_flops(precision())

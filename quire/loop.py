@@ -41,7 +41,7 @@ class Task(Protocol):
         """Tokens in the batch, padding left out."""
 
     def flops(self, batch: Batch) -> float:
-        """FLOPs of forward and backward for the batch."""
+        """FLOPs of forward and backward for the batch, which is this rank's slice."""
 
     def evaluate(self, rank: int, world: int) -> dict[str, Any]:
         """Metrics on a frozen set; every rank calls it and every rank gets the same numbers.
@@ -76,9 +76,9 @@ class State:
     bad_evaluations: int = 0
     stopped: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)  # no clock times: equal runs give equal histories
-    tokens: int = 0
+    tokens: int = 0  # of all workers
     seconds: float = 0.0
-    flops: float = 0.0
+    flops: float = 0.0  # of this worker alone, as `device.utilisation` takes them
     data_seconds: float = 0.0  # of `seconds`, spent waiting for batches
 
 
@@ -189,7 +189,7 @@ def _step(task, wrapped, optimizer, config, state, draft, rank, world, log, batc
     record = {"step": state.step, "learning_rate": rate, **metrics}
     state.history.append(record)
     if rank == 0:
-        mfu = {task.mfu_key: flops / seconds / device.peak_flops(device.precision())}
+        mfu = {task.mfu_key: device.utilisation(flops, seconds)}
         log({**record, "tokens_per_second": tokens / seconds, **mfu, "data_share": waited / seconds})
 
 

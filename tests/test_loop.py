@@ -12,8 +12,14 @@ import workers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from quire import ahead, artifact, checkpoint, loop
+from quire import ahead, artifact, checkpoint, device, loop
 from quire.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to agree to rounding does so in float32; a processor that multiplies bfloat16 would round otherwise."""
+    monkeypatch.setattr(device, "precision", lambda: torch.float32)
 
 
 class Regression:
@@ -39,7 +45,7 @@ class Regression:
         return len(batch["x"])
 
     def flops(self, batch: loop.Batch) -> float:
-        return 1.0
+        return 2.0 * len(batch["x"])
 
     def evaluate(self, rank: int, world: int) -> dict[str, float]:
         batch = self.batch(10_000, 0, 0, 1)
@@ -367,6 +373,15 @@ def test_every_step_tells_its_norms_speed_and_wait_and_the_history_holds_no_cloc
     assert evaluations(state, "eval_curve") == [[1.0, 2.0]] * 2
 
 
+def test_the_mfu_is_the_flops_a_second_over_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "peak_flops", lambda dtype: 1e3)
+    assert device.utilisation(flops=500.0, seconds=2.0) == 0.25
+    told: list[dict] = []
+    loop.train(Regression(), config(max_steps=4), draft(tmp_path), log=told.append)
+    for record in (record for record in told if "loss" in record):  # 2 FLOPs a token
+        assert record["mfu_of_a_line"] == pytest.approx(record["tokens_per_second"] * 2.0 / 1e3)
+
+
 def test_batches_made_ahead_come_in_order_and_an_error_comes_at_its_place() -> None:
     def make(number: int) -> int:
         if number == 6:
@@ -382,7 +397,11 @@ def test_batches_made_ahead_come_in_order_and_an_error_comes_at_its_place() -> N
 
 def _ddp_worker(rank: int, world: int, folder: str) -> None:
     workers.join(folder, rank, world)
-    loop.train(Regression(), config(), draft(Path(folder) / "run"), log=lambda record: None)
+    device.precision, device.peak_flops = (lambda: torch.float32), (lambda dtype: 1e3)
+    told: list[dict] = []
+    state = loop.train(Regression(), config(), draft(Path(folder) / "run"), log=told.append)
+    facts = {"steps": [record for record in told if "loss" in record], "flops": state.flops, "tokens": state.tokens}
+    Path(folder, f"facts-{rank}.json").write_text(json.dumps(facts))
     workers.leave()
 
 
@@ -412,3 +431,7 @@ def test_two_workers_equal_one_with_the_global_batch(tmp_path: Path) -> None:
     state = draft(tmp_path / "run").storage.read_json(f"models/m/{artifact.WORK}/checkpoint-00000020/state.json")
     torch.testing.assert_close(alone.module.linear.weight, both.module.linear.weight)
     assert [r.get("loss") for r in state["history"]] == pytest.approx([r.get("loss") for r in expected.history])
+    facts = json.loads((tmp_path / "facts-0.json").read_text())
+    assert facts["tokens"] == 20 * 8 and facts["flops"] == 20 * 4 * 2.0  # of all workers; of the half of one
+    for record in facts["steps"]:  # 2 FLOPs a token, over the peak of two devices
+        assert record["mfu_of_a_line"] == pytest.approx(record["tokens_per_second"] * 2.0 / (2 * 1e3))

@@ -171,11 +171,10 @@ def save(draft: Draft, state: State, settings: LoopConfig, task: Task) -> None:
         },
     )
     seconds = max(state.seconds, 1e-9)
-    peak = device.peak_flops(device.precision())
     timing = {
         "tokens": state.tokens,
         "seconds": seconds,
-        task.mfu_key: state.flops / seconds / peak,
+        task.mfu_key: device.utilisation(state.flops, seconds),
         "data_share": state.data_seconds / seconds,
         "cpu": seconds * torch.get_num_threads() * rank_and_world()[1],
         "gpu": seconds * rank_and_world()[1] if device.device().type == "cuda" else 0.0,
