@@ -155,7 +155,7 @@ def train(task: Task, config: LoopConfig, draft: Draft, log: Any = print) -> Sta
                 checkpoint.keep(draft, task.save, state.step, rank)
             if state.step % config.checkpoint_every == 0 or last:
                 checkpoint.save(draft, module, optimizer, state, rank)
-    checkpoint.load_best(draft, module)
+    checkpoint.load_best(draft, module, state.best_step)
     return state
 
 

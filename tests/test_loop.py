@@ -119,6 +119,16 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     assert loop.train(Regression(), config(), begun(0), log=lambda record: None).step == 20
 
 
+def test_a_checkpoint_without_a_fingerprint_is_refused(tmp_path: Path) -> None:
+    made = draft(tmp_path)
+    loop.train(Regression(), config(), made, log=lambda record: None)
+    name = f"{made.folder}/{artifact.WORK}/checkpoint-00000020/state.json"
+    state = made.storage.read_json(name)
+    made.storage.write_json(name, {key: value for key, value in state.items() if key != "fingerprint"})
+    with pytest.raises(UserError, match=r"checkpoint-00000020 .* \(fingerprint none, .* choose another name="):
+        loop.train(Regression(), config(), made, log=lambda record: None)
+
+
 def test_a_checkpoint_cut_off_while_writing_is_passed_over(tmp_path: Path) -> None:
     made = draft(tmp_path)
     loop.train(Regression(), config(), made, log=lambda record: None)
@@ -342,6 +352,32 @@ def test_the_moving_average_follows_the_metric_up_again_and_stops_the_run(tmp_pa
     assert averages[-1] > 3.09 and state.best == pytest.approx(2.944) and state.best_step == 10 and state.stopped
 
 
+def test_the_best_weights_are_those_of_the_best_step_even_where_a_killed_run_had_gone_on_to_better_ones(
+    tmp_path: Path,
+) -> None:
+    at_ten = {}
+    task = scored(5.0, 4.0, 3.0, 2.0)
+    made = config(max_steps=40, checkpoint_every=10)
+
+    def die(record: dict) -> None:
+        if record["step"] == 10 and "eval_loss" in record:
+            at_ten.update({name: tensor.clone() for name, tensor in task.module.state_dict().items()})
+        if record["step"] == 17:
+            raise Killed
+
+    with pytest.raises(Killed):
+        loop.train(task, made, draft(tmp_path), log=die)
+    work = tmp_path / "models" / "m" / artifact.WORK
+    assert sorted(file.name for file in work.glob("best-*")) == [f"best-000000{step}.safetensors" for step in (10, 15)]
+    resumed = scored(*[9.0] * 9)  # on other processors, say, it does not get there again
+    state = loop.train(resumed, made, draft(tmp_path), log=lambda record: None)
+    assert state.best_step == 10 and [file.name for file in work.glob("best-*")] == ["best-00000010.safetensors"]
+    torch.testing.assert_close(resumed.module.state_dict(), at_ten, rtol=0, atol=0)
+    (work / "best-00000010.safetensors").unlink()
+    with pytest.raises(UserError, match=r"best-00000010.safetensors is missing, .* choose another name="):
+        loop.train(resumed, made, draft(tmp_path), log=lambda record: None)
+
+
 def test_a_gain_below_min_delta_is_none(tmp_path: Path) -> None:
     small = scored(1.0, *(1.0 - 0.04 * i for i in range(1, 30)))
     state = loop.train(small, config(min_delta=0.1, patience=3, max_steps=50), draft(tmp_path / "a"), lambda r: None)
@@ -427,7 +463,7 @@ def test_two_workers_equal_one_with_the_global_batch(tmp_path: Path) -> None:
     alone = Regression()
     expected = loop.train(alone, config(), draft(tmp_path / "alone"), log=lambda record: None)
     both = Regression()
-    checkpoint.load_best(draft(tmp_path / "run"), both.module)
+    checkpoint.load_best(draft(tmp_path / "run"), both.module, 20)
     state = draft(tmp_path / "run").storage.read_json(f"models/m/{artifact.WORK}/checkpoint-00000020/state.json")
     torch.testing.assert_close(alone.module.linear.weight, both.module.linear.weight)
     assert [r.get("loss") for r in state["history"]] == pytest.approx([r.get("loss") for r in expected.history])
