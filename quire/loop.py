@@ -143,7 +143,8 @@ def train(task: Task, config: LoopConfig, draft: Draft, log: Any = print) -> Sta
     def make(number: int) -> Batch:
         return task.batch(*divmod(number, config.accumulation), rank, world)
 
-    with Ahead(make, state.step * config.accumulation, config.max_steps * config.accumulation) as batches:
+    first, stop = state.step * config.accumulation, config.max_steps * config.accumulation
+    with Ahead(make, first, stop, begin=device.for_threads()) as batches:
         while state.step < config.max_steps and not state.stopped:
             _step(task, wrapped, optimizer, config, state, draft, rank, world, log, batches)
             last = state.step == config.max_steps

@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,6 +123,14 @@ def test_a_compiled_model_trains_alike_and_saves_the_same_names(root: str) -> No
     losses = [task.module(batch)["loss"] for task in (plain, compiled)]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
     assert plain.module.state_dict().keys() == compiled.module.state_dict().keys()
+
+
+def test_a_batch_of_evaluation_is_as_large_as_the_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = SimpleNamespace(total_memory=24 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: memory)
+    sizes = [next_token._eval_tokens(torch.device(name), 50_304) for name in ("cpu", "cuda")]
+    assert sizes[0] == 4_096 and 5_000 < sizes[1] < 6_000
+    assert next_token._eval_tokens(torch.device("cuda"), 4_096) == 65_536
 
 
 def test_a_position_does_not_see_what_follows() -> None:

@@ -1,6 +1,7 @@
 """The training loop: resume is exact, workers do not matter, bad numbers stop it."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -429,6 +430,20 @@ def test_batches_made_ahead_come_in_order_and_an_error_comes_at_its_place() -> N
         with pytest.raises(ValueError, match="six"):
             batches.next()
         assert [batches.next(), batches.next()] == [49, 64]
+
+
+def test_the_thread_of_the_batches_begins_on_the_gpu_of_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = threading.local()
+    monkeypatch.setattr(device, "for_threads", lambda: lambda: setattr(place, "gpu", 1))
+
+    class Placed(Regression):
+        def batch(self, step, micro, rank, world):
+            assert step == 10_000 or place.gpu == 1  # 10,000 is the evaluation's, in the loop's own thread
+            return super().batch(step, micro, rank, world)
+
+    assert loop.train(Placed(), config(max_steps=4), draft(tmp_path), log=lambda record: None).step == 4
 
 
 def _ddp_worker(rank: int, world: int, folder: str) -> None:
