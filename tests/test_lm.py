@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 from quire import artifact, config, lm, loop, mixture, next_token
 from quire.errors import UserError
 from quire.tokens import TokenStore
+from trainers import fit
 from trainers import lm as trainer
 
 SMALL = lm.LmModel(layers=1, width=32, heads=2, mlp_width=64, max_positions=64)
@@ -159,6 +161,17 @@ def test_what_the_mfu_counts_stands_in_its_name(root: str, tmp_path: Path, count
     step = next(record for record in told if "loss" in record)
     assert step[f"mfu_{'with' if counted else 'without'}_embeddings"] > 0
     assert sum(key.startswith("mfu") for key in step) == 1
+
+
+def test_a_run_tells_how_long_it_waited_for_data(root: str, tmp_path: Path) -> None:
+    made, told = draft(tmp_path), []
+    task, budget = trainer.LmTask(settings(root)), settings_of_loop(max_steps=12)
+    state = loop.train(task, budget, made, told.append)
+    assert all("data_share" in record for record in told if "loss" in record)
+    fit.save(made, state, budget, task)
+    manifest = fit.publish(made, "; and more").manifest
+    assert 0 < manifest["facts"]["data_share"] < 0.5
+    assert re.search(r", \d+\.\d% of the time waiting for data; and more$", manifest["summary"])
 
 
 def test_betas_are_those_of_language_models_unless_set() -> None:

@@ -192,5 +192,6 @@ def publish(draft: Draft, remark: str = "") -> Artifact:
     timing = draft.storage.read_json(f"{draft.folder}/{WORK}/timing.json")
     mfu = next(key for key in timing if key.startswith("mfu"))
     summary += f"; {timing['tokens'] / timing['seconds']:,.0f} tokens/s"
-    summary += f", {mfu.replace('mfu', 'MFU').replace('_', ' ')} {timing[mfu]:.1%}{remark}"
+    summary += f", {mfu.replace('mfu', 'MFU').replace('_', ' ')} {timing[mfu]:.1%}"
+    summary += f", {timing['data_share']:.1%} of the time waiting for data{remark}"
     return draft.publish(summary=summary, facts=timing, cost={key: timing[key] for key in ("cpu", "gpu")})
