@@ -1,11 +1,14 @@
 """Training tokens a second of `trainers.lm` beside the Hugging Face Trainer and a nanoGPT-style loop.
 
-    python -m bench.lm [--preset pythia-70m] [--batch 32] [--length 128] [--steps 30] [--rounds 3]
+    python -m bench.lm [--preset micro] [--batch 32] [--length 128] [--steps 30] [--rounds 3]     # on a CPU
+    python -m bench.lm --preset pythia-70m --batch 64 --length 1024 --steps 50                    # on a GPU
 
 All three train the same model from the same random weights on windows of the same token store, with the same batch,
 optimiser, schedule, clipping and precision (bf16 autocast where the processor multiplies it, else float32). Each is
-timed by the clock on the wall from the end of its first `warmup` steps to the end of its last one. The MFU of all
-three counts 6 N + 12 L d T FLOPs a token, N without the input embedding. Needs no Ray.
+timed by the clock on the wall from the end of its first `warmup` steps to the end of its last one. Ours logs every
+step to Weights & Biases offline, as a user's run does, and its waiting for data is kept as `data_share`; the other two
+report to nobody. `--batch` windows of `--length` tokens are one step: on a GPU as many as fill it. The MFU of all three
+counts 6 N + 12 L d T FLOPs a token, N without the input embedding. Needs no Ray.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from bench.contest import contest
 from quire import artifact, device, lm, loop
 from quire.loop_config import learning_rate_factor
 from quire.tokens import TokenStore, write_store
+from trainers.fit import tracking
 from trainers.lm import LmConfig, LmLoop, LmTask
 
 VOCABULARY = {"micro": 4_096, "pythia-70m": 50_277}
@@ -78,8 +82,11 @@ def optimisation(asked: argparse.Namespace) -> LmLoop:
     )
 
 
-def quire_loop(asked: argparse.Namespace, root: str) -> float:
-    """`trainers.lm` in one process, as a Ray Train worker runs it."""
+def quire_loop(asked: argparse.Namespace, root: str, waits: list[float]) -> float:
+    """`trainers.lm` in one process, as a Ray Train worker runs it, with its log of every step.
+
+    Adds to `waits` the share of the time after the warm-up that was spent waiting for data.
+    """
     settings = LmConfig(
         name="ours",
         tokens="bench",
@@ -88,21 +95,29 @@ def quire_loop(asked: argparse.Namespace, root: str) -> float:
         batch_size=asked.batch,
         num_eval_windows=1,
         loop=optimisation(asked),
-        runtime={"root": root, "wandb": "disabled", "compile": torch.cuda.is_available()},
+        runtime={"root": root, "compile": torch.cuda.is_available()},
     )
     clock = Clock(asked)
     found = math.nan
+    seconds = waited = 0.0
 
     def log(record: dict) -> None:
-        nonlocal found
+        nonlocal found, seconds, waited
+        track(record)
         if "loss" in record:
             clock.tick()
+            if clock.steps > asked.warmup:
+                seconds += (took := asked.batch * asked.length / record["tokens_per_second"])
+                waited += took * record["data_share"]
             if clock.steps == asked.warmup + asked.steps:
                 found = clock.speed()
 
     with tempfile.TemporaryDirectory() as elsewhere:
-        draft = artifact.begin(elsewhere, "models", "ours", recipe={}, inputs={})
+        draft = artifact.begin(elsewhere, "models", f"ours-{len(waits)}", recipe={}, inputs={})
+        track, finish = tracking(settings, draft, rank=0)
         loop.train(LmTask(settings), settings.loop, draft, log)
+        finish()
+    waits.append(waited / seconds)
     return found
 
 
@@ -225,7 +240,13 @@ def main() -> None:
             torch.cuda.empty_cache()
             return run(asked, root)
 
-        contenders = {"quire trainers.lm": quire_loop, "nanoGPT-style loop": nanogpt_loop, "HF Trainer": hugging_face}
+        waits: list[float] = []
+        ours = partial(quire_loop, waits=waits)
+        contenders = {
+            "quire trainers.lm, W&B offline": ours,
+            "nanoGPT-style loop": nanogpt_loop,
+            "HF Trainer": hugging_face,
+        }
         if torch.cuda.is_available():
             contenders["HF Trainer, torch_compile"] = partial(hugging_face, compiled=True)
         result = contest(
@@ -235,6 +256,7 @@ def main() -> None:
             asked.rounds,
             batch=asked.batch,
             length=asked.length,
+            data_share=waits,  # of ours, one a round
             precision=str(device.precision()).removeprefix("torch."),
             flops_per_token_without_embeddings=flops,
             peak_flops=device.peak_flops(device.precision()),
@@ -242,6 +264,7 @@ def main() -> None:
         for name, found in result["contenders"].items():
             mfu = found["speed"]["median"] * flops / result["peak_flops"]
             print(f"      MFU without embeddings {mfu:.1%}  {name}")
+        print(f"      waiting for data {max(waits):.2%} of the time at most, in {len(waits)} rounds of ours")
 
 
 if __name__ == "__main__":

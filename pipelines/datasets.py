@@ -58,6 +58,8 @@ class DatasetsConfig(config.Config):
 
 
 CONFIG = DatasetsConfig
+# The hub's own branch of a set's rows as files: a folder for each subset, and no README that tells them apart.
+_CONVERTED = "refs/convert/parquet"
 _ROLES = ("text", "category", "title", "author")
 
 
@@ -100,16 +102,21 @@ def _load(source: Hub) -> Any:
     if source.revision is not None and Path(source.dataset).is_dir():
         raise UserError(f"source.revision = {source.revision!r}: the folder {source.dataset} has none; leave it out")
     where = f"source.dataset = {source.dataset!r}" + (f", source.subset = {source.subset!r}" if source.subset else "")
+    # Without a folder's name the rows of all subsets would come as one set.
+    converted = source.revision == _CONVERTED
+    part = {"data_dir": source.subset or "default"} if converted else {"name": source.subset}
     try:
-        return datasets.load_dataset(source.dataset, source.subset, revision=source.revision)
+        return datasets.load_dataset(source.dataset, revision=source.revision, **part)
     except (ConnectionError, FileNotFoundError, ValueError) as error:  # what datasets raises for names and networks
         raise UserError(f"{where}: cannot be loaded: {error}") from error
     except RuntimeError as error:
         if "scripts" not in str(error):
             raise
+        remedy = f"set source.revision={_CONVERTED}, where the hub keeps the same rows as files"
+        if Path(source.dataset).is_dir():
+            remedy = f"leave only its rows there, as Parquet or JSON lines, or name it as on the hub and {remedy}"
         raise UserError(
-            f"{where}: is made by a script of its own, which no one runs any more ({error}); set "
-            "source.revision=refs/convert/parquet, where the hub keeps the same rows as files"
+            f"{where}: is made by a script of its own, which no one runs any more ({error}); {remedy}"
         ) from error
 
 

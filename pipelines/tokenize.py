@@ -3,7 +3,8 @@
     python -m pipelines.tokenize pipelines/experiments/arxiv/tokenize.toml [key=value ...]
 
 Shards are tokenised in parallel and merged in order, so the bytes do not depend on the workers. Whole documents, no
-special tokens, nothing between documents.
+special tokens, nothing between documents. About a megabyte of text is tokenised at once: a document's ids are those of
+its whole text read at once, but for what `quire.token_chunks.document_ids` names.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipelines.shards import run_shards, speed
-from quire import artifact, bpe, config, schema, splits, tokens
+from quire import artifact, bpe, config, schema, splits, token_chunks, tokens
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.errors import UserError
 
@@ -34,7 +35,7 @@ class Pretrained(config.Config):
 
 
 class Trained(config.Config):
-    """A byte-level BPE trained on documents of the corpus, chosen by the hashes of their ids."""
+    """A byte-level BPE trained on training documents of the store, chosen by the hashes of their ids."""
 
     kind: Literal["bpe"] = "bpe"
     vocab_size: int = Field(default=4096, ge=257)
@@ -84,8 +85,8 @@ def run(settings: TokenizeConfig) -> Artifact:
     draft = artifact.begin_step(settings, "tokens", inputs)
     if draft.published:
         return draft.published
-    tokenizer, vocab_size = _tokenizer(draft, documents, settings)
     frequent = _frequent(draft, documents, settings.categories)
+    tokenizer, vocab_size = _tokenizer(draft, documents, settings, frequent)
     items = list(enumerate(documents.parts))
     arguments = (documents, draft, settings, tokenizer.backend_tokenizer.to_str(), frequent)
     run_shards(draft, items, _encoder, arguments, num_workers=settings.runtime.num_workers)
@@ -112,7 +113,7 @@ def _sha256(tokenizer: Any) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def _tokenizer(draft: Draft, documents: Artifact, settings: TokenizeConfig) -> tuple[Any, int]:
+def _tokenizer(draft: Draft, documents: Artifact, settings: TokenizeConfig, frequent: set[str]) -> tuple[Any, int]:
     """The tokenizer and the store's vocabulary; a trained one is kept in the draft for a resumed run."""
     choice = settings.tokenizer
     if isinstance(choice, Pretrained):
@@ -120,8 +121,8 @@ def _tokenizer(draft: Draft, documents: Artifact, settings: TokenizeConfig) -> t
     else:
         kept = f"{draft.folder}/{WORK}/tokenizer"
         if not draft.storage.exists(f"{kept}/done.json"):
-            ids = (name for column in _columns(documents, "document_id") for name in column.to_pylist())
-            trained = bpe.train(_texts(documents, bpe.spread(ids, choice.max_documents)), choice.vocab_size)
+            places = bpe.spread(_to_train_on(documents, settings, frequent), choice.max_documents)
+            trained = bpe.train(_texts(documents, places), choice.vocab_size)
             with draft.storage.local_folder(kept) as folder:
                 bpe.save(trained, Path(folder))
             draft.storage.write_json(f"{kept}/done.json", {})
@@ -132,6 +133,20 @@ def _tokenizer(draft: Draft, documents: Artifact, settings: TokenizeConfig) -> t
     if vocab_size < len(tokenizer):
         raise draft.given_up(f"vocab_size = {vocab_size}: the tokenizer has {len(tokenizer)} ids; ask for as many")
     return tokenizer, vocab_size
+
+
+def _to_train_on(documents: Artifact, settings: TokenizeConfig, frequent: set[str]) -> Iterator[str | None]:
+    """Of each document in order its id, or None for what a tokenizer must not learn from: validation and test, and
+    what the store leaves out."""
+    for part in documents.parts:
+        for row in documents.storage.read_table(part, ["document_id", "split", "category"]).to_pylist():
+            kept = _filed(row["category"], settings.categories.level) in frequent
+            mine = kept and _split(row["document_id"], row["split"], settings) == "train"
+            yield row["document_id"] if mine else None
+
+
+def _split(document_id: str, own: str | None, settings: TokenizeConfig) -> str:
+    return own or split_of(document_id, settings.shares, settings.split_seed)
 
 
 def _columns(documents: Artifact, name: str) -> Iterator[pa.ChunkedArray]:
@@ -180,11 +195,8 @@ def split_of(document_id: str, shares: Shares, seed: int) -> str:
 def _encoder(
     documents: Artifact, draft: Draft, settings: TokenizeConfig, tokenizer: str, frequent: set[str]
 ) -> Callable[[tuple[int, str]], Shard]:
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer)
-    backend.no_padding()
-    backend.no_truncation()
+    backend = token_chunks.whole(tokenizer)
+    cutting = token_chunks.cutting(backend)
     level = settings.categories.level
 
     def process(item: tuple[int, str]) -> Shard:
@@ -192,26 +204,24 @@ def _encoder(
         rows, dropped, size, found = [], [], 0, 0
         for batch in documents.storage.read_table(part).to_batches(max_chunksize=256):
             records = batch.to_pylist()
-            texts = [record["text"] for record in records]
-            for record, encoded in zip(
-                records, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True
-            ):
-                found += 1
+            found += len(records)
+            encoded = token_chunks.document_ids([record["text"] for record in records], backend, cutting)
+            for record, ids in zip(records, encoded, strict=True):
                 names = list(dict.fromkeys(_filed(name, level) for name in record["categories"]))
-                reason = "no_token" if not encoded.ids else "rare_category" if names[0] not in frequent else None
+                reason = "no_token" if not len(ids) else "rare_category" if names[0] not in frequent else None
                 if reason:
                     dropped.append({"id": record["document_id"], "reason": reason, "detail": names[0]})
                     continue
                 size += len(record["text"].encode())
-                split = record["split"] or split_of(record["document_id"], settings.shares, settings.split_seed)
-                ids = np.asarray(encoded.ids, dtype=np.uint32)  # a list would take nine times the memory
+                split = _split(record["document_id"], record["split"], settings)
                 rows.append((record["document_id"], names, split, ids))
         names = ("document_id", "categories", "split", "ids")
         types = (pa.string(), pa.list_(pa.string()), pa.string(), pa.list_(pa.uint32()))
         columns = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(types)]
         draft.storage.write_table(f"{draft.folder}/{WORK}/{index:05d}.parquet", pa.table(columns, names=names))
         facts = {"documents": len(rows), "tokens": sum(len(row[3]) for row in rows)}
-        return Shard(rows_in=found, rejects=schema.rejects(dropped), bytes_in=size, facts=facts)
+        rejects = schema.rejects(dropped)
+        return Shard(rows_in=found, rejects=rejects, bytes_in=size, facts=facts, rows_elsewhere=len(rows))
 
     return process
 

@@ -13,15 +13,23 @@ class Ahead:
 
     `make` must be a function of its argument alone: when it is called says nothing about what it gives. It holds
     `lock` meanwhile; who uses the same tokenizer or file in another thread (an evaluation) takes the lock first.
+    `begin` is called once in the thread, before all else.
     """
 
-    def __init__(self, make: Callable[[int], Any], start: int, stop: int, depth: int = 4):
+    def __init__(
+        self,
+        make: Callable[[int], Any],
+        start: int,
+        stop: int,
+        depth: int = 4,
+        begin: Callable[[], object] | None = None,
+    ):
         self.make, self.stop, self.depth = make, stop, depth
         self.lock = Lock()
         self.waited = 0.0  # seconds that `next` has waited in all
         self._position = start
         self._ready: deque[Future] = deque()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches", initializer=begin)
 
     def __enter__(self) -> "Ahead":
         self._fill()

@@ -167,6 +167,7 @@ class Shard:
     gpu: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
     item: str = ""  # a hash of what the shard was made from, so that a resumed run knows it again
+    rows_elsewhere: int = 0  # made, and not in `table`: written by the step itself
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -213,7 +214,7 @@ class Draft:
             self.storage.write_table(f"{self.folder}/rejects-{index:05d}.parquet", shard.rejects)
         record = {
             "rows_in": shard.rows_in,
-            "rows_out": 0 if shard.table is None else shard.table.num_rows,
+            "rows_out": shard.rows_elsewhere + (0 if shard.table is None else shard.table.num_rows),
             "dropped": shard.dropped,
             "bytes_in": shard.bytes_in,
             "bytes_out": written,

@@ -57,12 +57,13 @@ def load(name: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def spread(ids: Iterable[str], count: int) -> list[int]:
+def spread(ids: Iterable[str | None], count: int) -> list[int]:
     """At most `count` places, chosen by the hashes of the ids: the same documents wherever they stand.
 
-    Memory holds `count` of them, however many there are.
+    None holds the place of a document that is not to be chosen. Memory holds `count` of them, however many there are.
     """
-    marked = ((hashlib.sha256(document.encode()).digest(), place) for place, document in enumerate(ids))
+    chosen = ((place, document) for place, document in enumerate(ids) if document is not None)
+    marked = ((hashlib.sha256(document.encode()).digest(), place) for place, document in chosen)
     return sorted(place for _, place in heapq.nsmallest(count, marked))
 
 

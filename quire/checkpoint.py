@@ -28,6 +28,10 @@ def save(draft: Draft, module: nn.Module, optimizer: torch.optim.Optimizer, stat
         draft.storage.write_json(f"{folder}/state.json", {"fingerprint": draft.fingerprint, **asdict(state)})
         for old in _complete(draft)[:-_KEEP]:
             draft.storage.delete(f"{draft.folder}/{WORK}/{old}")
+        # Only now is it certain that no resumed run asks for another: the state that names this one is written.
+        for file in draft.storage.files(f"{draft.folder}/{WORK}"):
+            if file.startswith("best-") and file != _best(state.best_step):
+                draft.storage.delete(f"{draft.folder}/{WORK}/{file}")
     _barrier()
 
 
@@ -37,18 +41,26 @@ def load_latest(
     """Restore module and optimiser from the newest complete checkpoint; its state, or None when there is none.
 
     The parameter groups' settings are not restored: they follow from the config, which the draft's fingerprint fixes.
-    Raises UserError when the checkpoint is of another recipe or of other inputs.
+    Raises UserError when the checkpoint is of another recipe or of other inputs, or does not say of which, and when
+    the weights that it calls the best are not there: before the training, not after.
     """
     names = _complete(draft)
     if not names:
         return None
     folder = f"{draft.folder}/{WORK}/{names[-1]}"
     state = draft.storage.read_json(f"{folder}/state.json")
-    found = state.pop("fingerprint", draft.fingerprint)  # checkpoints of earlier versions have none
+    found = state.pop("fingerprint", None)
     if found != draft.fingerprint:
         raise UserError(
-            f"{draft.storage.uri(folder)} is of another recipe or of other inputs (fingerprint {found[:12]}, "
-            f"this run's is {draft.fingerprint[:12]}): choose another name= or delete {draft.storage.uri(draft.folder)}"
+            f"{draft.storage.uri(folder)} is of another recipe or of other inputs "
+            f"(fingerprint {found[:12] if found else 'none'}, this run's is {draft.fingerprint[:12]}): "
+            f"choose another name= or delete {draft.storage.uri(draft.folder)}"
+        )
+    best = f"{draft.folder}/{WORK}/{_best(state['best_step'])}"
+    if not draft.storage.exists(best):
+        raise UserError(
+            f"{draft.storage.uri(best)} is missing, the best weights of {draft.storage.uri(folder)}: "
+            f"choose another name= or delete {draft.storage.uri(draft.folder)}"
         )
     tensors = load_tensors(draft.storage.read_bytes(f"{folder}/state.safetensors"))
     model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
@@ -70,16 +82,16 @@ def history(draft: Draft) -> list[dict[str, Any]]:
 
 
 def save_best(draft: Draft, module: nn.Module, step: int, rank: int) -> None:
-    """Rank 0 keeps the weights of the best evaluation so far."""
+    """Rank 0 keeps the weights of the best evaluation so far; `save` drops those before, once it is remembered."""
     if rank == 0:
         tensors = _detached(dict(module.state_dict()))
-        draft.storage.write_bytes(f"{draft.folder}/{WORK}/best.safetensors", save_tensors(tensors, {"step": str(step)}))
+        draft.storage.write_bytes(f"{draft.folder}/{WORK}/{_best(step)}", save_tensors(tensors))
     _barrier()
 
 
-def load_best(draft: Draft, module: nn.Module) -> None:
-    """Put the best evaluation's weights into the module."""
-    tensors = load_tensors(draft.storage.read_bytes(f"{draft.folder}/{WORK}/best.safetensors"))
+def load_best(draft: Draft, module: nn.Module, step: int) -> None:
+    """Put the weights of the best evaluation, which was at `step`, into the module."""
+    tensors = load_tensors(draft.storage.read_bytes(f"{draft.folder}/{WORK}/{_best(step)}"))
     module.load_state_dict(tensors, strict=True)
 
 
@@ -106,6 +118,10 @@ def save_batch(draft: Draft, batch: dict[str, torch.Tensor], rows: list[str], na
     draft.storage.write_bytes(f"{name}.safetensors", save_tensors(_detached(batch)))
     if rows:
         draft.storage.write_json(f"{name}.json", rows)
+
+
+def _best(step: int) -> str:
+    return f"best-{step:08d}.safetensors"
 
 
 def _complete(draft: Draft) -> list[str]:

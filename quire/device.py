@@ -1,7 +1,8 @@
 """What the processor at hand does well: device, precision, peak FLOP/s."""
 
 import time
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import torch
 
@@ -12,6 +13,16 @@ _PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A
 def device() -> torch.device:
     """The GPU if this process has one, else the CPU."""
     return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+
+def for_threads() -> Callable[[], None]:
+    """To be called in a new thread: makes this thread's GPU the current one there, which is the first in every new one.
+
+    Memory pinned under another would take some of that one's.
+    """
+    if not torch.cuda.is_available():
+        return lambda: None
+    return partial(torch.cuda.set_device, torch.cuda.current_device())
 
 
 @lru_cache
@@ -58,3 +69,11 @@ def peak_flops(dtype: torch.dtype) -> float:
         (a @ a)[0, 0].item()  # .item() waits for the GPU
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
+
+
+def utilisation(flops: float, seconds: float) -> float:
+    """MFU, the share of this device's peak: `flops` are those of this worker alone, not of all workers together.
+
+    Equal workers have equal shares, so it is also the FLOPs of all over the peak of all their devices.
+    """
+    return flops / seconds / peak_flops(precision())

@@ -41,7 +41,7 @@ class Task(Protocol):
         """Tokens in the batch, padding left out."""
 
     def flops(self, batch: Batch) -> float:
-        """FLOPs of forward and backward for the batch."""
+        """FLOPs of forward and backward for the batch, which is this rank's slice."""
 
     def evaluate(self, rank: int, world: int) -> dict[str, Any]:
         """Metrics on a frozen set; every rank calls it and every rank gets the same numbers.
@@ -76,9 +76,9 @@ class State:
     bad_evaluations: int = 0
     stopped: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)  # no clock times: equal runs give equal histories
-    tokens: int = 0
+    tokens: int = 0  # of all workers
     seconds: float = 0.0
-    flops: float = 0.0
+    flops: float = 0.0  # of this worker alone, as `device.utilisation` takes them
     data_seconds: float = 0.0  # of `seconds`, spent waiting for batches
 
 
@@ -143,7 +143,8 @@ def train(task: Task, config: LoopConfig, draft: Draft, log: Any = print) -> Sta
     def make(number: int) -> Batch:
         return task.batch(*divmod(number, config.accumulation), rank, world)
 
-    with Ahead(make, state.step * config.accumulation, config.max_steps * config.accumulation) as batches:
+    first, stop = state.step * config.accumulation, config.max_steps * config.accumulation
+    with Ahead(make, first, stop, begin=device.for_threads()) as batches:
         while state.step < config.max_steps and not state.stopped:
             _step(task, wrapped, optimizer, config, state, draft, rank, world, log, batches)
             last = state.step == config.max_steps
@@ -155,7 +156,7 @@ def train(task: Task, config: LoopConfig, draft: Draft, log: Any = print) -> Sta
                 checkpoint.keep(draft, task.save, state.step, rank)
             if state.step % config.checkpoint_every == 0 or last:
                 checkpoint.save(draft, module, optimizer, state, rank)
-    checkpoint.load_best(draft, module)
+    checkpoint.load_best(draft, module, state.best_step)
     return state
 
 
@@ -189,7 +190,7 @@ def _step(task, wrapped, optimizer, config, state, draft, rank, world, log, batc
     record = {"step": state.step, "learning_rate": rate, **metrics}
     state.history.append(record)
     if rank == 0:
-        mfu = {task.mfu_key: flops / seconds / device.peak_flops(device.precision())}
+        mfu = {task.mfu_key: device.utilisation(flops, seconds)}
         log({**record, "tokens_per_second": tokens / seconds, **mfu, "data_share": waited / seconds})
 
 

@@ -12,7 +12,9 @@ from transformers import GPTNeoXForCausalLM, PreTrainedModel
 
 from quire import device
 
-_EVAL_TOKENS = 4_096  # a batch's logits in fp32 stay below a gigabyte at 50,304 words
+_EVAL_TOKENS = 4_096  # on a CPU: a batch's logits in fp32 stay below a gigabyte at 50,304 words
+_EVAL_TOKENS_GPU = 65_536  # at most
+_LOGIT_BYTES = 12  # of one word at one position: the logit in bf16 and fp32, its logarithm of softmax, some to spare
 
 
 def token_losses(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
@@ -42,19 +44,29 @@ def mean_loss(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
 def position_losses(model: PreTrainedModel, windows: np.ndarray, batch_size: int | None = None) -> np.ndarray:
     """Loss of each window's tokens 1 ... L-1, each given all before it: (N, L) int64 to (N, L-1) float32 nats.
 
-    The model is evaluated as it stands (dropout off), in the device's own precision.
+    The model is evaluated as it stands (dropout off), in the device's own precision. Losses stay on the device until
+    the last are known: a GPU waits for no copy on the way.
     """
     was_training = model.training
     model.eval()
     place = next(model.parameters()).device
-    size = batch_size or max(1, _EVAL_TOKENS // windows.shape[1])
-    losses = np.empty((len(windows), windows.shape[1] - 1), dtype=np.float32)
+    size = batch_size or max(1, _eval_tokens(place, model.config.vocab_size) // windows.shape[1])
+    losses = torch.empty((len(windows), windows.shape[1] - 1), device=place)
     for start in range(0, len(windows), size):
         with device.autocast():
             batch = torch.from_numpy(windows[start : start + size]).to(place)
-            losses[start : start + size] = token_losses(model, batch).cpu().numpy()
+            losses[start : start + size] = token_losses(model, batch)
     model.train(was_training)
-    return losses
+    return losses.cpu().numpy()
+
+
+def _eval_tokens(place: torch.device, vocab_size: int) -> int:
+    """Tokens of a batch of evaluation. On a GPU its logits take up to an eighth of the memory, all of it and not what
+    is free: a resumed run has the batches, and so the rounding, of the one before."""
+    if place.type != "cuda":
+        return _EVAL_TOKENS
+    memory = torch.cuda.get_device_properties(place).total_memory
+    return min(_EVAL_TOKENS_GPU, memory // 8 // (_LOGIT_BYTES * vocab_size))
 
 
 def perplexity(loss: float) -> float:

@@ -116,7 +116,7 @@ def chunk_texts(
     firsts: list[list[int]] = [[] for _ in texts]  # characters where windows may start and end, by document
     lasts: list[list[int]] = [[] for _ in texts]
     found = [np.zeros(0, np.int32)]
-    for group in _groups(texts, _cutting(tokenizer)):
+    for group in _groups(texts, cutting(tokenizer)):
         pieces = [texts[document][start:end] for document, start, end in group]
         for (document, at, _), tokens in zip(group, _read(pieces, tokenizer, words), strict=True):
             done, size = int(lengths[document]), len(tokens.ids)
@@ -173,7 +173,7 @@ def _windows(
     return TokenChunks(document, index.astype(np.int32), start, end, offsets, token_ids[places])
 
 
-class _Cutting(NamedTuple):
+class Cutting(NamedTuple):
     """Pieces end at the first such place after so many characters, or where they have become too long."""
 
     place: re.Pattern[str]
@@ -181,16 +181,35 @@ class _Cutting(NamedTuple):
     most: int
 
 
-def _cutting(tokenizer: Tokenizer) -> _Cutting:
+def cutting(tokenizer: Tokenizer) -> Cutting:
+    """Where texts may be cut for this tokenizer, made by `whole`."""
     proven = cuts_at_blanks(tokenizer)
     after = _PIECE_CHARS if proven else _UNPROVEN_CHARS
     # Halves of a word that is too long for WordPiece or WordLevel would be two unknown tokens in place of one.
     by_words = json.loads(tokenizer.to_str())["model"]["type"] in ("WordPiece", "WordLevel")
     most = sys.maxsize if by_words else after + _MAX_WORD_CHARS
-    return _Cutting(_LONE_SPACE if proven else _LONE_BLANK, after, most)
+    return Cutting(_LONE_SPACE if proven else _LONE_BLANK, after, most)
 
 
-def _groups(texts: Sequence[str], cutting: _Cutting) -> Iterator[list[tuple[int, int, int]]]:
+def document_ids(texts: Sequence[str], tokenizer: Tokenizer, cut: Cutting) -> list[np.ndarray]:
+    """The ids of each text, (t,) uint32, special tokens left out; `cut` is the tokenizer's `cutting`.
+
+    As `chunk_texts`, with the same bound on memory and the same guarantee: the ids of the whole text read at once where
+    `cuts_at_blanks` holds (byte-level BPE as Quire trains it, Pythia's, GPT-2's), but for a stretch of over
+    `_MAX_WORD_CHARS` characters without a place to cut at; for another tokenizer also but for texts beyond
+    `_UNPROVEN_CHARS`. The same ids always, whatever the other texts.
+    """
+    parts: list[list[np.ndarray]] = [[] for _ in texts]
+    for group in _groups(texts, cut):
+        pieces = [texts[document][start:end] for document, start, end in group]
+        for (document, _, _), encoding in zip(
+            group, tokenizer.encode_batch_fast(pieces, add_special_tokens=False), strict=True
+        ):
+            parts[document].append(np.asarray(encoding.ids, np.uint32))  # a list would take nine times the memory
+    return [np.concatenate(ids) if ids else np.zeros(0, np.uint32) for ids in parts]
+
+
+def _groups(texts: Sequence[str], cutting: Cutting) -> Iterator[list[tuple[int, int, int]]]:
     """Pieces (document, start, end) of all texts in order, in groups of about `_BATCH_CHARS` characters."""
     group: list[tuple[int, int, int]] = []
     size = 0
@@ -205,7 +224,7 @@ def _groups(texts: Sequence[str], cutting: _Cutting) -> Iterator[list[tuple[int,
         yield group
 
 
-def _pieces(text: str, cutting: _Cutting) -> Iterator[tuple[int, int]]:
+def _pieces(text: str, cutting: Cutting) -> Iterator[tuple[int, int]]:
     """Stretches that tile a text."""
     start = 0
     while start < len(text):

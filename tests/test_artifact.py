@@ -152,6 +152,13 @@ def test_dropped_rows_are_counted_by_reason_and_kept(root: str) -> None:
     assert made.storage.read_table(f"{made.folder}/rejects-00000.parquet")["id"].to_pylist() == ["a", "b", "c"]
 
 
+def test_rows_that_a_step_writes_elsewhere_count_as_made(root: str) -> None:
+    rejects = pa.table({"id": ["a"], "reason": ["no_token"], "detail": [""]})
+    draft = begin(root, "tokens", "t", recipe={}, inputs={})
+    record = draft.write_shard(0, Shard(rows_in=3, rejects=rejects, rows_elsewhere=2))
+    assert record["rows_in"] == record["rows_out"] + sum(record["dropped"].values())
+
+
 def test_the_same_shard_twice_gives_the_same_bytes(root: str) -> None:
     draft = start(root)
     draft.write_shard(0, shard(1, 2))

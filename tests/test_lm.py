@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 from quire import artifact, config, lm, loop, mixture, next_token
 from quire.errors import UserError
 from quire.tokens import TokenStore
+from trainers import fit
 from trainers import lm as trainer
 
 SMALL = lm.LmModel(layers=1, width=32, heads=2, mlp_width=64, max_positions=64)
@@ -124,6 +127,14 @@ def test_a_compiled_model_trains_alike_and_saves_the_same_names(root: str) -> No
     assert plain.module.state_dict().keys() == compiled.module.state_dict().keys()
 
 
+def test_a_batch_of_evaluation_is_as_large_as_the_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = SimpleNamespace(total_memory=24 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: memory)
+    sizes = [next_token._eval_tokens(torch.device(name), 50_304) for name in ("cpu", "cuda")]
+    assert sizes[0] == 4_096 and 5_000 < sizes[1] < 6_000
+    assert next_token._eval_tokens(torch.device("cuda"), 4_096) == 65_536
+
+
 def test_a_position_does_not_see_what_follows() -> None:
     model = lm.build_lm(SMALL, VOCABULARY, seed=0)
     windows = np.random.default_rng(0).integers(0, VOCABULARY, (1, 16))
@@ -150,6 +161,17 @@ def test_what_the_mfu_counts_stands_in_its_name(root: str, tmp_path: Path, count
     step = next(record for record in told if "loss" in record)
     assert step[f"mfu_{'with' if counted else 'without'}_embeddings"] > 0
     assert sum(key.startswith("mfu") for key in step) == 1
+
+
+def test_a_run_tells_how_long_it_waited_for_data(root: str, tmp_path: Path) -> None:
+    made, told = draft(tmp_path), []
+    task, budget = trainer.LmTask(settings(root)), settings_of_loop(max_steps=12)
+    state = loop.train(task, budget, made, told.append)
+    assert all("data_share" in record for record in told if "loss" in record)
+    fit.save(made, state, budget, task)
+    manifest = fit.publish(made, "; and more").manifest
+    assert 0 < manifest["facts"]["data_share"] < 0.5
+    assert re.search(r", \d+\.\d% of the time waiting for data; and more$", manifest["summary"])
 
 
 def test_betas_are_those_of_language_models_unless_set() -> None:

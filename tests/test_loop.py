@@ -1,6 +1,7 @@
 """The training loop: resume is exact, workers do not matter, bad numbers stop it."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,14 @@ import workers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from quire import ahead, artifact, checkpoint, loop
+from quire import ahead, artifact, checkpoint, device, loop
 from quire.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to agree to rounding does so in float32; a processor that multiplies bfloat16 would round otherwise."""
+    monkeypatch.setattr(device, "precision", lambda: torch.float32)
 
 
 class Regression:
@@ -39,7 +46,7 @@ class Regression:
         return len(batch["x"])
 
     def flops(self, batch: loop.Batch) -> float:
-        return 1.0
+        return 2.0 * len(batch["x"])
 
     def evaluate(self, rank: int, world: int) -> dict[str, float]:
         batch = self.batch(10_000, 0, 0, 1)
@@ -111,6 +118,16 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="checkpoint-00000010 is of another recipe .* this run's is ffffffffffff"):
         loop.train(Regression(), config(seed=1), other, log=lambda record: None)
     assert loop.train(Regression(), config(), begun(0), log=lambda record: None).step == 20
+
+
+def test_a_checkpoint_without_a_fingerprint_is_refused(tmp_path: Path) -> None:
+    made = draft(tmp_path)
+    loop.train(Regression(), config(), made, log=lambda record: None)
+    name = f"{made.folder}/{artifact.WORK}/checkpoint-00000020/state.json"
+    state = made.storage.read_json(name)
+    made.storage.write_json(name, {key: value for key, value in state.items() if key != "fingerprint"})
+    with pytest.raises(UserError, match=r"checkpoint-00000020 .* \(fingerprint none, .* choose another name="):
+        loop.train(Regression(), config(), made, log=lambda record: None)
 
 
 def test_a_checkpoint_cut_off_while_writing_is_passed_over(tmp_path: Path) -> None:
@@ -336,6 +353,32 @@ def test_the_moving_average_follows_the_metric_up_again_and_stops_the_run(tmp_pa
     assert averages[-1] > 3.09 and state.best == pytest.approx(2.944) and state.best_step == 10 and state.stopped
 
 
+def test_the_best_weights_are_those_of_the_best_step_even_where_a_killed_run_had_gone_on_to_better_ones(
+    tmp_path: Path,
+) -> None:
+    at_ten = {}
+    task = scored(5.0, 4.0, 3.0, 2.0)
+    made = config(max_steps=40, checkpoint_every=10)
+
+    def die(record: dict) -> None:
+        if record["step"] == 10 and "eval_loss" in record:
+            at_ten.update({name: tensor.clone() for name, tensor in task.module.state_dict().items()})
+        if record["step"] == 17:
+            raise Killed
+
+    with pytest.raises(Killed):
+        loop.train(task, made, draft(tmp_path), log=die)
+    work = tmp_path / "models" / "m" / artifact.WORK
+    assert sorted(file.name for file in work.glob("best-*")) == [f"best-000000{step}.safetensors" for step in (10, 15)]
+    resumed = scored(*[9.0] * 9)  # on other processors, say, it does not get there again
+    state = loop.train(resumed, made, draft(tmp_path), log=lambda record: None)
+    assert state.best_step == 10 and [file.name for file in work.glob("best-*")] == ["best-00000010.safetensors"]
+    torch.testing.assert_close(resumed.module.state_dict(), at_ten, rtol=0, atol=0)
+    (work / "best-00000010.safetensors").unlink()
+    with pytest.raises(UserError, match=r"best-00000010.safetensors is missing, .* choose another name="):
+        loop.train(resumed, made, draft(tmp_path), log=lambda record: None)
+
+
 def test_a_gain_below_min_delta_is_none(tmp_path: Path) -> None:
     small = scored(1.0, *(1.0 - 0.04 * i for i in range(1, 30)))
     state = loop.train(small, config(min_delta=0.1, patience=3, max_steps=50), draft(tmp_path / "a"), lambda r: None)
@@ -367,6 +410,15 @@ def test_every_step_tells_its_norms_speed_and_wait_and_the_history_holds_no_cloc
     assert evaluations(state, "eval_curve") == [[1.0, 2.0]] * 2
 
 
+def test_the_mfu_is_the_flops_a_second_over_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "peak_flops", lambda dtype: 1e3)
+    assert device.utilisation(flops=500.0, seconds=2.0) == 0.25
+    told: list[dict] = []
+    loop.train(Regression(), config(max_steps=4), draft(tmp_path), log=told.append)
+    for record in (record for record in told if "loss" in record):  # 2 FLOPs a token
+        assert record["mfu_of_a_line"] == pytest.approx(record["tokens_per_second"] * 2.0 / 1e3)
+
+
 def test_batches_made_ahead_come_in_order_and_an_error_comes_at_its_place() -> None:
     def make(number: int) -> int:
         if number == 6:
@@ -380,9 +432,27 @@ def test_batches_made_ahead_come_in_order_and_an_error_comes_at_its_place() -> N
         assert [batches.next(), batches.next()] == [49, 64]
 
 
+def test_the_thread_of_the_batches_begins_on_the_gpu_of_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = threading.local()
+    monkeypatch.setattr(device, "for_threads", lambda: lambda: setattr(place, "gpu", 1))
+
+    class Placed(Regression):
+        def batch(self, step, micro, rank, world):
+            assert step == 10_000 or place.gpu == 1  # 10,000 is the evaluation's, in the loop's own thread
+            return super().batch(step, micro, rank, world)
+
+    assert loop.train(Placed(), config(max_steps=4), draft(tmp_path), log=lambda record: None).step == 4
+
+
 def _ddp_worker(rank: int, world: int, folder: str) -> None:
     workers.join(folder, rank, world)
-    loop.train(Regression(), config(), draft(Path(folder) / "run"), log=lambda record: None)
+    device.precision, device.peak_flops = (lambda: torch.float32), (lambda dtype: 1e3)
+    told: list[dict] = []
+    state = loop.train(Regression(), config(), draft(Path(folder) / "run"), log=told.append)
+    facts = {"steps": [record for record in told if "loss" in record], "flops": state.flops, "tokens": state.tokens}
+    Path(folder, f"facts-{rank}.json").write_text(json.dumps(facts))
     workers.leave()
 
 
@@ -408,7 +478,11 @@ def test_two_workers_equal_one_with_the_global_batch(tmp_path: Path) -> None:
     alone = Regression()
     expected = loop.train(alone, config(), draft(tmp_path / "alone"), log=lambda record: None)
     both = Regression()
-    checkpoint.load_best(draft(tmp_path / "run"), both.module)
+    checkpoint.load_best(draft(tmp_path / "run"), both.module, 20)
     state = draft(tmp_path / "run").storage.read_json(f"models/m/{artifact.WORK}/checkpoint-00000020/state.json")
     torch.testing.assert_close(alone.module.linear.weight, both.module.linear.weight)
     assert [r.get("loss") for r in state["history"]] == pytest.approx([r.get("loss") for r in expected.history])
+    facts = json.loads((tmp_path / "facts-0.json").read_text())
+    assert facts["tokens"] == 20 * 8 and facts["flops"] == 20 * 4 * 2.0  # of all workers; of the half of one
+    for record in facts["steps"]:  # 2 FLOPs a token, over the peak of two devices
+        assert record["mfu_of_a_line"] == pytest.approx(record["tokens_per_second"] * 2.0 / (2 * 1e3))

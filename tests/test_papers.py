@@ -367,6 +367,56 @@ for words in {runs!r}:
 """
 
 
+def test_eleven_classes_in_the_shape_of_the_full_texts_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets as library
+
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    classes = ["math.AC", "cs.CV", "cs.AI", "cs.SY", "math.GR", "cs.CE", "cs.PL", "cs.IT", "cs.DS", "cs.NE", "math.ST"]
+    names = library.ClassLabel(names=[*(f"{name}\n" for name in classes[:-1]), classes[-1]])
+    features = library.Features({"text": library.Value("string"), "label": names})
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        data = {"text": [f"{split} paper {i}" for i in range(22)], "label": [*range(11), *range(11)]}
+        library.Dataset.from_dict(data, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    rows = read(datasets, ["source.kind=hub", f"source.dataset={folder}"])
+    assert [(row["split"], row["category"]) for row in rows] == [
+        (split, name) for split in ("train", "validation", "test") for name in classes * 2
+    ]
+
+
+def test_a_folder_with_a_script_has_a_remedy_that_it_takes(tmp_path: Path) -> None:
+    (tmp_path / f"{tmp_path.name}.py").write_text("raise SystemExit")
+    settings = config.load(datasets.CONFIG, None, ["name=x", "source.kind=hub", f"source.dataset={tmp_path}"])
+    with pytest.raises(UserError, match="made by a script .* leave only its rows there, as Parquet .* name it as on"):
+        datasets._load(settings.source)
+
+
+def test_a_set_that_the_hub_converted_gives_the_rows_of_its_subset_alone(tmp_path: Path) -> None:
+    files = {}
+    for subset in ("default", "no_ref"):
+        for split in ("train", "test"):
+            table = pa.table({"text": [f"{subset} {split} {i}" for i in range(2)], "label": ["a", "b"]})
+            pq.write_table(table, tmp_path / "rows.parquet")
+            files[f"{subset}/{split}/0000.parquet"] = (tmp_path / "rows.parquet").read_bytes()
+    with Hub({"datasets/me/set": files}) as hub:
+        revision = hub.repos["datasets/me/set"].sha  # the branch, as far as this hub knows one
+        given = ["source.dataset=me/set", f"source.revision={revision}"]
+        runs = [given, [*given, "source.subset=no_ref"], [*given, "source.subset=gone"]]
+        code = LOAD.replace("for words in", f"datasets._CONVERTED = {revision!r}\nfor words in", 1)
+        told = hub.python(code.format(runs=runs, item={"split": "train", "start": 0, "end": 2}), tmp_path / "home")
+    lines = told.stdout.splitlines()
+    assert lines[:2] == ["default train 0 default train 1", "no_ref train 0 no_ref train 1"], told.stderr
+    assert "source.subset = 'gone': cannot be loaded" in lines[2]
+
+
+def test_the_full_texts_of_the_hub_are_asked_for_as_rows() -> None:
+    source = config.load(datasets.CONFIG, "pipelines/experiments/arxiv/papers_full.toml").source
+    assert (source.revision, source.subset) == (datasets._CONVERTED, "no_ref")
+
+
 def test_a_labelled_set_of_the_hub_by_revision_and_one_that_is_a_script(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["one", "two"], "label": ["a", "b"]}), tmp_path / "train.parquet")
     files = {"train.parquet": (tmp_path / "train.parquet").read_bytes()}

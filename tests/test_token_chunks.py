@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from quire import bpe, token_chunks
 from quire.errors import UserError
-from quire.token_chunks import chunk_table, chunk_texts, cuts_at_blanks, whole
+from quire.token_chunks import chunk_table, chunk_texts, cuts_at_blanks, cutting, document_ids, whole
 from quire.word_tokens import WordTokens, reads_by_words
 
 WORDS = ["sea", "the", "wind", "whip", "##ped", "-", "naive", "日", "[UNK]"]
@@ -180,7 +180,7 @@ def test_a_tokenizer_that_might_read_over_a_blank_is_given_whole_texts(changed) 
 
 def read_in(text: str, tokenizer: Tokenizer) -> list[str]:
     """What the tokenizer is given at once."""
-    return [text[start:end] for start, end in token_chunks._pieces(text, token_chunks._cutting(tokenizer))]
+    return [text[start:end] for start, end in token_chunks._pieces(text, token_chunks.cutting(tokenizer))]
 
 
 @pytest.mark.parametrize("unit", ["x", "sea", "日", " ", "\n", "a1+/"])
@@ -219,6 +219,42 @@ def test_an_overlong_word_stays_one_unknown_token(monkeypatch: pytest.MonkeyPatc
     for words in (None, WordTokens(tokenizer)):
         found = chunk_texts(["x" * 400 + " sea"], tokenizer, max_tokens=9, overlap=0, words=words)
         assert found.token_ids.tolist() == [WORDS.index("[UNK]"), WORDS.index("sea")]
+
+
+class Watched:
+    """A tokenizer that notes how much text it is given at once."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer, self.given = tokenizer, []
+
+    def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> list:
+        self.given.append([len(text) for text in texts])
+        return self.tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+
+
+def test_whole_documents_are_tokenised_by_the_megabyte_with_the_ids_of_the_whole_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(token_chunks, "_PIECE_CHARS", 50)
+    monkeypatch.setattr(token_chunks, "_BATCH_CHARS", 400)
+    watched = Watched(byte_level())
+    texts = ["the sea and the wind " * 200, "", *["naïve  日本\n"] * 60, "sea"]  # one huge document among small ones
+    found = document_ids(texts, watched, cutting(watched.tokenizer))
+    expected = watched.tokenizer.encode_batch(texts, add_special_tokens=False)
+    assert [ids.tolist() for ids in found] == [encoding.ids for encoding in expected]
+    assert max(map(sum, watched.given)) < 400 + 60 and max(map(max, watched.given)) < 60
+    assert sum(map(sum, watched.given)) == sum(map(len, texts))
+
+
+def test_a_document_without_a_blank_is_cut_the_same_whatever_the_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_chunks, "_PIECE_CHARS", 50)
+    monkeypatch.setattr(token_chunks, "_MAX_WORD_CHARS", 100)
+    watched = Watched(byte_level())
+    cut, blob = cutting(watched.tokenizer), "windsea" * 300
+    (alone,) = document_ids([blob], watched, cut)
+    assert max(map(max, watched.given)) == 150
+    assert watched.tokenizer.decode(alone.tolist()) == blob
+    assert np.array_equal(document_ids(["the sea", blob, "wind"], watched, cut)[1], alone)
 
 
 @pytest.mark.parametrize(("max_tokens", "overlap"), [(0, 0), (5, 5), (5, -1)])

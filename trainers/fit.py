@@ -171,11 +171,10 @@ def save(draft: Draft, state: State, settings: LoopConfig, task: Task) -> None:
         },
     )
     seconds = max(state.seconds, 1e-9)
-    peak = device.peak_flops(device.precision())
     timing = {
         "tokens": state.tokens,
         "seconds": seconds,
-        task.mfu_key: state.flops / seconds / peak,
+        task.mfu_key: device.utilisation(state.flops, seconds),
         "data_share": state.data_seconds / seconds,
         "cpu": seconds * torch.get_num_threads() * rank_and_world()[1],
         "gpu": seconds * rank_and_world()[1] if device.device().type == "cuda" else 0.0,
@@ -193,5 +192,6 @@ def publish(draft: Draft, remark: str = "") -> Artifact:
     timing = draft.storage.read_json(f"{draft.folder}/{WORK}/timing.json")
     mfu = next(key for key in timing if key.startswith("mfu"))
     summary += f"; {timing['tokens'] / timing['seconds']:,.0f} tokens/s"
-    summary += f", {mfu.replace('mfu', 'MFU').replace('_', ' ')} {timing[mfu]:.1%}{remark}"
+    summary += f", {mfu.replace('mfu', 'MFU').replace('_', ' ')} {timing[mfu]:.1%}"
+    summary += f", {timing['data_share']:.1%} of the time waiting for data{remark}"
     return draft.publish(summary=summary, facts=timing, cost={key: timing[key] for key in ("cpu", "gpu")})
