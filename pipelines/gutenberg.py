@@ -60,6 +60,7 @@ class GutenbergRuntime(config.Runtime):
     concurrency: int = Field(default=4, gt=0, description="books, and so connections, at a time of each worker")
     limits: fetch.Limits = fetch.Limits()
     retry_failed: bool = Field(default=False, description="ask again for what failed, and for nothing else")
+    patience: int = Field(default=20, gt=0, description="books that fail in a row end the run, whatever max_failed")
     max_failed: int = Field(default=0, ge=0, description="books that may fail without stopping the run")
     previous: str | None = Field(
         default=None, description="artefact with keep_raw, or unfinished: only what changed since is sent"
@@ -218,6 +219,7 @@ def _fetch(draft: Draft, settings: GutenbergConfig, shelf: Shelf, asked: Sequenc
         plan,
         rate=runtime.rate,
         concurrency=runtime.concurrency,
+        patience=runtime.patience,
         num_workers=runtime.num_workers,
         known=known,
         label=draft.folder,

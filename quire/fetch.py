@@ -27,7 +27,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _BLOCK = 2**16  # bytes
 ABSENT = "absent"
 # About the host, not about one of its files: asking for the next file at once would only add to its troubles.
-OF_HOST = ("throttled", "unreachable")
+OF_HOST = ("throttled", "unreachable", "refused_by_host")
 
 
 class Limits(Config):

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import re
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -199,19 +200,25 @@ class Harvest:
 
 
 class Patience:
-    """Ends a harvest whose hosts do not answer, before thousands of books are recorded as failed for it."""
+    """Ends a harvest whose hosts answer with troubles alone, before they are asked thousands of times for nothing.
 
-    def __init__(self, most: int = 20):
-        self.most, self.count = most, 0
+    A host that blocks shows it in many ways: a captcha with status 200, 403, 5xx, silence. So every failure counts.
+    """
+
+    def __init__(self, most: int):
+        self.most, self.reasons = most, []
 
     def told(self, record: Record) -> None:
-        """Raises UserError once `most` books in a row failed for a reason that lies with the host."""
-        self.count = self.count + 1 if record.reason in fetch.OF_HOST else 0
-        if self.count >= self.most:
+        """Raises UserError once `most` books in a row failed. What is done or missing shows a host that answers."""
+        self.reasons = [*self.reasons, record.reason] if record.status == "failed" else []
+        if len(self.reasons) >= self.most:
+            counts = ", ".join(f"{reason} {count}" for reason, count in Counter(self.reasons).most_common())
             raise UserError(
-                f"the last {self.count} books failed since no host could be had, of the last: {record.detail}\n"
-                "See whether the network and runtime.base_urls are right, wait if the host is busy, lower runtime.rate "
-                "and run the same line with runtime.retry_failed=true: what is fetched stays"
+                f"the last {self.most} books failed ({counts}), of the last: {record.detail}\n"
+                "See in a browser what the host says, whether the network and runtime.base_urls are right, wait if it "
+                "blocks or is busy, lower runtime.rate, and run the same line with runtime.retry_failed=true: what is "
+                "fetched stays. Without retry_failed the next books are asked for; runtime.patience sets how many may "
+                "fail in a row"
             )
 
 

@@ -15,6 +15,7 @@ from pipelines import gutenberg as step
 from quire import config
 from quire.artifact import Artifact
 from quire.errors import UserError
+from quire.harvest import Patience
 
 NUMBERS = range(1, 13)
 FILES = {path_of(n): small_book(n) for n in NUMBERS if n != 9}
@@ -27,8 +28,13 @@ def run_shards_here(draft, items, make, arguments, **_) -> None:
             draft.write_shard(index, process(item))
 
 
-def fetch_here(wanted, plan, *, concurrency, known=None, **_) -> None:
-    options = {"previous": plan.previous, "known": known, "may_lack_end": plan.may_lack_end}
+def fetch_here(wanted, plan, *, concurrency, patience, known=None, **_) -> None:
+    options = {
+        "patience": Patience(patience),
+        "previous": plan.previous,
+        "known": known,
+        "may_lack_end": plan.may_lack_end,
+    }
     harvesting.harvest_on(plan.shelf, wanted, concurrency=concurrency, limits=plan.limits, hosts=plan.hosts, **options)
 
 
@@ -167,6 +173,18 @@ def test_failures_stop_the_run_are_listed_and_tried_again_alone(tmp_path: Path, 
         assert made.read()["document_id"].to_pylist() == ["pg1", "pg2"] and made.manifest["facts"]["failed"] == {}
         whole = step.run(settings(tmp_path, server, *asked, "name=whole"))
     assert contents(made) == contents(whole)
+
+
+def test_a_host_that_blocks_ends_the_run_before_every_book_is_asked_for(tmp_path: Path, serial: None) -> None:
+    asked = ["select.first=1", "select.last=12", "runtime.patience=4", "runtime.concurrency=1", "runtime.max_failed=12"]
+    with Server(FILES, dict.fromkeys(range(3, 13), Fault("html"))) as server:
+        with pytest.raises(UserError, match=r"the last 4 books failed \(html 4\), .*http://127.0.0.1:.*/6/pg6.txt"):
+            step.run(settings(tmp_path, server, *asked))
+        assert {number_of(path) for path in server.paths} <= set(range(1, 8))
+        server.faults.clear()
+        begun = len(server.paths)
+        made = step.run(settings(tmp_path, server, *asked, "runtime.retry_failed=true"))
+        assert made.manifest["rows_out"] == 11 and not {1, 2} & set(map(number_of, server.paths[begun:]))
 
 
 def test_a_run_that_goes_on_without_its_failures_says_which_they_are(tmp_path: Path, serial: None) -> None:
