@@ -158,21 +158,25 @@ def _asked(settings: GutenbergConfig, draft: Draft, files: Mapping[int, str]) ->
 
 
 def _catalogue(settings: GutenbergConfig, draft: Draft) -> dict[int, Entry]:
-    """Read; from an address once, so that a resumed run has the catalogue that it began with."""
+    """Read; from an address once, so that a resumed run has the catalogue that it began with. One that cannot be read
+    is not kept."""
     where = settings.select.catalogue
     if not _is_address(where):
         return catalogue.read_catalogue(_local(where, "select.catalogue"), where)
     name = f"{draft.folder}/{WORK}/catalogue"
-    if not draft.storage.exists(name):
-        draft.storage.write_bytes(name, asyncio.run(_downloaded(settings, where)))
-    return catalogue.read_catalogue(draft.storage.read_bytes(name), where)
+    if draft.storage.exists(name):
+        return catalogue.read_catalogue(draft.storage.read_bytes(name), where)
+    data = asyncio.run(_downloaded(settings, where))
+    entries = catalogue.read_catalogue(data, where)
+    draft.storage.write_bytes(name, data)
+    return entries
 
 
 async def _downloaded(settings: GutenbergConfig, url: str) -> bytes:
     limits = settings.runtime.limits.model_copy(update={"total": _CATALOGUE_SECONDS})
     async with _client(settings, limits, _MAX_CATALOGUE_BYTES) as client:
         try:
-            return (await client.get(url, lambda body, kind: None)).body
+            return (await client.get(url, harvest.refuse_html)).body
         except NotFetched as trouble:
             raise UserError(f"select.catalogue = {url!r}: {trouble.reason}: {trouble.detail}") from trouble
 

@@ -81,10 +81,15 @@ def read_urls(text: str, where: str) -> list[Wanted]:
     return [Wanted(key, tuple(urls)) for key, urls in found.items()]
 
 
-def check_book(body: bytes, kind: str, *, may_lack_end: bool = False) -> None:
-    """Raises NotFetched for a body that is no text, or a book that lacks its end. `kind`: the Content-Type."""
+def refuse_html(body: bytes, kind: str) -> None:
+    """Raises NotFetched for a page, such as hosts send in place of what was asked for. `kind`: the Content-Type."""
     if "html" in kind.lower() or _HTML.match(body[:1_000].removeprefix(_BOM)):
         raise NotFetched("html", f"a page in place of a text: {body[:80]!r}")
+
+
+def check_book(body: bytes, kind: str, *, may_lack_end: bool = False) -> None:
+    """Raises NotFetched for a body that is no text, or a book that lacks its end. `kind`: the Content-Type."""
+    refuse_html(body, kind)
     try:
         text = decode.decode(body).text
     except decode.Unreadable as error:

@@ -159,6 +159,19 @@ def test_a_catalogue_behind_an_address_is_fetched_once_and_its_rights_are_kept(t
     assert free.read()["document_id"].to_pylist() == ["pg8"]
 
 
+def test_a_catalogue_that_cannot_be_read_is_asked_for_again(tmp_path: Path, serial: None) -> None:
+    listing = CSV.encode()
+    with Server(FILES | {path_of(98): small_book(98), "/c.csv": listing}, {"/c.csv": Fault("html", 1)}) as server:
+        asked = [f"select.catalogue=http://{server.host}/c.csv", "select.ids=[98]"]
+        with pytest.raises(UserError, match=r"select.catalogue = 'http://.*/c.csv': html: .*a page in place"):
+            step.run(settings(tmp_path, server, *asked))
+        server.files["/c.csv"] = listing[: listing.index(b"en,Various")]
+        with pytest.raises(UserError, match=r"/c.csv: its last line is cut"):
+            step.run(settings(tmp_path, server, *asked))
+        server.files["/c.csv"] = listing
+        assert step.run(settings(tmp_path, server, *asked)).read()["title"].to_pylist() == ["A Tale of Two Cities"]
+
+
 def test_failures_stop_the_run_are_listed_and_tried_again_alone(tmp_path: Path, serial: None) -> None:
     asked = ["select.ids=[1, 2, 9]"]
     with Server(FILES, {2: Fault("status", 10, "500 Broken")}) as server:
