@@ -342,6 +342,26 @@ def test_the_best_file_of_a_mirror_is_read_and_what_it_lacks_is_named(tmp_path: 
     assert made.manifest["dropped"] == {"absent": 1, "failed_truncated": 1}
 
 
+def test_a_mirror_beside_a_catalogue_settles_every_id_that_either_has(tmp_path: Path, serial: None) -> None:
+    (tmp_path / "c.csv").write_text(CSV)
+    (tmp_path / "mirror").mkdir()
+    for name, number in {"98-8.txt": 98, "100.txt": 100, "7.txt": 7}.items():
+        (tmp_path / "mirror" / name).write_bytes(small_book(number))
+    chosen = ["source.kind=mirror", f"source.folder={tmp_path / 'mirror'}", f"select.catalogue={tmp_path / 'c.csv'}"]
+    made = step.run(settings(tmp_path, None, *chosen, 'select.languages=["en"]'))
+    assert {row["gutenberg_id"]: row["reason"] for row in metadata(made)} == {
+        7: "not_in_catalogue",
+        98: None,
+        99: "other_language",
+        100: None,
+        101: "absent",
+        102: "other_kind",
+        103: "other_language",
+        104: "absent",
+    }
+    assert made.read()["document_id"].to_pylist() == ["pg98", "pg100"]
+
+
 @pytest.mark.ray
 def test_each_worker_has_so_many_connections_and_never_more(tmp_path: Path, local_ray: None) -> None:
     with Server(FILES, dict.fromkeys(FILES, Fault("together", value="3"))) as server:

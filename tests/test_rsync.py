@@ -16,6 +16,8 @@ from quire.errors import UserError
 
 needs_rsync = pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
 
+WANTED = ["1/3/4/1342/1342-0.txt", "1/3/4/1342/1342.txt", "2/0/20/20-8.txt", "2/2/22/22-0.txt"]
+
 
 def write(tree: Path, *files: str) -> None:
     for file in files:
@@ -59,21 +61,25 @@ def held(folder: Path) -> list[str]:
 def test_what_is_wanted_comes_once_and_what_went_there_goes_here(tree: Path, remote: str, tmp_path: Path) -> None:
     here, asked = tmp_path / "here", f'remotes=["{remote}"]'
     first = run(here, asked)
-    assert held(here) == ["1/3/4/1342/1342-0.txt", "2/2/22/22-0.txt"]  # no `old`, no other encoding, no cache
+    assert held(here) == WANTED  # no `old`, no page, no cache
     assert (here / "2/2/22/22-0.txt").read_text() == "this is 2/2/22/22-0.txt"
-    assert sum(copied.files for copied in first.copied) == 2
+    assert sum(copied.files for copied in first.copied) == 4
     assert sum(copied.files for copied in run(here, asked).copied) == 0
     (tree / "2/2/22/22-0.txt").unlink()
     write(tree, "2/3/23/23-0.txt")
     again = run(here, asked, "shards=1")
     assert [(copied.files, copied.deleted > 0) for copied in again.copied] == [(0, False), (1, True)]
-    assert books.best_files(held(here)) == {23: "2/3/23/23-0.txt", 1342: "1/3/4/1342/1342-0.txt"}
+    assert books.best_files(held(here)) == {
+        20: "2/0/20/20-8.txt",
+        23: "2/3/23/23-0.txt",
+        1342: "1/3/4/1342/1342-0.txt",
+    }
 
 
 @needs_rsync
-def test_every_encoding_comes_where_it_is_asked_for(remote: str, tmp_path: Path) -> None:
-    run(tmp_path / "here", f'remotes=["{remote}"]', "utf8_only=false", 'only=["2"]')
-    assert held(tmp_path / "here") == ["2/0/20/20-8.txt", "2/2/22/22-0.txt"]
+def test_files_in_utf8_alone_come_where_that_is_asked_for(remote: str, tmp_path: Path) -> None:
+    run(tmp_path / "here", f'remotes=["{remote}"]', "utf8_only=true", 'only=["2"]')
+    assert held(tmp_path / "here") == ["2/2/22/22-0.txt"]
 
 
 @needs_rsync
@@ -81,7 +87,7 @@ def test_the_next_host_is_asked_where_one_fails(remote: str, tmp_path: Path) -> 
     (port,) = free_ports(1)
     dead = f"rsync://127.0.0.1:{port}/gutenberg/"
     made = run(tmp_path / "here", f'remotes=["{dead}", "{remote}"]')
-    assert len(held(tmp_path / "here")) == 2 and not any(copied.error for copied in made.copied)
+    assert held(tmp_path / "here") == WANTED and not any(copied.error for copied in made.copied)
     with pytest.raises(UserError, match=f"none of them lists books:\n  {dead}: rsync error"):
         run(tmp_path / "nowhere", f'remotes=["{dead}"]')
 
