@@ -5,6 +5,7 @@ harvest that is killed at any moment goes on with the ids that have none.
 """
 
 import asyncio
+import functools
 import hashlib
 import re
 import urllib.parse
@@ -25,7 +26,11 @@ BASE_URL = "https://www.gutenberg.org/cache/epub"
 _NAMES = ("pg{id}.txt", "pg{id}-0.txt", "pg{id}.txt.utf-8", "pg{id}-utf8.txt", "pg{id}-8.txt")
 _UTF8_NAMES = ("pg{id}-0.txt", "pg{id}.txt.utf-8", "pg{id}-utf8.txt", "pg{id}.txt", "pg{id}-8.txt")
 _ID_IN_URL = re.compile(r"/(?:cache/epub|files|ebooks)/(\d{1,9})(?=[/.]|$)")
-_HTML = re.compile(rb"\s*(?:<!doctype\s+html|<html|<\?xml[^>]*>\s*(?:<!doctype\s+html|<html))", re.I)
+_HTML_BYTES = 20_000  # within which a page shows that it is one
+# Behind any comments and declarations, of which none is looked at twice.
+_HTML = re.compile(
+    rb"(?:\s|<!--(?>.*?-->)|<\?(?>.*?>))*+<(?:!doctype\s+html|(?:html|head|title|body)[\s>])", re.I | re.S
+)
 _NUM_READERS = 16  # threads
 _BOM = b"\xef\xbb\xbf"
 
@@ -81,20 +86,27 @@ def read_urls(text: str, where: str) -> list[Wanted]:
     return [Wanted(key, tuple(urls)) for key, urls in found.items()]
 
 
-def refuse_html(body: bytes, kind: str) -> None:
-    """Raises NotFetched for a page, such as hosts send in place of what was asked for. `kind`: the Content-Type."""
-    if "html" in kind.lower() or _HTML.match(body[:1_000].removeprefix(_BOM)):
+def refuse_html(body: bytes, kind: str, whole: bool = True) -> None:
+    """Raises NotFetched for a page, such as hosts send in place of what was asked for. A `fetch.Check`."""
+    if "html" in kind.lower() or _HTML.match(body[:_HTML_BYTES].removeprefix(_BOM)):
         raise NotFetched("html", f"a page in place of a text: {body[:80]!r}")
 
 
-def check_book(body: bytes, kind: str, *, may_lack_end: bool = False) -> None:
-    """Raises NotFetched for a body that is no text, or a book that lacks its end. `kind`: the Content-Type."""
+def check_book(body: bytes, kind: str, whole: bool = True, *, may_lack_end: bool = False) -> None:
+    """Raises NotFetched for a body that is no text, or a book that lacks its end.
+
+    `kind`: the Content-Type. `whole`: whether the answer proved its end; else the END line must."""
     refuse_html(body, kind)
     try:
         text = decode.decode(body).text
     except decode.Unreadable as error:
         raise NotFetched(error.reason, error.detail) from error
-    if not may_lack_end and gutenberg.lacks_end(text):
+    if may_lack_end or gutenberg.has_end(text):
+        return
+    if not whole:
+        detail = f"neither a Content-Length nor an END line proves that {len(body)} bytes are the whole book"
+        raise NotFetched("truncated", detail, again=True)
+    if gutenberg.has_start(text):
         raise NotFetched("truncated", f"a START line and no END line in {len(body)} bytes", again=True)
 
 
@@ -179,9 +191,7 @@ class Harvest:
             urls = (old.asked, *(url for url in urls if url != old.asked))
             known = {old.asked: Known(old.etag, old.last_modified)}
         may_lack_end = wanted.key in self.may_lack_end
-        found = await self.client.first(
-            urls, lambda body, kind: check_book(body, kind, may_lack_end=may_lack_end), known
-        )
+        found = await self.client.first(urls, functools.partial(check_book, may_lack_end=may_lack_end), known)
         body = old_body if found.unchanged else found.body
         record = Record(
             key=wanted.key,

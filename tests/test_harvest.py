@@ -159,7 +159,8 @@ def test_a_host_that_turns_to_blocking_is_soon_left_alone(tmp_path: Path, fault:
         books = harvesting.wanted(server.base, range(1, 101))
         with pytest.raises(UserError, match=f"{named}.*{server.base}/.*\n.*retry_failed=true"):
             harvesting.harvest(tmp_path, books, concurrency=2, patience=harvest.Patience(6))
-        assert len(server.paths) <= 10 + (6 + 2) * most  # of each book so many addresses, of those in hand too
+        # Of each book so many addresses; the last good one may be told late, and two are in hand at the end.
+        assert len(server.paths) <= 10 + (5 + 6 + 2) * most
         server.faults.clear()
         harvesting.shelf(tmp_path).forget(harvesting.shelf(tmp_path).failed())
         assert set(harvesting.harvest(tmp_path, books, patience=harvest.Patience(6)).values()) == {"done"}
