@@ -1,13 +1,17 @@
 """A mirror by rsync from a server on loopback: what is wanted comes, once, and what went there goes here."""
 
 import os
+import random
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cluster import free_ports, wait_for
+from cluster import ROOT, free_ports, wait_for
 
 from pipelines import mirror
 from quire import config
@@ -35,18 +39,26 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def remote(tree: Path, tmp_path: Path) -> Iterator[str]:
+    with serving(tree, tmp_path) as address:
+        yield address
+
+
+@contextmanager
+def serving(tree: Path, tmp_path: Path, *options: str) -> Iterator[str]:
     (port,) = free_ports(1)
     settings = tmp_path / "rsyncd.conf"
     user = f"uid = {os.getuid()}\ngid = {os.getgid()}\n"  # else a server that root starts reads as nobody
     settings.write_text(f"use chroot = no\n{user}[gutenberg]\npath = {tree}\nread only = yes\n")
     server = subprocess.Popen(
-        ["rsync", "--daemon", "--no-detach", f"--port={port}", "--address=127.0.0.1", f"--config={settings}"]
+        ["rsync", "--daemon", "--no-detach", f"--port={port}", "--address=127.0.0.1", f"--config={settings}", *options]
     )
     listed = ["rsync", "--list-only", f"rsync://127.0.0.1:{port}/gutenberg/"]
-    wait_for(lambda: subprocess.run(listed, capture_output=True).returncode == 0, 30, "the server")
-    yield listed[-1]
-    server.terminate()
-    server.wait(30)
+    try:
+        wait_for(lambda: subprocess.run(listed, capture_output=True).returncode == 0, 30, "the server")
+        yield listed[-1]
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 def run(folder: Path, *changes: str) -> mirror.Mirrored:
@@ -74,6 +86,23 @@ def test_what_is_wanted_comes_once_and_what_went_there_goes_here(tree: Path, rem
         23: "2/3/23/23-0.txt",
         1342: "1/3/4/1342/1342-0.txt",
     }
+
+
+@needs_rsync
+def test_a_copy_that_is_killed_midway_goes_on_and_leaves_nothing_behind(tree: Path, tmp_path: Path) -> None:
+    long, here = tree / "2/2/22/22-0.txt", tmp_path / "here"
+    long.write_text(random.Random(0).randbytes(250_000).hex())
+    with serving(tree, tmp_path, "--bwlimit=200") as slow:  # kilobytes a second
+        words = ["-m", "pipelines.mirror", f"folder={here}", f'remotes=["{slow}"]']
+        first = subprocess.Popen([sys.executable, *words], cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+        wait_for(lambda: list(here.rglob(".22-0.txt.??????")), 60, "half a book")
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait(30)
+        assert not (here / "2/2/22/22-0.txt").exists() and "2/0/20/20-8.txt" in held(here)
+        again = run(here, f'remotes=["{slow}"]', 'only=["2"]')
+    assert [copied.files for copied in again.copied] == [1]  # what was whole does not come again
+    assert [name for name in held(here) if name.startswith("2/")] == WANTED[2:]
+    assert (here / "2/2/22/22-0.txt").read_bytes() == long.read_bytes()
 
 
 @needs_rsync
