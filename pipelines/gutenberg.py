@@ -63,6 +63,7 @@ class GutenbergRuntime(config.Runtime):
     retry_failed: bool = Field(
         default=False, description="ask again for what failed, and for nothing else; with `previous`, what failed there"
     )
+    patience: int = Field(default=20, gt=0, description="books that fail in a row end the run, whatever max_failed")
     max_failed: int = Field(default=0, ge=0, description="books that may fail without stopping the run")
     previous: str | None = Field(
         default=None, description="artefact with keep_raw, or unfinished: only what changed since is sent"
@@ -160,21 +161,25 @@ def _asked(settings: GutenbergConfig, draft: Draft, files: Mapping[int, str]) ->
 
 
 def _catalogue(settings: GutenbergConfig, draft: Draft) -> dict[int, Entry]:
-    """Read; from an address once, so that a resumed run has the catalogue that it began with."""
+    """Read; from an address once, so that a resumed run has the catalogue that it began with. One that cannot be read
+    is not kept."""
     where = settings.select.catalogue
     if not _is_address(where):
         return catalogue.read_catalogue(_local(where, "select.catalogue"), where)
     name = f"{draft.folder}/{WORK}/catalogue"
-    if not draft.storage.exists(name):
-        draft.storage.write_bytes(name, asyncio.run(_downloaded(settings, where)))
-    return catalogue.read_catalogue(draft.storage.read_bytes(name), where)
+    if draft.storage.exists(name):
+        return catalogue.read_catalogue(draft.storage.read_bytes(name), where)
+    data = asyncio.run(_downloaded(settings, where))
+    entries = catalogue.read_catalogue(data, where)
+    draft.storage.write_bytes(name, data)
+    return entries
 
 
 async def _downloaded(settings: GutenbergConfig, url: str) -> bytes:
     limits = settings.runtime.limits.model_copy(update={"total": _CATALOGUE_SECONDS})
     async with _client(settings, limits, _MAX_CATALOGUE_BYTES) as client:
         try:
-            return (await client.get(url, lambda body, kind: None)).body
+            return (await client.get(url, harvest.refuse_html)).body
         except NotFetched as trouble:
             raise UserError(f"select.catalogue = {url!r}: {trouble.reason}: {trouble.detail}") from trouble
 
@@ -224,6 +229,7 @@ def _fetch(draft: Draft, settings: GutenbergConfig, shelf: Shelf, asked: Sequenc
         plan,
         rate=runtime.rate,
         concurrency=runtime.concurrency,
+        patience=runtime.patience,
         num_workers=runtime.num_workers,
         known=known,
         label=draft.folder,

@@ -72,15 +72,16 @@ def fetch_all(
     *,
     rate: float,
     concurrency: int,
+    patience: int = 20,
     num_workers: int | None = None,
     known: Mapping[str, Record] | None = None,
     label: str = "fetch",
 ) -> None:
     """Bring every book to its record. `rate`: requests a second of all workers; `concurrency`: books, and
-    so connections, at a time of each.
+    so connections, at a time of each; `patience`: books in a row that may fail.
 
-    Raises UserError when the hosts cannot be had or want to be left alone; and what a worker raises that is no answer
-    of a server: a full disk, a store that cannot be reached.
+    Raises UserError when the hosts have nothing but troubles or want to be left alone; and what a worker raises that
+    is no answer of a server: a full disk, a store that cannot be reached.
     """
     settled = plan.shelf.settled()
     pending = [book for book in wanted if book.key not in settled]
@@ -96,13 +97,15 @@ def fetch_all(
     held = ray.put(dict(known)) if known else {}
     workers = [worker.remote(plan, pace, held, concurrency) for _ in range(min(most, len(pending)))]
     try:
-        _settle(pending, workers, concurrency, len(wanted), label)
+        _settle(pending, workers, concurrency, Patience(patience), len(wanted), label)
     finally:
         for actor in (*workers, pace):
             ray.kill(actor)
 
 
-def _settle(pending: Sequence[Wanted], workers: Sequence[Any], concurrency: int, total: int, label: str) -> None:
+def _settle(
+    pending: Sequence[Wanted], workers: Sequence[Any], concurrency: int, patience: Patience, total: int, label: str
+) -> None:
     """Give every worker so many books at a time, the next as soon as one is settled."""
     bar = tqdm(
         total=total,
@@ -112,7 +115,7 @@ def _settle(pending: Sequence[Wanted], workers: Sequence[Any], concurrency: int,
         file=sys.stderr,
         mininterval=0.5 if sys.stderr.isatty() else 10,
     )
-    queue, running, patience = iter(pending), {}, Patience()
+    queue, running = iter(pending), {}
     with bar:
         for slot in range(len(workers) * concurrency):
             _give(queue, running, workers[slot % len(workers)])

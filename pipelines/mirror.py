@@ -29,7 +29,7 @@ class MirrorConfig(config.Config):
     )
     only: tuple[str, ...] = Field(default=(), description="top-level folders, of 0 to 9; default all")
     shards: int = Field(default=2, gt=0, le=10, description="folders at a time")
-    utf8_only: bool = Field(default=True, description="else every encoding of a book")
+    utf8_only: bool = Field(default=False, description="files in UTF-8 alone; a book without one never comes")
     excludes: tuple[str, ...] = Field(default=("old/",), description="patterns of rsync, before all else")
     timeout: int = Field(default=60, gt=0, description="seconds without a byte, and to connect")
 

@@ -97,7 +97,10 @@ def read_catalogue(data: bytes, where: str) -> dict[int, Entry]:
         return read_catalogue(inner[0], where)
     archive = _tar(data)
     if archive is None:
-        return {entry.number: entry for entry in _csv_entries(data, where)}
+        try:
+            return {entry.number: entry for entry in _csv_entries(data, where)}
+        except csv.Error as error:
+            raise UserError(f"{where}: a damaged CSV ({error}); fetch it again") from error
     try:
         with archive:
             found = {entry.number: entry for entry in _rdf_entries(archive, where)}
@@ -126,10 +129,12 @@ def _csv_entries(data: bytes, where: str) -> Iterator[Entry]:
         text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8-sig")
     except (UnicodeDecodeError, EOFError, OSError) as error:
         raise UserError(f"{where}: neither a CSV in UTF-8, plain or .gz, nor an archive ({error})") from error
-    rows = csv.DictReader(io.StringIO(text, newline=""))
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # raises where quotes are not closed
     lacking = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
     if lacking:
         raise UserError(f"{where}: no column {lacking[0]!r}; the Project's pg_catalog.csv has {', '.join(_COLUMNS)}")
+    if not text.endswith("\n"):
+        raise UserError(f"{where}: its last line is cut, or lacks a line break: fetch it again, or add one")
     for row in rows:
         if not (row["Text#"] or "").isdecimal():
             raise UserError(f"{where}, line {rows.line_num}: Text# = {row['Text#']!r} is no number; fetch it again")

@@ -1,8 +1,8 @@
 """Bytes to text: one way to read a file, or a stated reason why it cannot be read.
 
 UTF-8 is tried first and wins even over a header that says otherwise, because hardly any other text is valid
-UTF-8 by accident. Only then comes Windows-1252, also for files that declare ISO-8859-1, of which it is the superset
-in use (the WHATWG Encoding Standard, section 4.2, makes the same choice).
+UTF-8 by accident. Then comes the character set that the file's header declares, else Windows-1252, also for files that
+declare ISO-8859-1, of which it is the superset in use (so does the WHATWG Encoding Standard, section 4.2).
 """
 
 import codecs
@@ -24,6 +24,8 @@ _HEADER_BYTES = 20_000
 _DECLARED = re.compile(rb"^[ \t]*Character set encoding:[ \t]*([^\r\n]+?)[ \t]*\r?$", re.I | re.M)
 _LATIN_NAME = re.compile(r"latin.?1\b|8859.?1\b|1252", re.I)
 _UNICODE_NAME = re.compile(r"utf|unicode|ascii|646", re.I)
+# iso-8859-7, windows-1251, big5, gb2312, euc-kr, shift_jis, koi8-r; no codec that is more than a table, such as UTF-7.
+_OTHER_NAME = re.compile(r"(?:iso.?8859-\d+|windows-\d+|cp\d+|big5|gbk?\d*|euc-?\w\w|shift_?jis|koi8-?\w|tis-?620)$")
 _HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
 _UTF8_SEQUENCES = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _LINE_BREAKS = re.compile("[\x0b\x0c\x85\u2028\u2029]")
@@ -51,7 +53,7 @@ class Decoded:
     """Text with LF line ends, without byte order marks, in NFC; and the codec that read it."""
 
     text: str
-    encoding: Literal["utf-8", "utf-16", "cp1252", "latin-1"]
+    encoding: str  # utf-8, utf-16, cp1252, latin-1, or the one that the file declares
 
 
 def decode(data: bytes) -> Decoded:
@@ -67,7 +69,7 @@ def decode(data: bytes) -> Decoded:
         _refuse_binary(data)
         text, encoding = _attempt(data, "utf-8"), "utf-8"
         if text is None:
-            text, encoding = _decode_single_byte(data)
+            text, encoding = _decode_other(data)
     text = normalise(text)
     if not text or text.isspace():
         raise Unreadable("empty", f"no text among its {len(data)} bytes")
@@ -82,21 +84,22 @@ def _refuse_binary(data: bytes) -> None:
         raise Unreadable("binary", f"{num_controls} control characters in {len(data)} bytes")
 
 
-def _decode_single_byte(data: bytes) -> tuple[str, Literal["cp1252", "latin-1"]]:
-    """Text that is no UTF-8 and says, or lets see, that it is Western European in one byte per character."""
+def _decode_other(data: bytes) -> tuple[str, str]:
+    """Text that is no UTF-8: by the character set that it declares, or Windows-1252 where it lets see that."""
     match = _DECLARED.search(data, 0, _HEADER_BYTES)
     declared = match.group(1).decode("ascii", "replace") if match else ""
     if _LATIN_NAME.search(declared):
         text = _attempt(data, "cp1252")
         # Five bytes are undefined in cp1252 (81 8D 8F 90 9D); latin-1 maps each byte to something.
         return (text, "cp1252") if text is not None else (data.decode("latin-1"), "latin-1")
-    if declared and not _UNICODE_NAME.search(declared):
-        raise Unreadable("undecodable", f"it declares the character set {declared!r}; convert it to UTF-8")
     high = b"".join(_HIGH_BYTES.findall(data))
     num_utf8 = sum(map(len, _UTF8_SEQUENCES.findall(data)))
-    if 2 * num_utf8 > len(high):
+    is_other = bool(declared) and not _UNICODE_NAME.search(declared)
+    if num_utf8 > (0.9 if is_other else 0.5) * len(high):  # half of Big5 or GB2312 may look like UTF-8
         detail = f"damaged UTF-8: {num_utf8} of {len(high)} bytes above 127 are valid; fetch the file again"
         raise Unreadable("undecodable", detail)
+    if is_other:
+        return _decode_declared(data, declared)
     if len(high) > _MAX_HIGH_SHARE * len(data):
         detail = f"neither UTF-8 nor Western European: {len(high)} of {len(data)} bytes above 127; convert it to UTF-8"
         raise Unreadable("undecodable", detail)
@@ -106,11 +109,21 @@ def _decode_single_byte(data: bytes) -> tuple[str, Literal["cp1252", "latin-1"]]
     return text, "cp1252"
 
 
+def _decode_declared(data: bytes, declared: str) -> tuple[str, str]:
+    """By a character set of ISO, Windows or East Asia that the header names, if the whole file is valid in it."""
+    name = declared.lower().replace(" ", "-")
+    text = _attempt(data, name) if _OTHER_NAME.match(name) else None
+    if text is None:
+        detail = f"it declares the character set {declared!r}, which is unknown or not its own; convert it to UTF-8"
+        raise Unreadable("undecodable", detail)
+    return text, codecs.lookup(name).name
+
+
 def _attempt(data: bytes, codec: str) -> str | None:
     """The text, or None where the bytes are not valid in that codec: an answer here, not an accident."""
     try:
         return data.decode(codec)
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, LookupError):
         return None
 
 

@@ -27,7 +27,9 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _BLOCK = 2**16  # bytes
 ABSENT = "absent"
 # About the host, not about one of its files: asking for the next file at once would only add to its troubles.
-OF_HOST = ("throttled", "unreachable")
+OF_HOST = ("throttled", "unreachable", "refused_by_host")
+# Of a body, its Content-Type and whether its end is proven; raises NotFetched for what is not as it should be.
+Check = Callable[[bytes, str, bool], None]
 
 
 class Limits(Config):
@@ -68,6 +70,8 @@ class Fetched:
     etag: str | None = None
     last_modified: str | None = None
     unchanged: bool = False
+    kind: str = ""  # Content-Type
+    whole: bool = True  # else the connection closed, and nothing proves that it closed at the end
 
 
 @dataclass(frozen=True)
@@ -137,14 +141,14 @@ class Client:
     async def first(
         self,
         urls: Sequence[str],
-        check: Callable[[bytes, str], None],
+        check: Check,
         known: Mapping[str, Known] | None = None,
     ) -> Fetched:
         """The first of several addresses of one thing that has it.
 
-        `check(body, content type)` raises NotFetched for a body that is not what it should be. Raises NotFetched:
-        `absent` when every address answered 404 or 410, else the first trouble. A host in trouble is asked for no other
-        address.
+        `check(body, content type, whole)` raises NotFetched for a body that is not what it should be; `whole`: its
+        length, its last chunk or the end of its gzip proves that nothing is missing. Raises NotFetched: `absent` when
+        every address answered 404 or 410, else the first trouble. A host in trouble is asked for no other address.
         """
         troubles: list[NotFetched] = []
         troubled: set[str] = set()
@@ -160,14 +164,15 @@ class Client:
                     troubled.add(netloc(url))
         raise troubles[0] if troubles else NotFetched(ABSENT, f"none of {len(urls)} addresses, first {urls[0]}")
 
-    async def get(self, url: str, check: Callable[[bytes, str], None], known: Known | None = None) -> Fetched:
+    async def get(self, url: str, check: Check, known: Known | None = None) -> Fetched:
         """One address, retried as far as that makes sense. Raises NotFetched, and UserError when a host asks for a
         pause longer than `max_wait`."""
         for attempt in range(1, self.limits.attempts + 1):
             try:
-                fetched, kind = await self._follow(url, known)
+                fetched = await self._follow(url, known)
                 if not fetched.unchanged:
-                    _checked(check, fetched, kind)
+                    # Decoding and scanning a long book would keep every other request waiting.
+                    await asyncio.to_thread(_checked, check, fetched)
                 return fetched
             except NotFetched as trouble:
                 if not trouble.again or attempt == self.limits.attempts:
@@ -188,8 +193,8 @@ class Client:
             await self.pacer.hold(wait)  # the host means everybody
         await self.sleep(wait)
 
-    async def _follow(self, url: str, known: Known | None) -> tuple[Fetched, str]:
-        """Through redirects to a body; with its content type."""
+    async def _follow(self, url: str, known: Known | None) -> Fetched:
+        """Through redirects to a body."""
         seen = [url]
         allowed = self.hosts | {netloc(url)}
         while True:
@@ -205,7 +210,7 @@ class Client:
             if len(seen) - 1 > self.limits.max_redirects:
                 raise NotFetched("redirect_loop", f"{url}: more than {self.limits.max_redirects} redirects")
 
-    async def _in_turn(self, url: str, asked: str, known: Known | None) -> tuple[Fetched, str] | str:
+    async def _in_turn(self, url: str, asked: str, known: Known | None) -> Fetched | str:
         """One request when its turn comes, and in time."""
         turn = await self.pacer.turn()
         while turn.wait:
@@ -217,8 +222,8 @@ class Client:
         except TimeoutError as error:
             raise NotFetched("too_slow", f"{url}: no end in {self.limits.total} s", again=True) from error
 
-    async def _request(self, url: str, asked: str, known: Known | None) -> tuple[Fetched, str] | str:
-        """One request: a body with its content type, or where to look instead."""
+    async def _request(self, url: str, asked: str, known: Known | None) -> Fetched | str:
+        """One request: a body, or where to look instead."""
         in_body = False
         try:
             async with self._client.stream("GET", url, headers=known.headers() if known else {}) as response:
@@ -226,7 +231,7 @@ class Client:
                 if response.status_code in _REDIRECTS and "location" in headers:
                     return _joined(url, headers["location"])
                 if response.status_code == 304 and known:
-                    return Fetched(url, asked, b"", known.etag, known.last_modified, unchanged=True), ""
+                    return Fetched(url, asked, b"", known.etag, known.last_modified, unchanged=True)
                 self._refuse_status(response, url)
                 in_body = True
                 body = await self._body(response, url)
@@ -237,8 +242,8 @@ class Client:
         except httpx.TransportError as error:  # also a body that ends before its Content-Length or its last chunk
             reason = "truncated" if in_body and isinstance(error, httpx.RemoteProtocolError) else "reset"
             raise NotFetched(reason, f"{url}: {_told(error)}", again=True) from error
-        kind = headers.get("content-type", "")
-        return Fetched(url, asked, body, headers.get("etag"), headers.get("last-modified")), kind
+        about = {"kind": headers.get("content-type", ""), "whole": _proves_end(headers)}
+        return Fetched(url, asked, body, headers.get("etag"), headers.get("last-modified"), **about)
 
     def _refuse_status(self, response: httpx.Response, url: str) -> None:
         status = response.status_code
@@ -284,9 +289,15 @@ def _certificates() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _checked(check: Callable[[bytes, str], None], fetched: Fetched, kind: str) -> None:
+def _proves_end(headers: httpx.Headers) -> bool:
+    """Whether a body that came without an error is whole (RFC 9112, section 8): gzip has an end of its own."""
+    framed = "content-length" in headers or "chunked" in headers.get("transfer-encoding", "").lower()
+    return framed or "gzip" in headers.get("content-encoding", "").lower()
+
+
+def _checked(check: Check, fetched: Fetched) -> None:
     try:
-        check(fetched.body, kind)
+        check(fetched.body, fetched.kind, fetched.whole)
     except NotFetched as trouble:
         raise NotFetched(trouble.reason, f"{fetched.url}: {trouble.detail}", again=trouble.again) from trouble
 

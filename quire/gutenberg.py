@@ -97,10 +97,14 @@ def header_of(text: str) -> str:
     return header[: starts[0].start()] if starts else header
 
 
-def lacks_end(text: str) -> bool:
-    """A START line and no line that ends the book: what a file is that was cut on its way."""
-    started = places.marks(text, _START, *_GUTENBERG)
-    return bool(started) and not any(places.marks(text, pattern, *_GUTENBERG) for pattern in (_END, _END_WORDS))
+def has_start(text: str) -> bool:
+    """Whether a line says that the book starts: then another one says where it ends, unless the file was cut."""
+    return bool(places.marks(text, _START, *_GUTENBERG))
+
+
+def has_end(text: str) -> bool:
+    """Whether a line says that the book ends."""
+    return any(places.marks(text, pattern, *_GUTENBERG) for pattern in (_END, _END_WORDS))
 
 
 def clean(text: str) -> Cleaned:

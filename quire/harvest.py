@@ -5,9 +5,11 @@ harvest that is killed at any moment goes on with the ids that have none.
 """
 
 import asyncio
+import functools
 import hashlib
 import re
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,7 +26,11 @@ BASE_URL = "https://www.gutenberg.org/cache/epub"
 _NAMES = ("pg{id}.txt", "pg{id}-0.txt", "pg{id}.txt.utf-8", "pg{id}-utf8.txt", "pg{id}-8.txt")
 _UTF8_NAMES = ("pg{id}-0.txt", "pg{id}.txt.utf-8", "pg{id}-utf8.txt", "pg{id}.txt", "pg{id}-8.txt")
 _ID_IN_URL = re.compile(r"/(?:cache/epub|files|ebooks)/(\d{1,9})(?=[/.]|$)")
-_HTML = re.compile(rb"\s*(?:<!doctype\s+html|<html|<\?xml[^>]*>\s*(?:<!doctype\s+html|<html))", re.I)
+_HTML_BYTES = 20_000  # within which a page shows that it is one
+# Behind any comments and declarations, of which none is looked at twice.
+_HTML = re.compile(
+    rb"(?:\s|<!--(?>.*?-->)|<\?(?>.*?>))*+<(?:!doctype\s+html|(?:html|head|title|body)[\s>])", re.I | re.S
+)
 _NUM_READERS = 16  # threads
 _BOM = b"\xef\xbb\xbf"
 
@@ -80,15 +86,27 @@ def read_urls(text: str, where: str) -> list[Wanted]:
     return [Wanted(key, tuple(urls)) for key, urls in found.items()]
 
 
-def check_book(body: bytes, kind: str, *, may_lack_end: bool = False) -> None:
-    """Raises NotFetched for a body that is no text, or a book that lacks its end. `kind`: the Content-Type."""
-    if "html" in kind.lower() or _HTML.match(body[:1_000].removeprefix(_BOM)):
+def refuse_html(body: bytes, kind: str, whole: bool = True) -> None:
+    """Raises NotFetched for a page, such as hosts send in place of what was asked for. A `fetch.Check`."""
+    if "html" in kind.lower() or _HTML.match(body[:_HTML_BYTES].removeprefix(_BOM)):
         raise NotFetched("html", f"a page in place of a text: {body[:80]!r}")
+
+
+def check_book(body: bytes, kind: str, whole: bool = True, *, may_lack_end: bool = False) -> None:
+    """Raises NotFetched for a body that is no text, or a book that lacks its end.
+
+    `kind`: the Content-Type. `whole`: whether the answer proved its end; else the END line must."""
+    refuse_html(body, kind)
     try:
         text = decode.decode(body).text
     except decode.Unreadable as error:
         raise NotFetched(error.reason, error.detail) from error
-    if not may_lack_end and gutenberg.lacks_end(text):
+    if may_lack_end or gutenberg.has_end(text):
+        return
+    if not whole:
+        detail = f"neither a Content-Length nor an END line proves that {len(body)} bytes are the whole book"
+        raise NotFetched("truncated", detail, again=True)
+    if gutenberg.has_start(text):
         raise NotFetched("truncated", f"a START line and no END line in {len(body)} bytes", again=True)
 
 
@@ -184,9 +202,7 @@ class Harvest:
             urls = (old.asked, *(url for url in urls if url != old.asked))
             known = {old.asked: Known(old.etag, old.last_modified)}
         may_lack_end = wanted.key in self.may_lack_end
-        found = await self.client.first(
-            urls, lambda body, kind: check_book(body, kind, may_lack_end=may_lack_end), known
-        )
+        found = await self.client.first(urls, functools.partial(check_book, may_lack_end=may_lack_end), known)
         body = old_body if found.unchanged else found.body
         record = Record(
             key=wanted.key,
@@ -210,19 +226,25 @@ class Harvest:
 
 
 class Patience:
-    """Ends a harvest whose hosts do not answer, before thousands of books are recorded as failed for it."""
+    """Ends a harvest whose hosts answer with troubles alone, before they are asked thousands of times for nothing.
 
-    def __init__(self, most: int = 20):
-        self.most, self.count = most, 0
+    A host that blocks shows it in many ways: a captcha with status 200, 403, 5xx, silence. So every failure counts.
+    """
+
+    def __init__(self, most: int):
+        self.most, self.reasons = most, []
 
     def told(self, record: Record) -> None:
-        """Raises UserError once `most` books in a row failed for a reason that lies with the host."""
-        self.count = self.count + 1 if record.reason in fetch.OF_HOST else 0
-        if self.count >= self.most:
+        """Raises UserError once `most` books in a row failed. What is done or missing shows a host that answers."""
+        self.reasons = [*self.reasons, record.reason] if record.status == "failed" else []
+        if len(self.reasons) >= self.most:
+            counts = ", ".join(f"{reason} {count}" for reason, count in Counter(self.reasons).most_common())
             raise UserError(
-                f"the last {self.count} books failed since no host could be had, of the last: {record.detail}\n"
-                "See whether the network and runtime.base_urls are right, wait if the host is busy, lower runtime.rate "
-                "and run the same line with runtime.retry_failed=true: what is fetched stays"
+                f"the last {self.most} books failed ({counts}), of the last: {record.detail}\n"
+                "See in a browser what the host says, whether the network and runtime.base_urls are right, wait if it "
+                "blocks or is busy, lower runtime.rate, and run the same line with runtime.retry_failed=true: what is "
+                "fetched stays. Without retry_failed the next books are asked for; runtime.patience sets how many may "
+                "fail in a row"
             )
 
 

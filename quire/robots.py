@@ -26,7 +26,7 @@ async def refuse_forbidden(client: Client, urls: Iterable[str], agent: str) -> N
 async def _rules(client: Client, where: str) -> urllib.robotparser.RobotFileParser:
     rules = urllib.robotparser.RobotFileParser()
     try:
-        body = (await client.get(where, lambda body, kind: None)).body
+        body = (await client.get(where, lambda *_: None)).body
     except NotFetched as trouble:
         if trouble.reason not in (ABSENT, "refused_by_host"):  # RFC 9309, 2.3.1.3: a 4xx forbids nothing
             raise UserError(f"{where}: {trouble.reason}: {trouble.detail}") from trouble

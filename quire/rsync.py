@@ -15,6 +15,7 @@ from quire.errors import UserError
 _ADDRESS = re.compile(r"rsync://[A-Za-z0-9][A-Za-z0-9.-]*(:\d+)?/([A-Za-z0-9._-]+/)+")
 UTF8 = ("*-0.txt", "*.txt.utf-8", "*-utf8.txt")
 TEXTS = ("*.txt", "*.txt.utf-8")
+_TEMPORARY = ".*.??????"  # as rsync names a file until all of it is there
 _VANISHED = 24  # files that went while they were listed (rsync(1), exit values): the next run sees to them
 _TRANSFERRED = re.compile(r"^Number of regular files transferred: ([\d,]+)", re.M)
 _SENT = re.compile(r"^Total transferred file size: ([\d,]+)", re.M)
@@ -73,9 +74,11 @@ def copy(folder: str, remotes: Sequence[str], target: str, rules: Rules) -> Copi
 
 
 def _options(rules: Rules) -> list[str]:
-    """The first rule that a name meets decides: excluded, then every folder, then the wanted files, then nothing."""
+    """The first rule that a name meets decides: excluded, then every folder, then the wanted files, then nothing.
+
+    What is not wanted is not deleted here, but for what a killed rsync left behind."""
     plain = ["--archive", "--compress", "--no-perms", "--no-owner", "--no-group", "--no-links", "--partial"]
-    chosen = [f"--exclude={pattern}" for pattern in rules.excluded]
+    chosen = [f"--filter=risk {_TEMPORARY}", *(f"--exclude={pattern}" for pattern in rules.excluded)]
     chosen += ["--include=*/", *(f"--include={pattern}" for pattern in rules.wanted), "--exclude=*"]
     return [*plain, "--prune-empty-dirs", "--delete-after", "--mkpath", "--stats", *_timeouts(rules), *chosen]
 

@@ -59,7 +59,7 @@ class Book:
 def ask(
     select: Selection, entries: Mapping[int, Entry], files: Mapping[int, str], listed: Iterable[Wanted]
 ) -> list[Book]:
-    """Every book that is asked for, by its number: those that are named, else all of the mirror or the catalogue.
+    """Every book that is asked for, by its number: those that are named, else all of the mirror and the catalogue.
 
     `entries`: the catalogue, `files`: those of a mirror, `listed`: a list of addresses; each may be empty. Raises
     UserError when nothing is chosen, or by rights that the catalogue does not state.
@@ -67,7 +67,7 @@ def ask(
     if select.rights and not has_rights(entries):
         raise UserError(f"select.rights: {select.catalogue!r} states none; give the RDF archive (rdf-files.tar.bz2)")
     by_key = {wanted.key: wanted for wanted in listed}
-    numbers = select.numbers or ([] if by_key else sorted(files or entries))
+    numbers = select.numbers or ([] if by_key else sorted({*files, *entries}))
     keys = dict.fromkeys([*(f"pg{number}" for number in numbers), *by_key])
     if not keys:
         raise UserError("select: nothing is chosen; give ids, first and last, urls or catalogue")

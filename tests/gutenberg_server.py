@@ -67,7 +67,9 @@ class Fault:
 class Server:
     """Serves `files`, path -> bytes, with a fault per path or Gutenberg id. Notes every request."""
 
-    def __init__(self, files: Mapping[str, bytes], faults: Mapping[str | int, Fault] | None = None):
+    def __init__(self, files: Mapping[str, bytes], faults: Mapping[str | int, Fault] | None = None, port: int = 0):
+        """`port`: 0 for any that is free."""
+        self.address = ("127.0.0.1", port)
         self.files, self.faults = dict(files), dict(faults or {})
         self.paths: list[str] = []  # one for each request, in order
         self.headers: list[dict[str, str]] = []
@@ -94,7 +96,7 @@ class Server:
             def handle_error(self, *_: object) -> None:
                 """A client that goes away is no matter here."""
 
-        self.listener = Listener(("127.0.0.1", 0), Handler)
+        self.listener = Listener(self.address, Handler)
         threading.Thread(target=self.listener.serve_forever, args=(0.05,), daemon=True).start()
         return self
 

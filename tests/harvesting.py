@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from quire.fetch import Client, Limits  # noqa: E402
-from quire.harvest import Harvest, Shelf, Wanted, hosts_of, urls_of  # noqa: E402
+from quire.harvest import Harvest, Patience, Shelf, Wanted, hosts_of, urls_of  # noqa: E402
 from quire.pace import Pace  # noqa: E402
 from quire.storage import Storage  # noqa: E402
 
@@ -30,15 +30,31 @@ def harvest(root: Path | str, books: Sequence[Wanted], **options) -> dict[str, s
 
 
 def harvest_on(
-    place: Shelf, books: Sequence[Wanted], *, hosts, concurrency: int = 8, limits: Limits = LIMITS, **options
+    place: Shelf,
+    books: Sequence[Wanted],
+    *,
+    hosts,
+    concurrency: int = 8,
+    limits: Limits = LIMITS,
+    patience: Patience | None = None,
+    **options,
 ) -> dict[str, str]:
-    """The status of each."""
+    """The status of each; so many books at a time, in order, as a worker settles them."""
 
     async def run() -> list[str]:
+        room = asyncio.Semaphore(concurrency)
+
+        async def settle(book: Wanted) -> str:
+            async with room:
+                record = await harvester.settle(book)
+                if patience:
+                    patience.told(record)
+            return record.status
+
         bounds = {"max_bytes": 8 * 2**20, "max_open": concurrency}
         async with Client(Pace(1e9), limits, agent="test", hosts=hosts, **bounds) as client:
             harvester = Harvest(client, place, **options)
-            return [record.status for record in await asyncio.gather(*map(harvester.settle, books))]
+            return await asyncio.gather(*map(settle, books))
 
     return dict(zip([book.key for book in books], asyncio.run(run()), strict=True))
 

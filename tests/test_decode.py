@@ -34,6 +34,20 @@ def test_declared_latin_1_is_read_even_where_windows_1252_has_no_letter() -> Non
     assert decode(header + b"Bront\xeb \x81 end").encoding == "latin-1"
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "text"),
+    [
+        ("ISO-8859-7", "iso8859-7", "Σα βγεις στον πηγαιμό για την Ιθάκη"),
+        ("Big5", "big5", "學而時習之，不亦說乎？" * 20),
+        ("GB2312", "gb2312", "学而时习之，不亦说乎？" * 20),
+        ("Windows-1251", "cp1251", "Все счастливые семьи похожи друг на друга"),
+    ],
+)
+def test_what_declares_its_character_set_is_read_by_it(name: str, codec: str, text: str) -> None:
+    decoded = decode(f"Character set encoding: {name}\r\n\r\n".encode() + text.encode(codec))
+    assert decoded.text.endswith(text) and decoded.encoding == codec
+
+
 def test_utf8_wins_over_a_header_left_from_before_a_conversion() -> None:
     data = "Character set encoding: ISO-8859-1\n\nVillette, by Charlotte Brontë".encode()
     decoded = decode(data)
@@ -78,7 +92,9 @@ def test_data_that_is_no_text_is_binary(data: bytes) -> None:
         PROSE.encode() + b"\xe2\x80",  # cut in the middle of a letter
         "Σὰ βγεῖς στὸν πηγαιμὸ γιὰ τὴν Ἰθάκη".encode("cp1253", "ignore") * 9,
         "吾輩は猫である。名前はまだ無い。".encode("shift_jis") * 9,
-        b"Character set encoding: ISO-8859-7\n\nword \xe1\xe2 word",
+        b"Character set encoding: ISO-8859-7\n\nword \xe1\xff word",  # ff is no letter of it
+        b"Character set encoding: rot13\n\nword \xe1 word",
+        "Character set encoding: ISO-8859-7\n\nΣὰ βγεῖς στὸν πηγαιμὸ γιὰ τὴν Ἰθάκη".encode() + b"\xce",
         b"a word \x81 another word " * 9,
         b"\xff\xfea",
     ],

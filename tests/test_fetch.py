@@ -1,6 +1,7 @@
 """A body comes whole and byte for byte, or a reason comes in its place; a host is asked no oftener than it bears."""
 
 import asyncio
+import threading
 from email.utils import formatdate
 
 import pytest
@@ -207,6 +208,54 @@ def test_bytes_stay_as_they_are_whatever_charset_the_server_claims() -> None:
     damaged = "Πίνακας περιεχομένων ".encode() * 50 + b"\xcf"
     with Server({path_of(5): damaged}) as server:
         assert trouble(server).reason == "undecodable"
+
+
+def test_a_half_is_none_where_neither_a_length_nor_an_end_line_proves_the_whole() -> None:
+    unmarked = b"A line of a book that has no marks.\r\n" * 200
+    with Server({path_of(5): unmarked}, {5: Fault("half", 2, "close")}) as server:
+        assert get(server).body == unmarked
+        assert len(server.paths) == 3
+    harvest.check_book(BOOK, "text/plain", whole=False)
+    harvest.check_book(unmarked, "text/plain", whole=False, may_lack_end=True)
+    with pytest.raises(NotFetched, match="neither a Content-Length nor an END line proves"):
+        harvest.check_book(unmarked, "text/plain", whole=False)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\n<!DOCTYPE  HTML PUBLIC>",
+        b"\xef\xbb\xbf<html lang=en>",
+        b"<!-- x --><html>",
+        b"<head><title>503 Service Unavailable</title></head>",
+        b'<?xml version="1.0"?><!-- a -->\n<!-- b --><html xmlns="x">',
+        b"<TITLE>Robot?</TITLE>",
+        b"<!-- " + b"a long licence " * 500 + b"--><body>",
+    ],
+    ids=lambda body: ascii(body[:20]),
+)
+def test_a_page_is_no_book_however_it_begins(body: bytes) -> None:
+    with pytest.raises(NotFetched, match="a page in place of a text"):
+        harvest.check_book(body, "text/plain")
+
+
+@pytest.mark.parametrize(
+    "text", ["<i>A tale</i> of <html>", "<!-- -->" * 3_000 + "A tale", "<titled> <bodyguard>", "<!--"]
+)
+def test_a_book_that_begins_like_a_page_is_a_book(text: str) -> None:
+    harvest.check_book(text.encode(), "text/plain")
+
+
+def test_a_body_is_looked_at_beside_the_requests_not_between_them() -> None:
+    threads = []
+    with Server(FILES) as server:
+
+        async def run() -> None:
+            async with Client(Pace(1e9), Limits(), agent="t", hosts=[], max_bytes=10**6) as client:
+                await client.get(f"{server.base}/5/pg5.txt", lambda *_: threads.append(threading.get_ident()))
+
+        asyncio.run(run())
+    assert threads and threads[0] != threading.get_ident()
 
 
 def test_what_is_known_is_asked_for_only_if_it_changed() -> None:

@@ -16,6 +16,7 @@ from pipelines import gutenberg as step
 from quire import config
 from quire.artifact import Artifact
 from quire.errors import UserError
+from quire.harvest import Patience
 
 NUMBERS = range(1, 13)
 FILES = {path_of(n): small_book(n) for n in NUMBERS if n != 9}
@@ -28,8 +29,13 @@ def run_shards_here(draft, items, make, arguments, **_) -> None:
             draft.write_shard(index, process(item))
 
 
-def fetch_here(wanted, plan, *, concurrency, known=None, **_) -> None:
-    options = {"previous": plan.previous, "known": known, "may_lack_end": plan.may_lack_end}
+def fetch_here(wanted, plan, *, concurrency, patience, known=None, **_) -> None:
+    options = {
+        "patience": Patience(patience),
+        "previous": plan.previous,
+        "known": known,
+        "may_lack_end": plan.may_lack_end,
+    }
     harvesting.harvest_on(plan.shelf, wanted, concurrency=concurrency, limits=plan.limits, hosts=plan.hosts, **options)
 
 
@@ -155,6 +161,19 @@ def test_a_catalogue_behind_an_address_is_fetched_once_and_its_rights_are_kept(t
     assert free.read()["document_id"].to_pylist() == ["pg8"]
 
 
+def test_a_catalogue_that_cannot_be_read_is_asked_for_again(tmp_path: Path, serial: None) -> None:
+    listing = CSV.encode()
+    with Server(FILES | {path_of(98): small_book(98), "/c.csv": listing}, {"/c.csv": Fault("html", 1)}) as server:
+        asked = [f"select.catalogue=http://{server.host}/c.csv", "select.ids=[98]"]
+        with pytest.raises(UserError, match=r"select.catalogue = 'http://.*/c.csv': html: .*a page in place"):
+            step.run(settings(tmp_path, server, *asked))
+        server.files["/c.csv"] = listing[: listing.index(b"en,Various")]
+        with pytest.raises(UserError, match=r"/c.csv: its last line is cut"):
+            step.run(settings(tmp_path, server, *asked))
+        server.files["/c.csv"] = listing
+        assert step.run(settings(tmp_path, server, *asked)).read()["title"].to_pylist() == ["A Tale of Two Cities"]
+
+
 def test_failures_stop_the_run_are_listed_and_tried_again_alone(tmp_path: Path, serial: None) -> None:
     asked = ["select.ids=[1, 2, 9]"]
     with Server(FILES, {2: Fault("status", 10, "500 Broken")}) as server:
@@ -169,6 +188,18 @@ def test_failures_stop_the_run_are_listed_and_tried_again_alone(tmp_path: Path, 
         assert made.read()["document_id"].to_pylist() == ["pg1", "pg2"] and made.manifest["facts"]["failed"] == {}
         whole = step.run(settings(tmp_path, server, *asked, "name=whole"))
     assert contents(made) == contents(whole)
+
+
+def test_a_host_that_blocks_ends_the_run_before_every_book_is_asked_for(tmp_path: Path, serial: None) -> None:
+    asked = ["select.first=1", "select.last=12", "runtime.patience=4", "runtime.concurrency=1", "runtime.max_failed=12"]
+    with Server(FILES, dict.fromkeys(range(3, 13), Fault("html"))) as server:
+        with pytest.raises(UserError, match=r"the last 4 books failed \(html 4\), .*http://127.0.0.1:.*/6/pg6.txt"):
+            step.run(settings(tmp_path, server, *asked))
+        assert {number_of(path) for path in server.paths} <= set(range(1, 8))
+        server.faults.clear()
+        begun = len(server.paths)
+        made = step.run(settings(tmp_path, server, *asked, "runtime.retry_failed=true"))
+        assert made.manifest["rows_out"] == 11 and not {1, 2} & set(map(number_of, server.paths[begun:]))
 
 
 def test_a_run_that_goes_on_without_its_failures_says_which_they_are(tmp_path: Path, serial: None) -> None:
@@ -359,6 +390,26 @@ def test_the_best_file_of_a_mirror_is_read_and_what_it_lacks_is_named(tmp_path: 
     assert made.manifest["dropped"] == {"absent": 1, "failed_truncated": 1}
     (row,) = (row for row in metadata(made) if row["status"] == "done")
     assert (row["fetched_at"], row["last_modified"]) == (None, "Tue, 01 Sep 2020 10:00:00 GMT")
+
+
+def test_a_mirror_beside_a_catalogue_settles_every_id_that_either_has(tmp_path: Path, serial: None) -> None:
+    (tmp_path / "c.csv").write_text(CSV)
+    (tmp_path / "mirror").mkdir()
+    for name, number in {"98-8.txt": 98, "100.txt": 100, "7.txt": 7}.items():
+        (tmp_path / "mirror" / name).write_bytes(small_book(number))
+    chosen = ["source.kind=mirror", f"source.folder={tmp_path / 'mirror'}", f"select.catalogue={tmp_path / 'c.csv'}"]
+    made = step.run(settings(tmp_path, None, *chosen, 'select.languages=["en"]'))
+    assert {row["gutenberg_id"]: row["reason"] for row in metadata(made)} == {
+        7: "not_in_catalogue",
+        98: None,
+        99: "other_language",
+        100: None,
+        101: "absent",
+        102: "other_kind",
+        103: "other_language",
+        104: "absent",
+    }
+    assert made.read()["document_id"].to_pylist() == ["pg98", "pg100"]
 
 
 @pytest.mark.ray

@@ -137,12 +137,33 @@ def test_a_second_harvest_is_sent_only_what_changed(tmp_path: Path) -> None:
         harvesting.harvest(tmp_path / "c", books, previous=old, known=known)
 
 
-def test_a_host_that_cannot_be_had_ends_the_harvest_and_bad_books_do_not() -> None:
+def test_failures_in_a_row_end_the_harvest_and_a_host_that_answers_in_between_goes_on() -> None:
     patience = harvest.Patience(3)
-    for reason in ("unreachable", "throttled", "html", "unreachable", "throttled"):
-        patience.told(harvest.Record("pg1", "failed", reason))
-    with pytest.raises(UserError, match="the last 3 books failed since no host could be had, of the last: no route"):
-        patience.told(harvest.Record("pg1", "failed", "unreachable", "no route"))
+    for reason in ("html", "reset", "", "html", "truncated", "absent", "timeout", "server_error"):
+        status = {"": "done", "absent": "missing"}.get(reason, "failed")
+        patience.told(harvest.Record("pg1", status, reason))
+    with pytest.raises(
+        UserError, match=r"last 3 books failed \(timeout 1, .*reset 1\).*: no route\n.*runtime.patience"
+    ):
+        patience.told(harvest.Record("pg1", "failed", "reset", "no route"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "named", "most"),
+    [(Fault("html"), r"\(html 6\)", 5), (Fault("status", value="403 Forbidden"), r"\(refused_by_host 6\)", 1)],
+    ids=["captcha", "forbidden"],
+)
+def test_a_host_that_turns_to_blocking_is_soon_left_alone(tmp_path: Path, fault: Fault, named: str, most: int) -> None:
+    files = {path_of(n): small_book(n, 8) for n in range(1, 101)}
+    with Server(files, dict.fromkeys(range(11, 101), fault)) as server:
+        books = harvesting.wanted(server.base, range(1, 101))
+        with pytest.raises(UserError, match=f"{named}.*{server.base}/.*\n.*retry_failed=true"):
+            harvesting.harvest(tmp_path, books, concurrency=2, patience=harvest.Patience(6))
+        # Of each book so many addresses; the last good one may be told late, and two are in hand at the end.
+        assert len(server.paths) <= 10 + (5 + 6 + 2) * most
+        server.faults.clear()
+        harvesting.shelf(tmp_path).forget(harvesting.shelf(tmp_path).failed())
+        assert set(harvesting.harvest(tmp_path, books, patience=harvest.Patience(6)).values()) == {"done"}
 
 
 def test_lists_of_addresses_are_keyed_by_their_ids() -> None:
