@@ -3,11 +3,14 @@
     python -m bench.books --folder BOOKS [--rounds 3]
 
 All three read the same .txt files, clean, recognise near-duplicate works, split by author, cut windows of 14 sentences,
-leave out what too many works share, and end with the same chunks on disk, which is checked before the rounds. The
+leave out what too many works share, and end with the same chunks on disk, which is checked in every round. The
 process pool and `datasets.map` call the same functions of Quire book by book, with the standard library's `Pool` and
 `num_proc`; they keep no rejects, hashes or manifest, cannot resume and have one machine only. Each runs in a process
-of its own; its imports and the start of Ray do not count, the start of workers does. Peaks of memory are told of the
-process that leads and of the largest worker.
+of its own; its imports and the start of Ray do not count, the start of workers does.
+
+Each round is run with the whole folder and with every other file of it. The contest is of the whole; the result has the
+speed with half of it as well, and for both the peaks of memory, MB, of the process that leads and of the largest
+worker: memory is flat where the two are alike.
 """
 
 import multiprocessing
@@ -24,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.apart import apart, on_ray
-from bench.contest import contest, options
+from bench.contest import contest, keep, options, spread
 from pipelines import chunk, documents
 from quire import dedup, schema
 
@@ -63,7 +66,7 @@ def cut_book(
 
 
 def assigned(books: list[dict[str, Any]], asked: chunk.ChunkConfig) -> dict[str, chunk.Work]:
-    table = pa.Table.from_pylist([{name: book[name] for name in schema.DOCUMENTS.names} for book in books])
+    table = pa.Table.from_pylist(books, schema.DOCUMENTS)
     return chunk.assign(table, [len(book["text"]) for book in books], asked)
 
 
@@ -133,25 +136,51 @@ def chunks_of(folder: str) -> pa.Table:
     return table.sort_by("chunk_id")
 
 
+def halved(folder: str, target: str) -> str:
+    """`target`, with a link to every other file."""
+    for file in sorted(Path(folder).rglob("*.txt"))[::2]:
+        link = Path(target, file.relative_to(folder))
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    return target
+
+
+def megabytes_in(folder: str) -> float:
+    return sum(file.stat().st_size for file in Path(folder).rglob("*.txt")) / 1e6
+
+
 def main() -> None:
     asked = options(__doc__, folder="", rounds=3)
     if not Path(asked.folder).is_dir() or not asked.folder:
         raise SystemExit(f"--folder {asked.folder!r}: give a folder of books as .txt files")
-    folder = str(Path(asked.folder).absolute())
-    megabytes = sum(file.stat().st_size for file in Path(folder).rglob("*.txt")) / 1e6
-    peaks: dict[str, dict[str, float]] = {}
-    made: dict[str, pa.Table] = {}
+    with tempfile.TemporaryDirectory() as links:
+        whole = str(Path(asked.folder).absolute())
+        folders = {"half": halved(whole, f"{links}/half"), "whole": whole}
+        sizes = {size: megabytes_in(folder) for size, folder in folders.items()}
+        speeds, peaks = ({name: {size: [] for size in folders} for name in CONTENDERS} for _ in range(2))
+        made: dict[str, pa.Table] = {}  # by size, what the first has left
 
-    def speed(name: str) -> float:
-        with tempfile.TemporaryDirectory() as root:
-            seconds, peaks[name] = apart(*CONTENDERS[name], folder, root)
-            made[name] = chunks_of(root)
-        assert made[name].equals(next(iter(made.values()))), f"{name}: other chunks"
-        return megabytes / seconds
+        def speed(name: str) -> float:
+            for size, folder in folders.items():
+                with tempfile.TemporaryDirectory() as root:
+                    seconds, peak = apart(*CONTENDERS[name], folder, root)
+                    chunks = chunks_of(root)
+                assert made.setdefault(size, chunks).equals(chunks), f"{name}: other chunks"
+                speeds[name][size].append(sizes[size] / seconds)
+                peaks[name][size].append(peak)
+            return speeds[name]["whole"][-1]
 
-    contenders = {name: partial(speed, name) for name in CONTENDERS}
-    contest("books", "MB", contenders, asked.rounds, megabytes=megabytes, peak_mb=peaks)  # filled by the rounds
-    print({name: {who: f"{peak:,.0f} MB" for who, peak in found.items()} for name, found in peaks.items()})
+        result = contest("books", "MB", {name: partial(speed, name) for name in CONTENDERS}, asked.rounds)
+        facts = {
+            "half": {name: spread(found["half"]) for name, found in speeds.items()},
+            "peak_mb": {name: {size: _most(rows) for size, rows in found.items()} for name, found in peaks.items()},
+        }
+        keep(result | {"megabytes": sizes} | facts)
+        print(facts)
+
+
+def _most(rounds: list[dict[str, float]]) -> dict[str, float]:
+    return {who: max(peak[who] for peak in rounds) for who in rounds[0]}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""How cost grows: chunks and embeddings of 1, 2, 4 and 8 times the corpus, time a document and peaks of memory.
+"""How cost grows: chunks, embeddings and index of 1, 2, 4 and 8 times the corpus, time a document and peaks of memory.
 
-    python -m bench.growth [--folder BOOKS] [--megabytes 2] [--rounds 3]
+    python -m bench.growth [--folder BOOKS] [--megabytes 4] [--rounds 3]
 
-The text, of a folder of .txt files or else the documentation of installed Python packages, is cut into documents of
-2,000 characters; the 1x corpus is `megabytes` of it, and none of it is repeated up to 8x, so that the vocabulary grows
-as a corpus' does. Each size runs in a process and on a Ray of its own: `pipelines.token_chunks`, then `pipelines.embed`
-with a BERT of two layers and width 32, whose weights are random. Told are, a document: seconds from beginning to end,
-in which the start of the workers counts and weighs most at 1x, and the CPU seconds of both steps, in which it does not;
-and the peak of the process that leads and of the largest worker. Ratios are to 1x of the same round.
+The text, of a folder of .txt files or else the documentation of installed Python packages (which suffices for 1 MB or
+so), is cut into documents of 2,000 characters; the 1x corpus is `megabytes` of it, and none of it is repeated up to 8x,
+so that the vocabulary grows as a corpus' does. Each size runs in a process and on a Ray of its own:
+`pipelines.token_chunks`, `pipelines.embed` with a BERT of two layers and width 32, whose weights are random, and
+`pipelines.index`, as in flows/corpus.toml. Told are, a document: seconds from beginning to end, in which the start of
+the workers counts and weighs most at 1x, and the CPU seconds of the steps, in which it does not; and the peak of the
+process that leads and of the largest worker. Ratios are to 1x of the same round. Beside them stand what holds neither
+start nor imports, between 1x and each other size: the seconds for each document more (`slope`), and the bytes for each
+chunk more in the process that leads (`driver_bytes_per_chunk`).
 """
 
 import tempfile
@@ -23,7 +26,7 @@ from rich.table import Table
 from bench.apart import apart, on_ray
 from bench.contest import keep, options, spread, where
 from bench.corpus import DOCUMENT_CHARS, corpus
-from pipelines import embed, token_chunks
+from pipelines import embed, index, token_chunks
 from quire import hub
 
 TIMES = (1, 2, 4, 8)
@@ -42,7 +45,10 @@ def documents(folder: str, megabytes: float) -> list[str]:
     texts = [text for text in dict.fromkeys(texts) if text.strip()]  # beyond its end the corpus begins anew
     found = sum(map(len, texts)) / 1e6
     if found < 0.9 * megabytes * TIMES[-1]:
-        raise SystemExit(f"--megabytes {megabytes}: 8x of that is more than the {found:.1f} MB of text; give fewer")
+        raise SystemExit(
+            f"--megabytes {megabytes}: 8x of that is more than the {found:.1f} MB of text; "
+            f"give {found / TIMES[-1]:.1f} or fewer, or a larger --folder"
+        )
     return texts
 
 
@@ -75,8 +81,8 @@ def _write_model(folder: str) -> None:
     model.save(folder, create_model_card=False)
 
 
-def flow(root: str, times: int) -> tuple[float, float]:
-    """Seconds and CPU seconds of both steps."""
+def flow(root: str, times: int) -> dict[str, float]:
+    """Seconds and CPU seconds of all steps, and the number of chunks."""
     name, runtime = f"times-{times}", {"root": f"{root}/{time.monotonic_ns()}"}
     started = time.perf_counter()
     chunks = token_chunks.run(
@@ -87,13 +93,16 @@ def flow(root: str, times: int) -> tuple[float, float]:
             runtime=runtime,
         )
     )
-    made = embed.run(embed.EmbedConfig(name=name, chunks=name, model=f"{root}/model", runtime=runtime))
-    return time.perf_counter() - started, chunks.manifest["cost"]["cpu"] + made.manifest["cost"]["cpu"]
+    vectors = embed.run(embed.EmbedConfig(name=name, chunks=name, model=f"{root}/model", runtime=runtime))
+    found = index.run(index.IndexConfig(name=name, embeddings=name, runtime=runtime))
+    cpu = sum(made.manifest["cost"]["cpu"] for made in (chunks, vectors, found))
+    return {"seconds": time.perf_counter() - started, "cpu": cpu, "chunks": chunks.manifest["rows_out"]}
 
 
 def measure(root: str, times: int, num_documents: int) -> dict[str, float]:
-    (wall, cpu), peaks = apart(on_ray, flow, root, times)
-    return {"wall": wall / num_documents, "cpu": cpu / num_documents, **peaks}
+    made, peaks = apart(on_ray, flow, root, times)
+    wall, cpu = made["seconds"] / num_documents, made["cpu"] / num_documents
+    return {**made, "documents": num_documents, "wall": wall, "cpu": cpu, **peaks}
 
 
 def summed(found: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
@@ -110,6 +119,21 @@ def summed(found: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
     }
 
 
+def slopes(found: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
+    """From 1x to each other size, with their spread over the rounds."""
+
+    def slope(times: int, what: str, each: str) -> dict[str, float]:
+        rounds = zip(found[times], found[1], strict=True)
+        return spread([(row[what] - first[what]) / (row[each] - first[each]) for row, first in rounds])
+
+    others = [times for times in found if times > 1]
+    per_chunk = {f"{times}x": slope(times, "driver", "chunks") for times in others}
+    return {
+        "slope": {f"{times}x": slope(times, "seconds", "documents") for times in others},
+        "driver_bytes_per_chunk": {size: {k: v * 1e6 for k, v in row.items()} for size, row in per_chunk.items()},
+    }
+
+
 def show(result: dict[str, Any]) -> None:
     table = Table(title=f"growth: {result['processor']}, {result['cores']} cores")
     for title in ("", *MEASURES.values()):
@@ -122,10 +146,13 @@ def show(result: dict[str, Any]) -> None:
         ]
         table.add_row(size, *cells)
     Console(width=140).print(table)
+    for size, found in result["slope"].items():
+        driver = result["driver_bytes_per_chunk"][size]["median"]
+        print(f"      1x to {size}: {found['median']:.4g} s for each document more, {driver:,.0f} bytes for each chunk")
 
 
 def main() -> None:
-    asked = options(__doc__, folder="", megabytes=2.0, rounds=3)
+    asked = options(__doc__, folder="", megabytes=4.0, rounds=3)
     texts = documents(asked.folder, asked.megabytes)
     found: dict[int, list[dict[str, float]]] = {times: [] for times in TIMES}
     with tempfile.TemporaryDirectory() as root:
@@ -134,7 +161,7 @@ def main() -> None:
             for times in TIMES if number % 2 == 0 else TIMES[::-1]:
                 found[times].append(measure(root, times, len(texts) * times // TIMES[-1]))
                 print(f"      round {number + 1} of {asked.rounds}, {times}x: {found[times][-1]}", flush=True)
-    result = {"bench": "growth", "documents": len(texts), "sizes": summed(found), **where()}
+    result = {"bench": "growth", "documents": len(texts), "sizes": summed(found), **slopes(found), **where()}
     show(result)
     keep(result)
 

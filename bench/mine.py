@@ -88,10 +88,10 @@ def quire_mine(root: str, k: int, num_queries: int, block_bytes: int) -> tuple[f
 
 
 def search(root: str, k: int, num_queries: int, block_bytes: int) -> tuple[float, float]:
-    queries, corpus = vectors_of.loaded(root)
-    groups = np.arange(len(corpus)) // DOCUMENT_ROWS
     with Peak() as peak:
         started = time.perf_counter()
+        queries, corpus = vectors_of.loaded(root)
+        groups = np.arange(len(corpus)) // DOCUMENT_ROWS
         neighbors.search(queries, corpus, k=k, query_groups=groups[: len(queries)], corpus_groups=groups, gpu=False)
         seconds = time.perf_counter() - started
     return seconds, peak.megabytes
@@ -99,7 +99,7 @@ def search(root: str, k: int, num_queries: int, block_bytes: int) -> tuple[float
 
 def mine_hard_negatives(root: str, k: int, num_queries: int, block_bytes: int) -> tuple[float, float]:
     with Peak() as peak:
-        _, seconds = vectors_of.mine_hard_negatives(root, k)
+        *_, seconds = vectors_of.mine_hard_negatives(root, k)
     return seconds, peak.megabytes
 
 

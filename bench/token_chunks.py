@@ -1,38 +1,51 @@
 """Token chunks of a corpus, MB/s: `pipelines.token_chunks` beside `datasets.map` and semchunk, same fast tokenizer.
 
-    python -m bench.token_chunks [--megabytes 40] [--rounds 3]
+    python -m bench.token_chunks [--megabytes 40] [--folder BOOKS] [--rounds 3]
 
-Both start from the same Parquet file on disk and end with rows of text, offsets and token ids on disk. `datasets.map`
-is used in the usual way: a process a core, `return_offsets_mapping`, a Python loop over windows; it knows no bad rows
-or repeated ids, makes no statistics and no hashes. Before the rounds both results are compared, row by row. semchunk
-cuts at ends of sentences and paragraphs instead, and keeps no token ids; its own `processes` share the texts. The
-corpus is the documentation of installed Python packages, repeated until it is large enough, in documents of a mix of
-lengths around 2,000 characters (log-normal, sigma 1).
+All start from the same Parquet file on disk and end with rows of text and offsets on disk, the first two with token ids
+as well. `datasets.map` is used in the usual way: a process a core, `return_offsets_mapping`, a loop over windows; it
+knows no bad rows or repeated ids, makes no statistics and no hashes. Before the rounds both results are compared,
+row by row. semchunk cuts at ends of sentences and paragraphs instead, and keeps no token ids; its own `processes` share
+the texts. Each runs in a process of its own, whose imports and start of Ray do not count; the start of workers does.
+Peaks of memory are told of the process that leads and of the largest worker.
+
+The corpus is at most `megabytes` of a folder of .txt files, no text of it twice; or else of the documentation of
+installed Python packages, repeated until it is large enough. Either is cut into documents of a mix of lengths around
+2,000 characters (log-normal, sigma 1).
 """
 
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench.apart import apart, on_ray
 from bench.contest import contest, options
 from bench.corpus import corpus
 from pipelines import token_chunks
 from quire import hub
 from quire.artifact import Artifact
+from quire.decode import decode
 
 MAX_TOKENS, OVERLAP = 250, 25
 
 
-def prepare(root: str, megabytes: float) -> float:
-    """One Parquet file of documents; MB of text."""
-    whole = "\n".join(corpus(megabytes))
+def prepare(root: str, megabytes: float, books: str = "") -> float:
+    """One Parquet file of documents; MB of text. Raises SystemExit where `books` is a folder without text."""
+    files = sorted(Path(books).rglob("*.txt")) if books else []
+    if books and not files:
+        raise SystemExit(f"--folder {books!r}: no .txt file below it; give a folder of texts")
+    found = [decode(file.read_bytes()).text for file in files] if books else corpus(megabytes)
+    whole = "\n".join(dict.fromkeys(found) if books else found)
+    whole = whole.encode("utf-8", "replace")[: int(megabytes * 10**6)].decode("utf-8", "ignore")
     draw, texts, at = np.random.default_rng(0), [], 0
     while at < len(whole):
         size = int(draw.lognormal(np.log(1_200), 1.0)) + 1
@@ -56,12 +69,12 @@ def quire_step(root: str) -> Artifact:
     return token_chunks.run(settings)
 
 
-def quire_speed(root: str, megabytes: float) -> float:
+def quire_seconds(root: str) -> float:
     started = time.perf_counter()
     made = quire_step(root)
     seconds = time.perf_counter() - started
     shutil.rmtree(Path(root) / made.folder)
-    return megabytes / seconds
+    return seconds
 
 
 def windows(batch: dict, tokenizer) -> dict[str, list]:
@@ -101,20 +114,23 @@ def datasets_map(root: str, cache: str):
     )
 
 
-def map_speed(root: str, megabytes: float) -> float:
+def map_seconds(root: str) -> float:
+    import datasets  # noqa: F401  imports do not count
+    from transformers import AutoTokenizer  # noqa: F401
+
     with tempfile.TemporaryDirectory(dir=root) as cache:
         started = time.perf_counter()
         datasets_map(root, cache)
-        return megabytes / (time.perf_counter() - started)
+        return time.perf_counter() - started
 
 
-def semchunk_speed(root: str, megabytes: float) -> float:
+def semchunk_seconds(root: str) -> float:
     """Chunks of at most as many tokens with as much overlap; a new chunker, for it remembers what it has counted."""
     import semchunk
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(hub.find_model(hub.MINILM), model_max_length=10**9)
     started = time.perf_counter()
+    tokenizer = AutoTokenizer.from_pretrained(hub.find_model(hub.MINILM), model_max_length=10**9)
     rows = pq.read_table(f"{root}/source/texts.parquet")
     chunker = semchunk.chunkerify(
         tokenizer, MAX_TOKENS, tokenizer_kwargs={"add_special_tokens": False, "verbose": False}
@@ -132,7 +148,14 @@ def semchunk_speed(root: str, megabytes: float) -> float:
     }
     with tempfile.TemporaryDirectory(dir=root) as folder:
         pq.write_table(pa.table(made), f"{folder}/chunks.parquet")
-    return megabytes / (time.perf_counter() - started)
+        return time.perf_counter() - started
+
+
+CONTENDERS: dict[str, tuple[Callable[..., float], ...]] = {
+    "quire pipelines.token_chunks": (on_ray, quire_seconds),
+    "datasets.map": (map_seconds,),
+    "semchunk": (semchunk_seconds,),
+}
 
 
 def check_equal(root: str) -> int:
@@ -148,19 +171,21 @@ def check_equal(root: str) -> int:
 
 
 def main() -> None:
-    import ray
-
-    asked = options(__doc__, megabytes=40, rounds=3)
-    ray.init(log_to_driver=False, logging_level="WARNING")
+    asked = options(__doc__, megabytes=40.0, folder="", rounds=3)
+    peaks: dict[str, dict[str, float]] = {}  # filled by the rounds
     with tempfile.TemporaryDirectory() as root:
-        megabytes = prepare(root, asked.megabytes)
-        num_chunks = check_equal(root)
-        contenders = {
-            "quire pipelines.token_chunks": partial(quire_speed, root, megabytes),
-            "datasets.map": partial(map_speed, root, megabytes),
-            "semchunk": partial(semchunk_speed, root, megabytes),
-        }
-        contest("token-chunks", "MB", contenders, asked.rounds, megabytes=megabytes, num_chunks=num_chunks)
+        megabytes = prepare(root, asked.megabytes, asked.folder)
+        num_chunks = apart(on_ray, check_equal, root)[0]
+
+        def speed(name: str) -> float:
+            seconds, peaks[name] = apart(*CONTENDERS[name], root)
+            return megabytes / seconds
+
+        contenders = {name: partial(speed, name) for name in CONTENDERS}
+        facts: dict[str, Any] = {"megabytes": megabytes, "num_chunks": num_chunks, "peak_mb": peaks}
+        name = "token-chunks-books" if asked.folder else "token-chunks"
+        contest(name, "MB", contenders, asked.rounds, **facts)
+        print({name: {who: f"{peak:,.0f} MB" for who, peak in found.items()} for name, found in peaks.items()})
 
 
 if __name__ == "__main__":
