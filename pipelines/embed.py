@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
-from pipelines.shards import connect, run_shards, speed
+from pipelines.shards import gpus, measure, run_shards, speed
 from quire import artifact, config, device, embedding_report, embeddings, encoder, hub, ledger, schema, token_chunks
 from quire.artifact import Artifact, Draft, Shard
 from quire.errors import UserError
@@ -27,8 +27,7 @@ _BLOCK = 8192  # rows prepared at once while those before them are encoded
 _SAMPLE_PARTS, _SAMPLE_ROWS = 3, {False: 96, True: 8192}  # what an estimate encodes, on a CPU and on a GPU
 
 
-class EmbedRuntime(config.Runtime):
-    num_gpus: float = Field(default=0.0, ge=0, description="per worker")
+class EmbedRuntime(config.GpuRuntime):
     max_batch_tokens: int | None = Field(default=None, gt=0, description="padded; default by device")
     check_rows: int = Field(default=16, ge=0, description="of each shard, encoded again in float32")
     min_cosine: float = Field(default=0.99, ge=-1, le=1, description="of those rows to what is stored")
@@ -71,7 +70,6 @@ def run(settings: EmbedConfig) -> Artifact:
     draft = artifact.begin_step(settings, "embeddings", inputs)
     if draft.published:
         return draft.published
-    connect()
     shared = _shared(chunks, earlier.embeddings) if earlier else [()] * len(chunks.parts)
     run_shards(
         draft,
@@ -88,13 +86,18 @@ def run(settings: EmbedConfig) -> Artifact:
 
 
 def estimate(settings: EmbedConfig) -> str:
-    """What the whole would take, from rows of a few parts, encoded here and thrown away."""
+    """What the whole would take, from rows of a few parts, encoded as a worker would and thrown away."""
     chunks = artifact.open_artifact(settings.runtime.root, "chunks", settings.chunks)
+    num_gpus = gpus(settings.runtime.num_gpus)
+    sample = measure(_sample, chunks, settings, num_gpus, num_gpus=num_gpus)
+    return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
+
+
+def _sample(chunks: Artifact, settings: EmbedConfig, num_gpus: float) -> ledger.Sample:
     model, prompt, budget = _model(settings)
-    gpu = model.device.type == "cuda"
     parts = chunks.parts[:: max(1, len(chunks.parts) // _SAMPLE_PARTS)][:_SAMPLE_PARTS]
     tables = [chunks.storage.read_table(part, ["text"]) for part in parts]
-    each = _SAMPLE_ROWS[gpu] // len(tables) + 1
+    each = _SAMPLE_ROWS[model.device.type == "cuda"] // len(tables) + 1
     texts = [text for table in tables for text in table["text"].to_pylist()[:: max(1, table.num_rows // each)][:each]]
     encoder.encode_tokens(
         model, encoder.tokenize(model, texts[:1], prompt=prompt), budget, autocast=torch.float32, prompt=prompt
@@ -104,15 +107,14 @@ def estimate(settings: EmbedConfig) -> str:
     vectors = encoder.encode_tokens(model, tokens, budget, autocast=torch.float32, prompt=prompt).astype(
         settings.stored
     )
-    sample = ledger.Sample(
+    return ledger.Sample(
         share=len(texts) / max(1, _num_rows(chunks, settings.max_chunks)),
         rows=len(texts),
         tokens=sum(len(ids) for ids in tokens),
         bytes_out=vectors.nbytes,
         cpu=time.process_time() - cpu,
-        gpu=time.perf_counter() - wall if gpu else 0.0,
+        gpu=num_gpus * (time.perf_counter() - wall),
     )
-    return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
 
 
 def _num_rows(chunks: Artifact, max_chunks: int | None) -> int:

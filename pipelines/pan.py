@@ -31,10 +31,6 @@ SCHEMA = pa.schema(
 )
 
 
-class PanRuntime(config.Runtime):
-    num_gpus: float = Field(default=0.0, ge=0, description="per worker")
-
-
 class PanConfig(config.Config):
     """What `pipelines.pan` computes."""
 
@@ -54,7 +50,7 @@ class PanConfig(config.Config):
     num_bootstraps: int = Field(default=500, gt=0)
     seed: int = 0
     shard_size: int = Field(default=100, gt=0, description="pairs")
-    runtime: PanRuntime = PanRuntime()
+    runtime: config.GpuRuntime = config.GpuRuntime()
 
     @model_validator(mode="after")
     def _both(self) -> Self:
