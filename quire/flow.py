@@ -14,10 +14,11 @@ from typing import Any
 
 from pydantic import Field
 
-from quire import ledger
+from quire import accounts, ledger
 from quire.artifact import Artifact
 from quire.config import Config, Prices, build, merge, parse_overrides, read_toml, to_toml
 from quire.errors import UserError
+from quire.storage import Storage
 
 ROOMS = ("pipelines", "trainers", "tune", "serve")
 SHARED = ("root", "num_workers", "prices")
@@ -73,7 +74,7 @@ def configs(flow: Flow) -> list[tuple[Step, Any, Config]]:
 
 
 def run(flow: Flow) -> dict[str, Artifact]:
-    """Run every step; the artefacts by step name."""
+    """Run every step, and write what all below the root cost to its `ledger.html`; the artefacts by step name."""
     made: dict[str, Artifact] = {}
     prepared = configs(flow)
     begun = time.time()
@@ -83,6 +84,8 @@ def run(flow: Flow) -> dict[str, Artifact]:
         made[step.name] = module.run(config)
         print(made[step.name].told(started), flush=True)
     print(ledger.table({name: artifact.manifest for name, artifact in made.items()}))
+    for root in dict.fromkeys(artifact.storage.root for artifact in made.values()):
+        print(f"all that lies there: {accounts.write(Storage(root)).uri}")
     print(f"flow finished in {time.time() - begun:.1f} s", flush=True)
     return made
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from quire import report
 
+PAGE = "ledger.html"  # in a root
 _COLUMNS = ("stage", "wall s", "CPU s", "GPU s", "MB in", "MB out", "tokens", "money")
 _RATES = ("MB in per CPU s", "tokens per CPU s", "money per million tokens")
 
@@ -90,7 +91,8 @@ def page(where: str, costs: Mapping[str, Mapping[str, Any]], unfinished: Sequenc
             headline=f"{len(costs)} stages, {sum(c['cpu'] for c in costs.values()) / 3600:,.2f} CPU hours, "
             f"{sum(c['gpu'] for c in costs.values()) / 3600:,.2f} GPU hours, {money}.",
             sections=[report.Section("By stage", told, (*_COLUMNS, *_RATES), rows)],
-        )
+        ),
+        ledger=None,
     )
 
 
