@@ -8,7 +8,7 @@ as they are. A sample of every shard is encoded again in float32, and the run st
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -85,20 +85,44 @@ def run(settings: EmbedConfig) -> Artifact:
     return _publish(draft, chunks, weights)
 
 
-def estimate(settings: EmbedConfig) -> str:
-    """What the whole would take, from rows of a few parts, encoded as a worker would and thrown away."""
-    chunks = artifact.open_artifact(settings.runtime.root, "chunks", settings.chunks)
+def estimate(settings: EmbedConfig, drawn: Mapping[str, ledger.Drawn] | None = None) -> str:
+    """What the whole would take, from rows of a few parts, encoded as a worker would and thrown away.
+
+    Chunks that are not made yet are those that their own estimate has `drawn`.
+    """
     num_gpus = gpus(settings.runtime.num_gpus)
-    sample = measure(_sample, chunks, settings, num_gpus, num_gpus=num_gpus)
+    known = (drawn or {}).get(f"chunks/{settings.chunks}")
+    size = _SAMPLE_ROWS[num_gpus > 0]
+    texts, num_rows = _of_drawn(settings, known, size) if known else _of_published(settings, size)
+    sample = measure(_sample, texts, num_rows, settings, num_gpus, num_gpus=num_gpus)
     return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
 
 
-def _sample(chunks: Artifact, settings: EmbedConfig, num_gpus: float) -> ledger.Sample:
-    model, prompt, budget = _model(settings)
+def _of_published(settings: EmbedConfig, size: int) -> tuple[list[str], float]:
+    """About `size` texts of chunks, and how many chunks there are to encode."""
+    chunks = artifact.open_artifact(settings.runtime.root, "chunks", settings.chunks)
     parts = chunks.parts[:: max(1, len(chunks.parts) // _SAMPLE_PARTS)][:_SAMPLE_PARTS]
     tables = [chunks.storage.read_table(part, ["text"]) for part in parts]
-    each = _SAMPLE_ROWS[model.device.type == "cuda"] // len(tables) + 1
-    texts = [text for table in tables for text in table["text"].to_pylist()[:: max(1, table.num_rows // each)][:each]]
+    each = size // len(tables) + 1
+    return [text for table in tables for text in _spread(table, each)], _num_rows(chunks, settings.max_chunks)
+
+
+def _of_drawn(settings: EmbedConfig, known: ledger.Drawn, size: int) -> tuple[list[str], float]:
+    """`_of_published` of chunks that are not made yet."""
+    rows = known.rows
+    if settings.max_chunks is not None:
+        rows = rows.take(pa.array(embeddings.spaced(rows["document_id"].to_pylist(), settings.max_chunks), pa.int64()))
+    if not rows.num_rows:
+        raise UserError(f"chunks = {settings.chunks!r}: the sample of the corpus gives no chunk; look at its estimate")
+    return _spread(rows, size), rows.num_rows / known.share
+
+
+def _spread(table: pa.Table, size: int) -> list[str]:
+    return table["text"].to_pylist()[:: max(1, table.num_rows // size)][:size]
+
+
+def _sample(texts: list[str], num_rows: float, settings: EmbedConfig, num_gpus: float) -> ledger.Sample:
+    model, prompt, budget = _model(settings)
     encoder.encode_tokens(
         model, encoder.tokenize(model, texts[:1], prompt=prompt), budget, autocast=torch.float32, prompt=prompt
     )
@@ -108,7 +132,7 @@ def _sample(chunks: Artifact, settings: EmbedConfig, num_gpus: float) -> ledger.
         settings.stored
     )
     return ledger.Sample(
-        share=len(texts) / max(1, _num_rows(chunks, settings.max_chunks)),
+        share=len(texts) / max(1, num_rows),
         rows=len(texts),
         tokens=sum(len(ids) for ids in tokens),
         bytes_out=vectors.nbytes,

@@ -133,8 +133,8 @@ def run(settings: TokenChunksConfig) -> Artifact:
     return _publish(draft, len(items), found)
 
 
-def estimate(settings: TokenChunksConfig) -> str:
-    """What the whole would take, from a few of its pieces, evenly spaced, done here and thrown away."""
+def estimate(settings: TokenChunksConfig, drawn: dict[str, ledger.Drawn] | None = None) -> str:
+    """What the whole would take, from a few of its pieces, evenly spaced, done here; their rows go into `drawn`."""
     (storage, files, _), tokenizer = _source(settings)
     pieces, share = sampled.pieces(storage, files, settings.source.shard_bytes, _SAMPLE)
     chosen = list(enumerate(pieces))
@@ -152,6 +152,8 @@ def estimate(settings: TokenChunksConfig) -> str:
         bytes_out=sum(record["bytes_out"] for record in records),
         cpu=cpu,
     )
+    if drawn is not None:
+        drawn[f"chunks/{settings.name}"] = ledger.Drawn(pa.concat_tables(tables), share)
     return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
 
 

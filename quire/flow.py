@@ -1,9 +1,9 @@
 """A flow is a TOML list of steps; this runs them in order and skips what is already published.
 
-    python -m quire.flow flows/books.toml [root=s3://bucket/prefix] [STEP.key=value ...] [--print]
+    python -m quire.flow flows/books.toml [root=s3://bucket/prefix] [STEP.key=value ...] [--print | --estimate]
 
 `STEP.key=value` overrides a key of one step by its name; `root=`, `num_workers=` and `prices.cpu_hour=` (or `gpu_hour`,
-`currency`) reach every step.
+`currency`) reach every step. `--estimate` tells what steps would take, by a sample, and runs none.
 """
 
 import importlib
@@ -90,21 +90,41 @@ def run(flow: Flow) -> dict[str, Artifact]:
     return made
 
 
+def estimate(flow: Flow) -> None:
+    """Tell what each step that can say so would take; none is run, and nothing is written below the root.
+
+    A step is measured on a sample of what the one before it would make.
+    """
+    prepared = configs(flow)
+    drawn: dict[str, ledger.Drawn] = {}
+    for number, (step, module, config) in enumerate(prepared, start=1):
+        print(f"[{number}/{len(prepared)}] {step.name}: {step.run}", flush=True)
+        if not hasattr(module, "estimate"):
+            print("      has no estimate", flush=True)
+            continue
+        try:
+            print(module.estimate(config, drawn), flush=True)
+        except UserError as error:  # of a step whose input is not there: the others still tell theirs
+            print(f"      no estimate: {error}", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; exits 2 with a plain message on a mistake of the user."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    show = "--print" in words
-    words = [word for word in words if word != "--print"]
+    flags = {"--print", "--estimate"}.intersection(words)
+    words = [word for word in words if word not in flags]
     files = [word for word in words if "=" not in word]
     try:
         if len(files) != 1 or files[0].startswith("-"):
-            raise UserError("usage: python -m quire.flow FLOW.toml [root=...] [STEP.key=value ...] [--print]")
+            raise UserError(
+                "usage: python -m quire.flow FLOW.toml [root=...] [STEP.key=value ...] [--print | --estimate]"
+            )
         flow = load_flow(files[0], [word for word in words if "=" in word])
-        if show:
+        if "--print" in flags:
             for step, _, config in configs(flow):
                 print(f"# {step.name}: python -m {step.run}\n{to_toml(config)}")
             return
-        run(flow)
+        estimate(flow) if "--estimate" in flags else run(flow)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

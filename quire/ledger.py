@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from quire import report
 
 PAGE = "ledger.html"  # in a root
@@ -36,6 +38,14 @@ class Sample:
     bytes_out: int
     cpu: float
     gpu: float = 0.0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A few rows of an artefact that is not made yet, for the estimates of steps that will read it."""
+
+    rows: pa.Table
+    share: float  # of all its rows, about
 
 
 def estimate(sample: Sample, prices: Mapping[str, Any] | None) -> str:

@@ -31,7 +31,8 @@ def pieces(storage: Storage, files: Sequence[str], piece_bytes: int, count: int)
         cut = readers.cut(storage, group, piece_bytes)
         few = cut if len(group) > 1 else _spaced(cut, each)
         found, read = found + few, read + sum(sizes[file] for file in group) * len(few) / max(1, len(cut))
-    return found, min(1.0, read / max(1, sum(sizes.values())))
+    whole = sum(sizes.values())
+    return found, min(1.0, read / whole) if whole else 1.0
 
 
 def _compressed(file: str) -> bool:
