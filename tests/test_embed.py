@@ -69,7 +69,7 @@ class Corpus:
         return token_chunks.run(config.load(token_chunks.CONFIG, None, [*given, *sizes]))
 
     def embeddings(self, name: str, *changes: str) -> Artifact:
-        given = [f"name={name}", f"model={self.model}", f"runtime.root={self.folder / 'root'}"]
+        given = [f"name={name}", f"model={self.model}", "precision=float32", f"runtime.root={self.folder / 'root'}"]
         return embed.run(config.load(embed.CONFIG, None, [*given, *changes]))
 
 
@@ -156,23 +156,19 @@ def test_a_flow_tells_what_it_would_take_before_anything_runs(
     monkeypatch.setattr(embed, "measure", lambda function, *arguments, num_gpus: function(*arguments))
     for number in range(40):
         write(tmp_path / "source", f"{number:02d}.jsonl", "sea", 6)
-    steps = [
-        flow.Step(
-            name="chunks",
-            run="pipelines.token_chunks",
-            set={"name": "c", "max_tokens": 60, "overlap": 10, "model": encoder_folder}
-            | {"source": {"folder": str(tmp_path / "source"), "shard_bytes": 20_000}},
-        ),
-        flow.Step(name="index", run="pipelines.index", set={"name": "i", "embeddings": "e"}),
-        flow.Step(name="lost", run="pipelines.embed", set={"name": "l", "chunks": "nowhere", "model": encoder_folder}),
-        flow.Step(
-            name="embed",
-            run="pipelines.embed",
-            set={"name": "e", "chunks": "c", "model": encoder_folder, "max_chunks": max_chunks},
-        ),
-    ]
-    root = tmp_path / "root"
-    flow.estimate(flow.Flow(root=str(root), prices=config.Prices(cpu_hour=1.0), steps=steps))
+    (tmp_path / "flow.toml").write_text(
+        "".join(
+            f'[[steps]]\nname = "{name}"\nrun = "pipelines.{run}"\n'
+            for name, run in {"chunks": "token_chunks", "index": "index", "lost": "embed", "embed": "embed"}.items()
+        )
+    )
+    root, source = tmp_path / "root", tmp_path / "source"
+    words = ["chunks.name=c", f"chunks.source.folder={source}", "chunks.source.shard_bytes=20_000"]
+    words += ["chunks.max_tokens=60", "chunks.overlap=10", "index.name=i", "index.embeddings=e"]
+    words += ["lost.name=l", "lost.chunks=nowhere", "embed.name=e", "embed.chunks=c"]
+    words += [f"{step}.model={encoder_folder}" for step in ("chunks", "lost", "embed")]
+    words += [f"embed.max_chunks={max_chunks}"] if max_chunks else []
+    flow.main([str(tmp_path / "flow.toml"), f"root={root}", "prices.cpu_hour=1.0", *words, "--estimate"])
     told = capsys.readouterr().out
     assert not root.exists() and asked == [None, None]
     assert "[2/4] index: pipelines.index\n      has no estimate" in told
