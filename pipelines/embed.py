@@ -78,6 +78,7 @@ def run(settings: EmbedConfig) -> Artifact:
         (chunks, settings, earlier),
         num_workers=settings.runtime.num_workers,
         num_gpus=settings.runtime.num_gpus,
+        can_use_gpus=True,
         memory=2 * 2**30,
     )
     if settings.max_chunks is None:
@@ -90,7 +91,7 @@ def estimate(settings: EmbedConfig, drawn: Mapping[str, ledger.Drawn] | None = N
 
     Chunks that are not made yet are those that their own estimate has `drawn`.
     """
-    num_gpus = gpus(settings.runtime.num_gpus)
+    num_gpus = gpus(settings.runtime.num_gpus, can_use=True)
     known = (drawn or {}).get(f"chunks/{settings.chunks}")
     size = _SAMPLE_ROWS[num_gpus > 0]
     texts, num_rows = _of_drawn(settings, known, size) if known else _of_published(settings, size)

@@ -92,6 +92,7 @@ def run(settings: ScoreConfig) -> Artifact:
         (inputs, settings),
         num_workers=settings.runtime.num_workers,
         num_gpus=settings.runtime.num_gpus,
+        can_use_gpus=True,
         memory=3 * 2**30,
     )
     rows = sum(record["rows_out"] for record in draft.finished_shards().values())

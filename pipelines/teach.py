@@ -54,6 +54,7 @@ def run(settings: TeachConfig) -> Artifact:
         (inputs, settings.shard_size),
         num_workers=settings.runtime.num_workers,
         num_gpus=settings.runtime.num_gpus,
+        can_use_gpus=True,
         memory=3 * 2**30,
     )
     summary = f"{count:,} training pairs; {speed(draft, count, 'pairs')}"

@@ -152,7 +152,7 @@ def test_a_flow_tells_what_it_would_take_before_anything_runs(
     capsys: pytest.CaptureFixture,
 ) -> None:
     asked = []
-    monkeypatch.setattr(embed, "gpus", lambda given: asked.append(given) or 0.0)
+    monkeypatch.setattr(embed, "gpus", lambda given, can_use: asked.append(given) or 0.0)
     monkeypatch.setattr(embed, "measure", lambda function, *arguments, num_gpus: function(*arguments))
     for number in range(40):
         write(tmp_path / "source", f"{number:02d}.jsonl", "sea", 6)

@@ -138,7 +138,7 @@ def test_a_worker_holds_a_gpu_where_the_cluster_has_one_and_the_step_can_use_it(
     monkeypatch.setattr(shards.ray, "cluster_resources", lambda: {"CPU": 4.0} | ({"GPU": cluster} if cluster else {}))
     assert shards.gpus(asked, can_use) == held
     hidden = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
-    assert shards._holding(held) == ({"num_gpus": held} if held else hidden)
+    assert shards._holding(held, can_use) == ({"num_gpus": held} if held else hidden if can_use else {})
 
 
 @pytest.mark.parametrize("step", [embed, index, mine, neighbors, pan, score, teach])
@@ -165,7 +165,7 @@ def test_a_worker_without_gpus_sees_none(tmp_path: Path, local_ray: None) -> Non
         return Shard(facts={name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH")})
 
     draft = begun(tmp_path)
-    shards.run_shards(draft, [0], lambda: seen, num_gpus=None)
+    shards.run_shards(draft, [0], lambda: seen, can_use_gpus=True)
     for facts in (draft.finished_shards()[0]["facts"], shards.measure(seen, num_gpus=0).facts):
         assert facts["CUDA_VISIBLE_DEVICES"] == "" and facts["PYTHONPATH"]  # that of the job stays
 
