@@ -23,9 +23,10 @@ env: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade "pip>=24"
+	$(RUN) -m pip install --quiet --upgrade --constraint constraints.txt pip
 	$(RUN) -m pip install --quiet --progress-bar on --constraint constraints.txt torch==2.13.0
-	$(RUN) -m pip install --quiet --progress-bar on --constraint constraints.txt ".[cpu,offline,dev]"
+	$(RUN) -m pip install --quiet --progress-bar on --constraint constraints.txt --build-constraint constraints.txt \
+		".[cpu,offline,dev]"
 	touch $@
 
 demo: env

@@ -8,7 +8,7 @@ as they are. A sample of every shard is encoded again in float32, and the run st
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
-from pipelines.shards import connect, run_shards, speed
+from pipelines.shards import gpus, measure, run_shards, speed
 from quire import artifact, config, device, embedding_report, embeddings, encoder, hub, ledger, schema, token_chunks
 from quire.artifact import Artifact, Draft, Shard
 from quire.errors import UserError
@@ -27,8 +27,7 @@ _BLOCK = 8192  # rows prepared at once while those before them are encoded
 _SAMPLE_PARTS, _SAMPLE_ROWS = 3, {False: 96, True: 8192}  # what an estimate encodes, on a CPU and on a GPU
 
 
-class EmbedRuntime(config.Runtime):
-    num_gpus: float = Field(default=0.0, ge=0, description="per worker")
+class EmbedRuntime(config.GpuRuntime):
     max_batch_tokens: int | None = Field(default=None, gt=0, description="padded; default by device")
     check_rows: int = Field(default=16, ge=0, description="of each shard, encoded again in float32")
     min_cosine: float = Field(default=0.99, ge=-1, le=1, description="of those rows to what is stored")
@@ -71,7 +70,6 @@ def run(settings: EmbedConfig) -> Artifact:
     draft = artifact.begin_step(settings, "embeddings", inputs)
     if draft.published:
         return draft.published
-    connect()
     shared = _shared(chunks, earlier.embeddings) if earlier else [()] * len(chunks.parts)
     run_shards(
         draft,
@@ -80,6 +78,7 @@ def run(settings: EmbedConfig) -> Artifact:
         (chunks, settings, earlier),
         num_workers=settings.runtime.num_workers,
         num_gpus=settings.runtime.num_gpus,
+        can_use_gpus=True,
         memory=2 * 2**30,
     )
     if settings.max_chunks is None:
@@ -87,15 +86,44 @@ def run(settings: EmbedConfig) -> Artifact:
     return _publish(draft, chunks, weights)
 
 
-def estimate(settings: EmbedConfig) -> str:
-    """What the whole would take, from rows of a few parts, encoded here and thrown away."""
+def estimate(settings: EmbedConfig, drawn: Mapping[str, ledger.Drawn] | None = None) -> str:
+    """What the whole would take, from rows of a few parts, encoded as a worker would and thrown away.
+
+    Chunks that are not made yet are those that their own estimate has `drawn`.
+    """
+    num_gpus = gpus(settings.runtime.num_gpus, can_use=True)
+    known = (drawn or {}).get(f"chunks/{settings.chunks}")
+    size = _SAMPLE_ROWS[num_gpus > 0]
+    texts, num_rows = _of_drawn(settings, known, size) if known else _of_published(settings, size)
+    sample = measure(_sample, texts, num_rows, settings, num_gpus, num_gpus=num_gpus)
+    return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
+
+
+def _of_published(settings: EmbedConfig, size: int) -> tuple[list[str], float]:
+    """About `size` texts of chunks, and how many chunks there are to encode."""
     chunks = artifact.open_artifact(settings.runtime.root, "chunks", settings.chunks)
-    model, prompt, budget = _model(settings)
-    gpu = model.device.type == "cuda"
     parts = chunks.parts[:: max(1, len(chunks.parts) // _SAMPLE_PARTS)][:_SAMPLE_PARTS]
     tables = [chunks.storage.read_table(part, ["text"]) for part in parts]
-    each = _SAMPLE_ROWS[gpu] // len(tables) + 1
-    texts = [text for table in tables for text in table["text"].to_pylist()[:: max(1, table.num_rows // each)][:each]]
+    each = size // len(tables) + 1
+    return [text for table in tables for text in _spread(table, each)], _num_rows(chunks, settings.max_chunks)
+
+
+def _of_drawn(settings: EmbedConfig, known: ledger.Drawn, size: int) -> tuple[list[str], float]:
+    """`_of_published` of chunks that are not made yet."""
+    rows = known.rows
+    if settings.max_chunks is not None:
+        rows = rows.take(pa.array(embeddings.spaced(rows["document_id"].to_pylist(), settings.max_chunks), pa.int64()))
+    if not rows.num_rows:
+        raise UserError(f"chunks = {settings.chunks!r}: the sample of the corpus gives no chunk; look at its estimate")
+    return _spread(rows, size), rows.num_rows / known.share
+
+
+def _spread(table: pa.Table, size: int) -> list[str]:
+    return table["text"].to_pylist()[:: max(1, table.num_rows // size)][:size]
+
+
+def _sample(texts: list[str], num_rows: float, settings: EmbedConfig, num_gpus: float) -> ledger.Sample:
+    model, prompt, budget = _model(settings)
     encoder.encode_tokens(
         model, encoder.tokenize(model, texts[:1], prompt=prompt), budget, autocast=torch.float32, prompt=prompt
     )
@@ -104,15 +132,14 @@ def estimate(settings: EmbedConfig) -> str:
     vectors = encoder.encode_tokens(model, tokens, budget, autocast=torch.float32, prompt=prompt).astype(
         settings.stored
     )
-    sample = ledger.Sample(
-        share=len(texts) / max(1, _num_rows(chunks, settings.max_chunks)),
+    return ledger.Sample(
+        share=len(texts) / max(1, num_rows),
         rows=len(texts),
         tokens=sum(len(ids) for ids in tokens),
         bytes_out=vectors.nbytes,
         cpu=time.process_time() - cpu,
-        gpu=time.perf_counter() - wall if gpu else 0.0,
+        gpu=num_gpus * (time.perf_counter() - wall),
     )
-    return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
 
 
 def _num_rows(chunks: Artifact, max_chunks: int | None) -> int:

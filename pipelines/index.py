@@ -29,10 +29,6 @@ _PLATEAU = 0.005
 _MAX_POWER = 10  # of two: the most lists that are searched
 
 
-class IndexRuntime(config.Runtime):
-    num_gpus: float = Field(default=0.0, ge=0, description="per worker; FAISS uses them where its build can")
-
-
 class IndexConfig(config.Config):
     """What `pipelines.index` computes."""
 
@@ -47,7 +43,7 @@ class IndexConfig(config.Config):
         default=10, ge=0, description="ivf_pq: candidates for each answer, ordered by their embeddings; 0: by codes"
     )
     seed: int = Field(default=0, ge=0)
-    runtime: IndexRuntime = IndexRuntime()
+    runtime: config.GpuRuntime = config.GpuRuntime()
 
 
 CONFIG = IndexConfig
@@ -75,6 +71,7 @@ def run(settings: IndexConfig) -> Artifact:
     cuts = cut(sizes, max(1, settings.shard_bytes // (4 * dim)))
     runtime, arguments = settings.runtime, (embeddings, draft, plan, settings)
     options = {"num_workers": runtime.num_workers, "num_gpus": runtime.num_gpus}
+    options |= {"can_use_gpus": neighbors.built_for_gpus()}
     if 0 not in draft.finished_shards():
         run_shards(draft, cuts[:1], _worker, arguments, memory=2**30 + 8 * plan.training_rows * dim, **options)
     # Twice: the vectors as they are read, and in the index.
@@ -92,23 +89,22 @@ def cut(sizes: list[int], max_rows: int) -> list[Cut]:
 
 
 def _worker(embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfig) -> Callable[[Cut], Shard]:
-    gpu = None if settings.runtime.num_gpus else False
     held: dict[str, Any] = {}
 
     def process(item: Cut) -> Shard:
         if not item.number:
-            return _train(embeddings, draft, plan, settings, gpu)
+            return _train(embeddings, draft, plan, settings)
         if not held:
             name = f"{draft.folder}/{TRAINED}"
             data = b"" if plan.method == "flat" else draft.storage.read_bytes(name)
             held["trained"] = index.read_trained(data, draft.storage.uri(name), plan)
             held["queries"] = schema.matrix(draft.storage.read_table(f"{draft.folder}/{_QUERIES}")["query"])
-        return _fill(embeddings, draft, plan, item, held["trained"], held["queries"], settings.rerank, gpu)
+        return _fill(embeddings, draft, plan, item, held["trained"], held["queries"], settings.rerank)
 
     return process
 
 
-def _train(embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfig, gpu: bool | None) -> Shard:
+def _train(embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfig) -> Shard:
     """Leaves the trained index, and the queries that recall is measured with."""
     wanted = plan.training_rows, min(plan.rows, settings.num_queries)
     chosen = [_sample(plan.rows, size, [settings.seed, number]) for number, size in enumerate(wanted)]
@@ -122,7 +118,7 @@ def _train(embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfig
             found[low:high], good[low:high] = index.unit(vectors[rows[low:high] - first])
         first, size = first + len(vectors), size + vectors.nbytes
     (sample, queries), (good, answered) = taken, usable
-    trained = index.train(plan, sample if good.all() else sample[good], seed=settings.seed, gpu=gpu)
+    trained = index.train(plan, sample if good.all() else sample[good], seed=settings.seed, gpu=None)
     if trained is not None:
         draft.storage.write_bytes(f"{draft.folder}/{TRAINED}", memoryview(faiss.serialize_index(trained)))
     columns = {"row": pa.array(chosen[1][answered]), "query": schema.lists(queries[answered])}
@@ -142,7 +138,6 @@ def _fill(
     trained: faiss.IndexIVF | None,
     queries: np.ndarray,
     rerank: int,
-    gpu: bool | None,
 ) -> Shard:
     flat, tables, rejects, first = faiss.IndexFlatIP(plan.dim), [], [], item.first_row
     for part in item.parts:
@@ -157,10 +152,10 @@ def _fill(
         first += len(vectors)
     table = pa.concat_tables(tables)
     rows = table["row"].to_numpy()
-    shard = index.fill(trained, flat, rows, gpu=gpu)
+    shard = index.fill(trained, flat, rows, gpu=None)  # which a worker without GPUs does not see
     with draft.storage.local_folder(draft.folder) as folder:
         index.write(shard, folder / file(item.number))
-    found: Found = {0: index.exact(flat, rows, queries, k=K + 1, gpu=gpu)}
+    found: Found = {0: index.exact(flat, rows, queries, k=K + 1, gpu=None)}
     most, vectors = index.num_candidates(plan, K + 1, rerank), neighbors.flat_vectors(flat)
     for num_probes in ladder(plan):
         answer = index.search([shard], queries, k=most, trained=trained, num_probes=num_probes)

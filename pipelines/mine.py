@@ -23,13 +23,13 @@ from quire import artifact, candidates, config, index, lookup, miner, mining, mi
 from quire.artifact import Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.mining import Rules
+from quire.neighbors import built_for_gpus
 
 _RECALL_QUERIES = 256
 _RECIPE = ("positive", "queries_per_document", "rejected_share", "seed")
 
 
-class MineRuntime(config.Runtime):
-    num_gpus: float = Field(default=0.0, ge=0, description="per worker; FAISS uses them where its build can")
+class MineRuntime(config.GpuRuntime):
     block_bytes: int = Field(default=2**30, gt=0, description="of the corpus in memory at a time, as float32")
 
 
@@ -121,6 +121,7 @@ def run(settings: MineConfig) -> Artifact:
         (inputs, draft, settings),
         num_workers=settings.runtime.num_workers,
         num_gpus=settings.runtime.num_gpus,
+        can_use_gpus=built_for_gpus() or inputs.cross_encoder is not None,
         memory=2 * 2**30 + 2 * min(settings.runtime.block_bytes, 4 * corpus.num_rows * corpus.dim),
     )
     return _publish(draft, inputs, len(cuts), settings)
@@ -159,8 +160,7 @@ def worker(inputs: Inputs, draft: Draft, settings: MineConfig) -> Callable[[Cut]
     corpus = mining_corpus.corpus(inputs.chunks, inputs.embeddings)
     groups = corpus.column("work" if settings.mask == "work" else "author_group")
     depth, block_rows = rules(settings).depth, max(1, settings.runtime.block_bytes // (4 * corpus.dim))
-    gpu = None if settings.runtime.num_gpus else False
-    exact = candidates.Exact(corpus, groups, k=depth, block_rows=block_rows, gpu=gpu)
+    exact = candidates.Exact(corpus, groups, k=depth, block_rows=block_rows)
     inverted = _inverted(inputs.index, corpus, groups, depth, settings) if inputs.index else None
     cross = None
     if inputs.cross_encoder:

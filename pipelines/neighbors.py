@@ -15,10 +15,6 @@ from quire import artifact, config, neighbors, schema, splits
 from quire.artifact import Artifact, Shard
 
 
-class NeighborsRuntime(config.Runtime):
-    num_gpus: float = Field(default=0.0, ge=0, description="per worker; FAISS uses them where its build can")
-
-
 class NeighborsConfig(config.Config):
     """What `pipelines.neighbors` computes."""
 
@@ -27,7 +23,7 @@ class NeighborsConfig(config.Config):
     embeddings: str
     num_works: int = Field(default=50, gt=0, description="neighbours of a work, by centroid")
     num_chunks: int = Field(default=10, gt=0, description="neighbours of a chunk")
-    runtime: NeighborsRuntime = NeighborsRuntime()
+    runtime: config.GpuRuntime = config.GpuRuntime()
 
 
 CONFIG = NeighborsConfig
@@ -48,6 +44,7 @@ def run(settings: NeighborsConfig) -> Artifact:
         (chunks, embeddings, settings),
         num_workers=settings.runtime.num_workers,
         num_gpus=settings.runtime.num_gpus,
+        can_use_gpus=neighbors.built_for_gpus(),
         memory=2 * 2**30,
     )
     records = draft.finished_shards()

@@ -31,10 +31,6 @@ SCHEMA = pa.schema(
 )
 
 
-class PanRuntime(config.Runtime):
-    num_gpus: float = Field(default=0.0, ge=0, description="per worker")
-
-
 class PanConfig(config.Config):
     """What `pipelines.pan` computes."""
 
@@ -54,7 +50,7 @@ class PanConfig(config.Config):
     num_bootstraps: int = Field(default=500, gt=0)
     seed: int = 0
     shard_size: int = Field(default=100, gt=0, description="pairs")
-    runtime: PanRuntime = PanRuntime()
+    runtime: config.GpuRuntime = config.GpuRuntime()
 
     @model_validator(mode="after")
     def _both(self) -> Self:
@@ -93,9 +89,8 @@ def run(settings: PanConfig) -> Artifact:
     items = [(name, start) for name, size in sizes.items() for start in range(0, size, settings.shard_size)]
     runtime = settings.runtime
     arguments = (made, settings)
-    run_shards(
-        draft, items, _scorer, arguments, num_workers=runtime.num_workers, num_gpus=runtime.num_gpus, memory=3 * 2**30
-    )
+    workers = {"num_workers": runtime.num_workers, "num_gpus": runtime.num_gpus, "can_use_gpus": True}
+    run_shards(draft, items, _scorer, arguments, memory=3 * 2**30, **workers)
     parts = (f"{draft.folder}/part-{index:05d}.parquet" for index in range(len(items)))
     table = pa.concat_tables(draft.storage.read_table(part) for part in parts)
     return _finish(draft, table, truths, made, settings, len(items))

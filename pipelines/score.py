@@ -31,10 +31,6 @@ COLUMNS = (*schema.PAIRS.names, "k", *LENGTHS, *SYSTEMS)
 SPLITS = ("calibration", "test")
 
 
-class ScoreRuntime(config.Runtime):
-    num_gpus: float = Field(default=0.0, ge=0, description="per worker")
-
-
 class ScoreConfig(config.Config):
     """What `pipelines.score` computes."""
 
@@ -53,7 +49,7 @@ class ScoreConfig(config.Config):
     shard_size: int = Field(default=400, gt=0, description="pairs")
     num_fit_chunks: int = Field(default=3000, gt=0, description="training chunks that the views are fitted on")
     num_fit_pairs: int = Field(default=4000, gt=1, description="training pairs that the regression is fitted on")
-    runtime: ScoreRuntime = ScoreRuntime()
+    runtime: config.GpuRuntime = config.GpuRuntime()
 
     @model_validator(mode="after")
     def _rising_levels(self) -> Self:
@@ -96,6 +92,7 @@ def run(settings: ScoreConfig) -> Artifact:
         (inputs, settings),
         num_workers=settings.runtime.num_workers,
         num_gpus=settings.runtime.num_gpus,
+        can_use_gpus=True,
         memory=3 * 2**30,
     )
     rows = sum(record["rows_out"] for record in draft.finished_shards().values())

@@ -29,13 +29,23 @@ _DROPS = f"{WORK}/drops.json"
 _RETRIES = 3  # of a shard whose worker dies: one that kills every worker it meets must not be tried for ever
 # A worker's bars about loading a model say nothing here.
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+# Ray sets this for a worker that holds GPUs, but leaves one that holds none every GPU of its node: torch would take the
+# first, and no ledger would know. (ray/_private/accelerators/accelerator.py, RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO)
+_HIDDEN = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
 
 
 class Worker:
     """Holds what a step loads once (a model, a table) and writes one shard after another."""
 
-    def __init__(self, make: Callable[..., Process], arguments: tuple[Any, ...], draft: Draft, items: Sequence[Any]):
-        self.process, self.draft, self.items = make(*arguments), draft, items
+    def __init__(
+        self,
+        make: Callable[..., Process],
+        arguments: tuple[Any, ...],
+        draft: Draft,
+        items: Sequence[Any],
+        num_gpus: float = 0.0,
+    ):
+        self.process, self.draft, self.items, self.num_gpus = make(*arguments), draft, items, num_gpus
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         for index in batch["index"].tolist():
@@ -44,7 +54,7 @@ class Worker:
                 shard = self.process(self.items[index])
                 shard.item = _digest(self.items[index])
                 shard.cpu += time.process_time() - cpu
-                shard.gpu += (time.perf_counter() - wall) if ray.get_gpu_ids() else 0.0
+                shard.gpu += self.num_gpus * (time.perf_counter() - wall)
                 self.draft.write_shard(index, shard)
             # Nothing is lost: `run_shards` raises what is told here, and the shard stays undone. Raised here, it would
             # reach the user inside a long trace through Ray, and its frames would hold the CPUs of all workers for as
@@ -76,7 +86,8 @@ def run_shards(
     arguments: tuple[Any, ...] = (),
     *,
     num_workers: int | None = None,
-    num_gpus: float = 0.0,
+    num_gpus: float | None = None,
+    can_use_gpus: bool = False,
     memory: int = 512 * 2**20,
 ) -> None:
     """Bring every item's shard into the draft. `make(*arguments)` runs once per worker and returns the function that
@@ -84,7 +95,8 @@ def run_shards(
 
     Raises the UserError of a worker, and RuntimeError with the trace of whatever else it raises: a step that lost a
     shard never ends well; and UserError when an interrupted run has cut its shards otherwise. One worker holds one CPU
-    (and `num_gpus`); `num_workers` is the most at a time, by default as many as the cluster has or gets room for.
+    (and what `gpus` makes of `num_gpus`); `num_workers` is the most at a time, by default as many as the cluster has or
+    gets room for.
     """
     _finish_drops(draft)
     done = draft.finished_shards()
@@ -92,7 +104,7 @@ def run_shards(
     pending = [index for index in range(len(items)) if index not in done]
     if not pending:
         return
-    connect()
+    share = gpus(num_gpus, can_use_gpus)
     bar = tqdm(
         total=len(items),
         initial=len(done),
@@ -101,9 +113,10 @@ def run_shards(
         file=sys.stderr,
         mininterval=0.5 if sys.stderr.isatty() else 10,
     )
-    workers = (num_workers, num_gpus, memory)
     with bar:
-        failed = _first_failure(pending, (make, arguments, draft, items), workers, bar)
+        constructor = (make, arguments, draft, items, share)
+        held = _holding(share, can_use_gpus)
+        failed = _first_failure(pending, constructor, (num_workers, share, memory), held, bar)
     if failed is None:
         return
     if failed["mistake"]:
@@ -114,7 +127,11 @@ def run_shards(
 
 
 def _first_failure(
-    pending: Sequence[int], constructor: tuple[Any, ...], workers: tuple[int | None, float, int], bar: tqdm
+    pending: Sequence[int],
+    constructor: tuple[Any, ...],
+    workers: tuple[int | None, float, int],
+    held: dict[str, Any],
+    bar: tqdm,
 ) -> dict[str, Any] | None:
     """Run the pending shards up to the first one that fails, whose row is returned.
 
@@ -136,8 +153,8 @@ def _first_failure(
                 min_size=min(most, _places(num_gpus, num_workers, memory)), max_size=most
             ),
             num_cpus=1,
-            num_gpus=num_gpus or None,
             memory=memory,
+            **held,
             max_task_retries=_RETRIES,
         )
     for row in dataset.iter_rows():
@@ -145,6 +162,40 @@ def _first_failure(
             return row
         bar.update()
     return None
+
+
+def gpus(asked: float | None, can_use: bool) -> float:
+    """How many GPUs a worker holds: what was asked, else 1 where the cluster has GPUs that the step can use, else 0.
+
+    Connects to the cluster.
+    """
+    connect()
+    if asked is not None:
+        return asked
+    return 1.0 if can_use and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def measure(function: Callable[..., Any], *arguments: Any, num_gpus: float) -> Any:
+    """What `function(*arguments)` returns in a process that holds what a worker of `run_shards` would.
+
+    Raises its UserError, and that of a cluster without GPUs where `num_gpus` asks for some.
+    """
+    _places(num_gpus, None)
+    task = ray.remote(num_cpus=1, max_retries=0, **_holding(num_gpus, can_use=True))(function)
+    try:
+        return ray.get(task.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+def _holding(num_gpus: float, can_use: bool) -> dict[str, Any]:
+    """Ray's options for a process with so many GPUs; one that could use others, too, does not see them.
+
+    For a step that uses none nothing changes: a process with an environment of its own takes a second longer to begin.
+    """
+    return {"num_gpus": num_gpus} if num_gpus else {"runtime_env": _HIDDEN} if can_use else {}
 
 
 def _digest(item: Any) -> str:

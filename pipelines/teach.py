@@ -18,10 +18,6 @@ from quire.errors import UserError
 SPLIT = "train"  # of no other split: a student must not know what it is tested on
 
 
-class TeachRuntime(config.Runtime):
-    num_gpus: float = Field(default=0.0, ge=0, description="per worker")
-
-
 class TeachConfig(config.Config):
     """What `pipelines.teach` computes."""
 
@@ -30,7 +26,7 @@ class TeachConfig(config.Config):
     pairs: str
     cross_encoder: str
     shard_size: int = Field(default=2000, gt=0, description="pairs; they are sorted by length within a shard")
-    runtime: TeachRuntime = TeachRuntime()
+    runtime: config.GpuRuntime = config.GpuRuntime()
 
 
 CONFIG = TeachConfig
@@ -58,6 +54,7 @@ def run(settings: TeachConfig) -> Artifact:
         (inputs, settings.shard_size),
         num_workers=settings.runtime.num_workers,
         num_gpus=settings.runtime.num_gpus,
+        can_use_gpus=True,
         memory=3 * 2**30,
     )
     summary = f"{count:,} training pairs; {speed(draft, count, 'pairs')}"

@@ -30,6 +30,7 @@ from quire import (
     hub_sets,
     ledger,
     readers,
+    sampled,
     schema,
     token_chunks,
     word_tokens,
@@ -132,11 +133,11 @@ def run(settings: TokenChunksConfig) -> Artifact:
     return _publish(draft, len(items), found)
 
 
-def estimate(settings: TokenChunksConfig) -> str:
-    """What the whole would take, from a few of its pieces, evenly spaced, done here and thrown away."""
+def estimate(settings: TokenChunksConfig, drawn: dict[str, ledger.Drawn] | None = None) -> str:
+    """What the whole would take, from a few of its pieces, evenly spaced, done here; their rows go into `drawn`."""
     (storage, files, _), tokenizer = _source(settings)
-    items = list(enumerate(readers.cut(storage, files, settings.source.shard_bytes)))
-    chosen = items[:: max(1, len(items) // _SAMPLE)][:_SAMPLE]
+    pieces, share = sampled.pieces(storage, files, settings.source.shard_bytes, _SAMPLE)
+    chosen = list(enumerate(pieces))
     with tempfile.TemporaryDirectory() as scratch:
         draft = artifact.begin(scratch, "chunks", settings.name, recipe={}, inputs={})
         process = _chunker(settings, tokenizer, storage, draft)
@@ -145,12 +146,14 @@ def estimate(settings: TokenChunksConfig) -> str:
         cpu = time.process_time() - started
         tables = [draft.storage.read_table(f"{draft.folder}/part-{index:05d}.parquet") for index, _ in chosen]
     sample = ledger.Sample(
-        share=len(chosen) / len(items),
+        share=share,
         rows=sum(table.num_rows for table in tables),
         tokens=sum(sum(table["num_tokens"].to_pylist()) for table in tables),
         bytes_out=sum(record["bytes_out"] for record in records),
         cpu=cpu,
     )
+    if drawn is not None:
+        drawn[f"chunks/{settings.name}"] = ledger.Drawn(pa.concat_tables(tables), share)
     return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
 
 

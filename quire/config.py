@@ -42,6 +42,16 @@ class Runtime(Config):
     prices: Prices | None = Field(default=None, description="to tell in the manifest what a step cost")
 
 
+class GpuRuntime(Runtime):
+    """Of a step whose workers can use GPUs."""
+
+    num_gpus: float | None = Field(
+        default=None,
+        ge=0,
+        description="per worker; default: 1 where the cluster has GPUs and the step can use them, else 0",
+    )
+
+
 C = TypeVar("C", bound=Config)
 
 

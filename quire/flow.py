@@ -1,9 +1,9 @@
 """A flow is a TOML list of steps; this runs them in order and skips what is already published.
 
-    python -m quire.flow flows/books.toml [root=s3://bucket/prefix] [STEP.key=value ...] [--print]
+    python -m quire.flow flows/books.toml [root=s3://bucket/prefix] [STEP.key=value ...] [--print | --estimate]
 
 `STEP.key=value` overrides a key of one step by its name; `root=`, `num_workers=` and `prices.cpu_hour=` (or `gpu_hour`,
-`currency`) reach every step.
+`currency`) reach every step. `--estimate` tells what steps would take, by a sample, and runs none.
 """
 
 import importlib
@@ -14,10 +14,11 @@ from typing import Any
 
 from pydantic import Field
 
-from quire import ledger
+from quire import accounts, ledger
 from quire.artifact import Artifact
 from quire.config import Config, Prices, build, merge, parse_overrides, read_toml, to_toml
 from quire.errors import UserError
+from quire.storage import Storage
 
 ROOMS = ("pipelines", "trainers", "tune", "serve")
 SHARED = ("root", "num_workers", "prices")
@@ -73,7 +74,7 @@ def configs(flow: Flow) -> list[tuple[Step, Any, Config]]:
 
 
 def run(flow: Flow) -> dict[str, Artifact]:
-    """Run every step; the artefacts by step name."""
+    """Run every step, and write what all below the root cost to its `ledger.html`; the artefacts by step name."""
     made: dict[str, Artifact] = {}
     prepared = configs(flow)
     begun = time.time()
@@ -83,25 +84,47 @@ def run(flow: Flow) -> dict[str, Artifact]:
         made[step.name] = module.run(config)
         print(made[step.name].told(started), flush=True)
     print(ledger.table({name: artifact.manifest for name, artifact in made.items()}))
+    for root in dict.fromkeys(artifact.storage.root for artifact in made.values()):
+        print(f"all that lies there: {accounts.write(Storage(root)).uri}")
     print(f"flow finished in {time.time() - begun:.1f} s", flush=True)
     return made
+
+
+def estimate(flow: Flow) -> None:
+    """Tell what each step that can say so would take; none is run, and nothing is written below the root.
+
+    A step is measured on a sample of what the one before it would make.
+    """
+    prepared = configs(flow)
+    drawn: dict[str, ledger.Drawn] = {}
+    for number, (step, module, config) in enumerate(prepared, start=1):
+        print(f"[{number}/{len(prepared)}] {step.name}: {step.run}", flush=True)
+        if not hasattr(module, "estimate"):
+            print("      has no estimate", flush=True)
+            continue
+        try:
+            print(module.estimate(config, drawn), flush=True)
+        except UserError as error:  # of a step whose input is not there: the others still tell theirs
+            print(f"      no estimate: {error}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; exits 2 with a plain message on a mistake of the user."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    show = "--print" in words
-    words = [word for word in words if word != "--print"]
+    flags = {"--print", "--estimate"}.intersection(words)
+    words = [word for word in words if word not in flags]
     files = [word for word in words if "=" not in word]
     try:
         if len(files) != 1 or files[0].startswith("-"):
-            raise UserError("usage: python -m quire.flow FLOW.toml [root=...] [STEP.key=value ...] [--print]")
+            raise UserError(
+                "usage: python -m quire.flow FLOW.toml [root=...] [STEP.key=value ...] [--print | --estimate]"
+            )
         flow = load_flow(files[0], [word for word in words if "=" in word])
-        if show:
+        if "--print" in flags:
             for step, _, config in configs(flow):
                 print(f"# {step.name}: python -m {step.run}\n{to_toml(config)}")
             return
-        run(flow)
+        estimate(flow) if "--estimate" in flags else run(flow)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

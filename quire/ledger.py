@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from quire import report
 
+PAGE = "ledger.html"  # in a root
 _COLUMNS = ("stage", "wall s", "CPU s", "GPU s", "MB in", "MB out", "tokens", "money")
 _RATES = ("MB in per CPU s", "tokens per CPU s", "money per million tokens")
 
@@ -35,6 +38,14 @@ class Sample:
     bytes_out: int
     cpu: float
     gpu: float = 0.0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A few rows of an artefact that is not made yet, for the estimates of steps that will read it."""
+
+    rows: pa.Table
+    share: float  # of all its rows, about
 
 
 def estimate(sample: Sample, prices: Mapping[str, Any] | None) -> str:
@@ -90,7 +101,8 @@ def page(where: str, costs: Mapping[str, Mapping[str, Any]], unfinished: Sequenc
             headline=f"{len(costs)} stages, {sum(c['cpu'] for c in costs.values()) / 3600:,.2f} CPU hours, "
             f"{sum(c['gpu'] for c in costs.values()) / 3600:,.2f} GPU hours, {money}.",
             sections=[report.Section("By stage", told, (*_COLUMNS, *_RATES), rows)],
-        )
+        ),
+        ledger=None,
     )
 
 

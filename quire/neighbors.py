@@ -210,6 +210,11 @@ def _rank(
     return ids, scores, certain
 
 
+def built_for_gpus() -> bool:
+    """Whether this FAISS could use a GPU, be there one here or not."""
+    return hasattr(faiss, "StandardGpuResources")
+
+
 def use_gpu(gpu: bool | None) -> bool:
     """Whether FAISS is to use a GPU: None means where it finds one. True without one is a UserError."""
     num_gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0

@@ -83,7 +83,7 @@ def cut(storage: Storage, files: Sequence[str], piece_bytes: int, *, strict: boo
     """
     pieces: list[Piece] = []
     for file in (file for file in files if not file.endswith(".txt")):
-        if storage.fetch_whole and (file.endswith((*streams.CODECS, *ARROW)) or _delimiter(file)):
+        if storage.fetch_whole and (file.endswith((*streams.CODECS, *ARROW)) or csv_delimiter(file)):
             pieces.append({"file": file, "whole": True})
             continue
         found, damage = _cutter(file)(storage, file, piece_bytes)
@@ -107,10 +107,10 @@ def _cutter(file: str) -> Callable[[Storage, str, int], tuple[list[Piece], str |
         return _parquet
     if file.endswith(ARROW):
         return _arrow
-    return _csv if _delimiter(file) else _lines
+    return _csv if csv_delimiter(file) else _lines
 
 
-def _delimiter(file: str) -> str | None:
+def csv_delimiter(file: str) -> str | None:
     """Of a CSV or TSV file, compressed or not; None for any other."""
     path = Path(file)
     return csv_rows.SUFFIXES.get(Path(path.stem).suffix if path.suffix in streams.CODECS else path.suffix)
@@ -126,7 +126,7 @@ def _csv(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], st
     try:
         with streams.opened(storage, file, size if damage else None) as stream:
             step = _step(file, size, piece_bytes)
-            names, ranges = csv_rows.cut(stream, _delimiter(file), step, whole=damage is None)
+            names, ranges = csv_rows.cut(stream, csv_delimiter(file), step, whole=damage is None)
     except csv.Error as error:
         return [], damage or f"not CSV ({error})"
     more = {"readable": size} if damage else {}
@@ -174,7 +174,7 @@ def table_columns(storage: Storage, file: str) -> list[str] | None:
         if file.endswith(ARROW):
             batch = next(_arrow_batches(storage, file), None)
             return None if batch is None else batch.schema.names
-        if delimiter := _delimiter(file):
+        if delimiter := csv_delimiter(file):
             with streams.opened(storage, file, None) as stream:
                 return csv_rows.header(stream, delimiter)
     except streams.DAMAGE as error:
@@ -284,7 +284,7 @@ def _csv_records(storage: Storage, piece: Piece, columns: Sequence[str] | None) 
     file, part = piece["file"], csv_rows.Range(piece["start"], piece["end"], piece["first_row"])
     with streams.opened(storage, file, piece.get("readable")) as stream:
         streams.skip(stream, part.start)
-        for row, found in csv_rows.records(stream, part, piece["columns"], _delimiter(file), columns):
+        for row, found in csv_rows.records(stream, part, piece["columns"], csv_delimiter(file), columns):
             yield file, row, Dropped(*found) if isinstance(found, csv_rows.Trouble) else found
 
 

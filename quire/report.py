@@ -98,8 +98,12 @@ def table(rows: Rows, columns: Sequence[str] = IN_TERMINAL) -> str:
     return "\n".join(lines)
 
 
-def render(report: Report) -> str:
-    """The page: inline style and SVG, no script, nothing loaded from anywhere. All text is escaped."""
+def render(report: Report, *, ledger: str | None = "../../ledger.html") -> str:
+    """The page: inline style and SVG, no script, nothing loaded from anywhere. All text is escaped.
+
+    `ledger`: where the page of costs lies from here, for a link; by default from an artefact's folder. The costs
+    themselves are on no page of an artefact, whose bytes no clock may change.
+    """
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -123,6 +127,11 @@ def render(report: Report) -> str:
     for name, value in report.details.items():
         text = value if isinstance(value, str) else json.dumps(value, indent=1, sort_keys=True)
         parts.append(f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>")
+    if ledger:
+        parts.append(
+            f'<p><a href="{escape(ledger)}">Ledger</a>: what everything below this root took and cost. A flow writes '
+            "it at its end, as does <code>python -m pipelines.ledger</code>.</p>"
+        )
     parts.append("</main></body></html>\n")
     return "\n".join(parts)
 

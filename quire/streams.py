@@ -39,6 +39,24 @@ def readable_size(storage: Storage, file: str) -> tuple[int, str | None]:
     return size, damage
 
 
+def head(storage: Storage, file: str, most: int) -> tuple[int, float]:
+    """Bytes of a compressed file's beginning once decompressed, at least `most`, and the share of the file they take.
+
+    Hardly more of the file is read; what is damaged ends it.
+    """
+    size = taken = 0
+    with storage.filesystem.open_input_file(storage.path(file)) as raw:
+        stream = pa.CompressedInputStream(raw, CODECS[Path(file).suffix])
+        try:
+            while data := stream.read(_BLOCK // 16):
+                if size >= most and raw.tell() != taken:  # it decompresses about 1 MiB at once, and has used that up
+                    return size, taken / raw.size()
+                size, taken = size + len(data), raw.tell()
+        except DAMAGE as error:
+            about_bytes(error)
+        return size, 1.0
+
+
 def opened(storage: Storage, file: str, readable: int | None = None) -> BinaryIO:
     """A stream of lines; of a damaged file no more than the first `readable` bytes are asked for."""
     stream = _decompressed(storage, file)

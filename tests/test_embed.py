@@ -1,6 +1,7 @@
 """A corpus to chunks of tokens to embeddings: checked, reused when the corpus grows, read by the users' libraries."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import tiny
 from sentence_transformers import SentenceTransformer
 
 from pipelines import embed, token_chunks
-from quire import config, embedding_report, embeddings, schema
+from quire import config, embedding_report, embeddings, flow, schema
 from quire.artifact import Artifact
 from quire.errors import UserError
 
@@ -68,7 +69,7 @@ class Corpus:
         return token_chunks.run(config.load(token_chunks.CONFIG, None, [*given, *sizes]))
 
     def embeddings(self, name: str, *changes: str) -> Artifact:
-        given = [f"name={name}", f"model={self.model}", f"runtime.root={self.folder / 'root'}"]
+        given = [f"name={name}", f"model={self.model}", "precision=float32", f"runtime.root={self.folder / 'root'}"]
         return embed.run(config.load(embed.CONFIG, None, [*given, *changes]))
 
 
@@ -139,6 +140,43 @@ def test_an_estimate_knows_how_many_rows_there_will_be(corpus: Corpus) -> None:
     assert f"\n  {float(f'{rows:.2g}'):,.10g} rows" in told
     one = embed.estimate(config.load(embed.CONFIG, None, [*asked, "max_chunks=1"]))
     assert "\n  24 rows" in one  # of 24 documents
+
+
+@pytest.mark.parametrize(("max_chunks", "spread"), [(None, 0.3), (1, 0.05)])
+def test_a_flow_tells_what_it_would_take_before_anything_runs(
+    max_chunks: int | None,
+    spread: float,
+    encoder_folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    asked = []
+    monkeypatch.setattr(embed, "gpus", lambda given, can_use: asked.append(given) or 0.0)
+    monkeypatch.setattr(embed, "measure", lambda function, *arguments, num_gpus: function(*arguments))
+    for number in range(40):
+        write(tmp_path / "source", f"{number:02d}.jsonl", "sea", 6)
+    (tmp_path / "flow.toml").write_text(
+        "".join(
+            f'[[steps]]\nname = "{name}"\nrun = "pipelines.{run}"\n'
+            for name, run in {"chunks": "token_chunks", "index": "index", "lost": "embed", "embed": "embed"}.items()
+        )
+    )
+    root, source = tmp_path / "root", tmp_path / "source"
+    words = ["chunks.name=c", f"chunks.source.folder={source}", "chunks.source.shard_bytes=20_000"]
+    words += ["chunks.max_tokens=60", "chunks.overlap=10", "index.name=i", "index.embeddings=e"]
+    words += ["lost.name=l", "lost.chunks=nowhere", "embed.name=e", "embed.chunks=c"]
+    words += [f"{step}.model={encoder_folder}" for step in ("chunks", "lost", "embed")]
+    words += [f"embed.max_chunks={max_chunks}"] if max_chunks else []
+    flow.main([str(tmp_path / "flow.toml"), f"root={root}", "prices.cpu_hour=1.0", *words, "--estimate"])
+    told = capsys.readouterr().out
+    assert not root.exists() and asked == [None, None]
+    assert "[2/4] index: pipelines.index\n      has no estimate" in told
+    assert "no estimate: " in told and "chunks/nowhere" in told
+    chunks, embedded = (int(found.replace(",", "")) for found in re.findall(r"\n  ([\d,]+) rows", told))
+    documents = 240
+    assert embedded == pytest.approx(documents if max_chunks else chunks, rel=spread) and chunks > 2 * documents
+    assert told.count("USD") == 2
 
 
 @pytest.mark.ray

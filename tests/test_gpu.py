@@ -1,6 +1,8 @@
 """On a GPU: the same numbers as on a CPU, in half precision, in as little memory as there is."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import tiny
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from quire import device, encoder, next_token, packing
+from quire import config, device, encoder, next_token, packing, schema
 from quire.errors import UserError
 
 pytestmark = [
@@ -163,3 +165,55 @@ def test_faiss_finds_the_same_neighbours_on_the_gpu() -> None:
     )
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+
+
+@pytest.fixture
+def ray_with_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A private Ray that finds this machine's GPUs by itself."""
+    import ray
+
+    root = str(Path(__file__).parents[1])
+    environment = {"env_vars": {"PYTHONPATH": f"{root}:{root}/tests"}}
+    folder = str(tmp_path_factory.mktemp("r", numbered=True))
+    ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=folder, runtime_env=environment)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def made_chunks(tmp_path: Path, encoder_folder: str, ray_with_gpus: None) -> Path:
+    """A root with the chunks `c` of a small corpus."""
+    from pipelines import token_chunks
+
+    (tmp_path / "source").mkdir()
+    lines = [json.dumps({"text": tiny.book("sea", f"{i}", 20)}) for i in range(20)]
+    (tmp_path / "source" / "a.jsonl").write_text("\n".join(lines))
+    given = ["name=c", f"source.folder={tmp_path / 'source'}", f"model={encoder_folder}", "max_tokens=60", "overlap=10"]
+    token_chunks.run(config.load(token_chunks.CONFIG, None, [*given, f"runtime.root={tmp_path}"]))
+    return tmp_path
+
+
+def test_steps_use_the_gpu_unless_they_are_told_not_to_and_the_ledger_knows(
+    made_chunks: Path, encoder_folder: str
+) -> None:
+    from pipelines import embed, index
+    from quire.neighbors import built_for_gpus
+
+    shared = [f"runtime.root={made_chunks}"]
+    made, seconds = {}, {}
+    for name, words in {"whole": (), "half": ("runtime.num_gpus=0.5",), "none": ("runtime.num_gpus=0",)}.items():
+        given = [f"name={name}", "chunks=c", f"model={encoder_folder}", "precision=float32", *words, *shared]
+        made[name] = embed.run(config.load(embed.CONFIG, None, given))
+        given = [f"name={name}", f"embeddings={name}", *words, *shared]
+        indexed = index.run(config.load(index.CONFIG, None, given))
+        seconds[name] = [artifact.manifest["cost"]["gpu"] for artifact in (made[name], indexed)]
+        assert indexed.manifest["facts"]["recall"]["by_num_probes"] == [[0, 1.0]]
+    assert seconds["whole"][0] > 0 and seconds["half"][0] > 0 and seconds["none"] == [0, 0]
+    assert (seconds["whole"][1] > 0) == built_for_gpus()
+    matrices = [schema.matrix(artifact.read()["embedding"]) for artifact in made.values()]
+    assert min(least_cosine(matrices[0], other) for other in matrices[1:]) > 0.9999
+    told = [
+        embed.estimate(config.load(embed.CONFIG, None, ["name=e", "chunks=c", f"model={encoder_folder}", *words]))
+        for words in (shared, [*shared, "runtime.num_gpus=0"])
+    ]
+    assert ", 0 GPU hours" not in told[0] and ", 0 GPU hours" in told[1]

@@ -1,12 +1,13 @@
 """What a stage cost is told in its manifest, in money where there are prices, and for a whole flow at its end."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
 from pipelines import ledger as step
-from quire import artifact, config, ledger
+from quire import accounts, artifact, config, flow, ledger, report
 from quire.artifact import Shard
 from quire.errors import UserError
 
@@ -60,7 +61,7 @@ def test_an_estimate_is_the_sample_by_its_share() -> None:
     assert "1 CPU hours, 0.5 GPU hours; money: 1.1000 USD" in told
 
 
-def ledger_of(root: Path, *changes: str) -> step.Ledger:
+def ledger_of(root: Path, *changes: str) -> accounts.Ledger:
     return step.run(config.load(step.CONFIG, None, [f"root={root}", *changes]))
 
 
@@ -71,13 +72,13 @@ def test_the_ledger_of_a_root_has_every_stage_at_its_own_prices_or_at_those_give
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     own = ledger_of(tmp_path)
     assert list(own.costs) == ["chunks/b-first", "chunks/a-second"] and own.unfinished == ["embeddings/begun"]
-    page = (tmp_path / step.PAGE).read_text()
+    page = (tmp_path / ledger.PAGE).read_text()
     assert "<td>2.0000 USD</td>" in page and "<td>1.0000</td>" in page  # a million tokens for one
     assert "without money: chunks/a-second" in page and "Unfinished and not counted: embeddings/begun" in page
     all_priced = ledger_of(tmp_path, "prices.cpu_hour=0.5", "prices.currency=EUR")
     assert own.told(0).splitlines()[-3].split()[-1] == "-"
     assert all_priced.told(0).splitlines()[-3].split()[-2:] == ["1.0000", "EUR"]
-    assert "1.0000 EUR." in (tmp_path / step.PAGE).read_text()
+    assert "1.0000 EUR." in (tmp_path / ledger.PAGE).read_text()
     assert files == {path: path.read_bytes() for path in files}  # artefacts are left as they are
 
 
@@ -87,3 +88,20 @@ def test_a_root_without_artefacts_has_no_ledger(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="kinds: 'chunk' is none of documents, chunks"):
         ledger_of(tmp_path, 'kinds=["chunk"]')
     assert not list(tmp_path.iterdir())
+
+
+def test_a_flow_leaves_the_ledger_of_its_root_to_which_its_pages_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    root = tmp_path / "root"
+    artifacts = {name: made(root, name, None) for name in ("earlier", "a", "b")}
+    module = SimpleNamespace(run=lambda settings: artifacts[settings.name])
+    steps = [(flow.Step(name=name, run="pipelines.x"), module, SimpleNamespace(name=name)) for name in "ab"]
+    monkeypatch.setattr(flow, "configs", lambda _: steps)
+    for _ in range(2):
+        flow.run(flow.Flow(steps=[]))
+        assert f"{root}/ledger.html" in capsys.readouterr().out
+    page = (root / "ledger.html").read_text()
+    assert all(f"<td>chunks/{name}</td>" in page for name in ("earlier", "a", "b")) and "href" not in page
+    assert 'href="../../ledger.html"' in report.render(report.Report("t", "q", "h"))
+    assert (root / "chunks" / "a" / "../../ledger.html").exists()

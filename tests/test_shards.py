@@ -1,11 +1,13 @@
 """A killed step goes on to the same bytes, and never with shards that were cut otherwise."""
 
 import gc
+import itertools
 import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +15,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from pipelines import chunk, labelled, shards
-from quire import artifact, schema
+from pipelines import chunk, embed, index, labelled, mine, neighbors, pan, score, shards, teach
+from quire import artifact, config, schema
 from quire.artifact import Draft, Shard
 from quire.errors import UserError
 from quire.storage import Storage
@@ -30,7 +32,6 @@ def begun(root: Path) -> Draft:
 
 def work(draft: Draft, items: list, process: Callable[[object], Shard], monkeypatch: pytest.MonkeyPatch) -> None:
     """What a worker does with the items, in this process."""
-    monkeypatch.setattr(shards.ray, "get_gpu_ids", list)
     monkeypatch.setattr(shards.time, "process_time", lambda: 0.0)
     shards.Worker(lambda: process, (), draft, items)({"index": np.arange(len(items))})
 
@@ -117,6 +118,64 @@ def test_a_stage_without_gpus_is_refused_unless_workers_are_expected(
     assert shards._places(0, None, 2**30) == 4 and not capsys.readouterr().err
     assert shards._places(0, None, 3 * 2**30) == 4
     assert "needs 3.0 GiB of memory, the largest node has 1.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "can_use", "cluster", "held"),
+    [
+        (None, True, 2, 1),
+        (None, True, 0, 0),
+        (None, False, 2, 0),
+        (0, True, 2, 0),
+        (0.25, True, 2, 0.25),
+        (1, True, 0, 1),
+    ],
+)
+def test_a_worker_holds_a_gpu_where_the_cluster_has_one_and_the_step_can_use_it(
+    asked: float | None, can_use: bool, cluster: int, held: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "connect", lambda: None)
+    monkeypatch.setattr(shards.ray, "cluster_resources", lambda: {"CPU": 4.0} | ({"GPU": cluster} if cluster else {}))
+    assert shards.gpus(asked, can_use) == held
+    hidden = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
+    assert shards._holding(held, can_use) == ({"num_gpus": held} if held else hidden if can_use else {})
+
+
+@pytest.mark.parametrize("step", [embed, index, mine, neighbors, pan, score, teach])
+def test_who_holds_gpus_is_no_part_of_a_recipe(step: ModuleType) -> None:
+    names = {name: "x" for name, field in step.CONFIG.model_fields.items() if field.is_required()}
+    one, none = (step.CONFIG(**names, runtime=config.GpuRuntime(num_gpus=given).model_dump()) for given in (1.0, None))
+    assert config.recipe(one) == config.recipe(none) and none.runtime.num_gpus is None
+
+
+@pytest.mark.parametrize("num_gpus", [0.0, 0.25, 2.0])
+def test_the_ledger_bills_the_gpus_that_a_worker_holds(
+    num_gpus: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(step=10.0)
+    monkeypatch.setattr(shards.time, "perf_counter", lambda: next(clock))
+    draft = begun(tmp_path)
+    shards.Worker(lambda: lambda item: Shard(), (), draft, ["a"], num_gpus)({"index": np.arange(1)})
+    assert draft.finished_shards()[0]["gpu"] == 10 * num_gpus
+
+
+@pytest.mark.ray
+def test_a_worker_without_gpus_sees_none(tmp_path: Path, local_ray: None) -> None:
+    def seen(item: int = 0) -> Shard:
+        return Shard(facts={name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH")})
+
+    draft = begun(tmp_path)
+    shards.run_shards(draft, [0], lambda: seen, can_use_gpus=True)
+    for facts in (draft.finished_shards()[0]["facts"], shards.measure(seen, num_gpus=0).facts):
+        assert facts["CUDA_VISIBLE_DEVICES"] == "" and facts["PYTHONPATH"]  # that of the job stays
+
+    def wrong() -> None:
+        raise UserError("wrong")
+
+    with pytest.raises(UserError, match="^wrong$"):
+        shards.measure(wrong, num_gpus=0)
+    with pytest.raises(UserError, match="the cluster has no GPU"):
+        shards.measure(seen, num_gpus=1)
 
 
 @pytest.mark.system
