@@ -39,6 +39,8 @@ class Worker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         for index in batch["index"].tolist():
+            if self.draft.has_shard(index):  # by a worker that died before it could tell: Ray asks another again
+                continue
             wall, cpu = time.perf_counter(), time.process_time()
             try:
                 shard = self.process(self.items[index])

@@ -200,6 +200,10 @@ class Draft:
         names = self.storage.files(f"{self.folder}/{SHARDS}")
         return {int(name.split(".")[0]): self.storage.read_json(f"{self.folder}/{SHARDS}/{name}") for name in names}
 
+    def has_shard(self, index: int) -> bool:
+        """Whether this or an interrupted run has completed the shard."""
+        return self.storage.exists(f"{self.folder}/{SHARDS}/{index:05d}.json")
+
     def totals(self) -> dict[str, Any]:
         """`manifest.totals` of the finished shards."""
         return manifests.totals(self.finished_shards().values())

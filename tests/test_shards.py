@@ -93,6 +93,21 @@ def test_rows_dropped_over_several_shards_are_the_same_wherever_the_run_is_kille
         assert run(str(writes), writes) == whole, writes
 
 
+def test_a_shard_whose_worker_died_before_it_told_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft, made = begun(tmp_path), []
+
+    def process(item: str) -> Shard:
+        made.append(item)
+        return Shard(facts={"item": item})
+
+    work(draft, ["a"], process, monkeypatch)
+    before = bytes_of(draft)
+    work(draft, ["a", "b"], process, monkeypatch)
+    assert made == ["a", "b"] and before.items() <= bytes_of(draft).items()
+
+
 @pytest.mark.parametrize("items", [["a", "b", "c"], ["a"], ["a", "other"]])
 def test_shards_that_were_cut_otherwise_are_refused(
     items: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
