@@ -59,7 +59,7 @@ class Corpus(config.Config):
     text: str = "text"
     key: str | None = Field(default=None, description="column of ids; default: the place in the file")
     keep: dict[str, str] = Field(default={}, description='columns to keep and their Arrow types: {url = "string"}')
-    shard_bytes: int = Field(default=16 * 2**20, gt=0, description="decompressed; Parquet is read by row group")
+    shard_bytes: int = Field(default=16 * 2**20, gt=0, description="decompressed")
 
     @property
     def types(self) -> dict[str, pa.DataType]:
