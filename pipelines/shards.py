@@ -71,6 +71,26 @@ def connect() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
+def on_a_worker(
+    function: Callable[..., Any],
+    *arguments: Any,
+    num_workers: int | None = None,
+    num_gpus: float = 0.0,
+    memory: int = 512 * 2**20,
+) -> Any:
+    """`function(*arguments)` on a machine where `run_shards` may run a worker with the same wants.
+
+    Raises the UserError of the function, and one where `run_shards` would for want of a GPU.
+    """
+    connect()
+    _places(num_gpus, num_workers, memory)
+    remote = ray.remote(function).options(num_cpus=1, num_gpus=num_gpus, memory=memory)
+    try:
+        return ray.get(remote.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, UserError) else error from None
+
+
 def run_shards(
     draft: Draft,
     items: Sequence[Any],

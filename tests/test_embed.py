@@ -37,7 +37,8 @@ def test_cosines_of_a_zero_vector_are_zero() -> None:
 
 
 def test_the_page_tells_nothing_that_another_run_of_the_same_recipe_would_tell_otherwise() -> None:
-    facts = {"tokens": 9, "new_rows": 3, "precision": {"float32": 1}, "prompt": "", "budget_lowered": 0}
+    facts = {"tokens": 9, "new_rows": 3, "precision": {"float32": 1}, "prompt": "", "truncated": 1}
+    facts |= {"token_ids_used": True, "ids_checked": 3}
     facts |= {"cosine_to_float32": {"rows": 2, "min": 0.9, "median": 0.95, "mean": 0.95}}
     chunks = {"rows_out": 3, "dropped": {"no_text": 2}, "facts": {}}
 

@@ -193,6 +193,16 @@ def test_a_failed_run_gives_its_workers_back_at_once(
 
 
 @pytest.mark.ray
+def test_what_a_worker_is_asked_first_is_answered_or_its_mistake_is_told(local_ray: None) -> None:
+    def mistaken() -> None:
+        raise UserError("wrong")
+
+    assert shards.on_a_worker(pow, 2, 3) == 8
+    with pytest.raises(UserError, match="^wrong$"):
+        shards.on_a_worker(mistaken)
+
+
+@pytest.mark.ray
 def test_a_shard_that_kills_every_worker_ends_the_run(tmp_path: Path, local_ray: None) -> None:
     def make() -> Callable[[int], Shard]:
         def process(item: int) -> Shard:
