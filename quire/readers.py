@@ -259,6 +259,22 @@ def json_lines(
             place += len(line)
 
 
+def has_lines(file: str) -> bool:
+    """Whether it is a file of JSON lines, whose places are bytes."""
+    return file.endswith(LINES) and _delimiter(file) is None
+
+
+def line_numbers(storage: Storage, file: str, places: Sequence[int]) -> list[int]:
+    """The numbers, from 1, of the lines that begin at these places of a file of JSON lines, read through once."""
+    numbers, at, line = {}, 0, 1
+    with streams.opened(storage, file, max(places, default=0)) as stream:
+        for place in sorted(set(places)):
+            while at < place and (data := stream.read(min(place - at, 2**20))):
+                at, line = at + len(data), line + data.count(b"\n")
+            numbers[place] = line
+    return [numbers[place] for place in places]
+
+
 def parse(line: bytes) -> dict[str, Any] | Dropped:
     """One JSON object, or why it is none."""
     try:

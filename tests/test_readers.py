@@ -189,6 +189,16 @@ def test_a_string_of_a_table_that_is_no_utf_8_costs_its_row_alone(tmp_path: Path
     assert [records[0], records[2]] == [{"text": "good"}, {"text": "good too"}] and records[1].reason == "bad_encoding"
 
 
+@pytest.mark.parametrize("file", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_the_places_of_lines_have_numbers(tmp_path: Path, file: str) -> None:
+    lines = b"\n\n" + b'{"text": "a\xc3\xb6"}\n\r\n' * 50
+    (tmp_path / file).write_bytes({"gz": gzip.compress, "zst": zstd}.get(file.split(".")[-1], bytes)(lines))
+    places = [place for _, place, _ in read(tmp_path, [file], 100)]
+    numbers = readers.line_numbers(Storage(str(tmp_path)), file, places[::-1])
+    assert numbers == list(range(3, 103, 2))[::-1]
+    assert [lines.count(b"\n", 0, place) + 1 for place in places] == numbers[::-1]
+
+
 def test_a_file_that_is_not_there_is_no_damage(tmp_path: Path) -> None:
     for file in ("a.parquet", "a.arrow", "a.jsonl.zst", "a.jsonl.gz"):
         with pytest.raises(FileNotFoundError):

@@ -132,6 +132,8 @@ def test_bad_rows_are_named_and_counted_and_good_ones_done(tmp_path: Path, model
     ids = {row["reason"]: row["id"] for row in rejects(made)}
     size = sum(len(json.dumps(row)) + 1 for row in rows(10))
     assert ids["not_json"] == f"a.jsonl:{size}" and ids["no_token"] == "empty"
+    lines = {row["reason"]: row["detail"].partition(":")[0] for row in rejects(made)}
+    assert lines == {reason: f"a.jsonl, line {number}" for number, reason in enumerate(bad, 11)}
 
 
 def test_damaged_files_cost_what_is_lost_and_no_more(tmp_path: Path, model: str, serial: None) -> None:
@@ -167,6 +169,11 @@ def test_of_documents_that_share_an_id_the_first_stays(tmp_path: Path, model: st
     assert all(first[row["document_id"]].startswith(row["text"]) for row in whole)
     assert len(set(table["chunk_id"].to_pylist())) == table.num_rows == made.manifest["facts"]["rows"]
     assert made.manifest["dropped"] == {"repeated_id": 3}
+    assert sorted((row["id"], row["detail"]) for row in rejects(made)) == [
+        ("d29", "a.jsonl, line 31"),
+        ("d29", "a.jsonl, line 32"),
+        ("d5", "b.jsonl, line 1"),
+    ]
 
 
 def test_a_run_killed_while_it_drops_goes_on_to_the_same_bytes(
