@@ -328,13 +328,14 @@ def _drop_repeated(draft: Draft, storage: Storage, pieces: list[Piece]) -> tuple
     """Of documents that share an id the first stays. Returns num_tokens and hash of every chunk that stays.
 
     The driver holds 12 bytes a chunk, which are returned, and 8 a document: ids are compared by hash first, and those
-    that agree in full. Both take twice that while they are put together.
+    that agree in full. While they are put together, it is up to twice as much.
     All is read from what the shards have left beside their parts, so that a killed run finds the same again.
     """
     names = [f"{draft.folder}/{WORK}/{index:05d}.parquet" for index in range(len(pieces))]
     marks = [_marks(_ids(draft.storage.read_table(name, ["document_id", "index"]))) for name in names]
     values, counts = np.unique(np.concatenate(marks), return_counts=True)
     shared = values[counts > 1]
+    del values, counts
     seen: set[str] = set()
     drops: dict[int, tuple[np.ndarray, list[dict[str, Any]]]] = {}
     records, lengths, hashes = draft.finished_shards(), [], []
