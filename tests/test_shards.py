@@ -197,7 +197,7 @@ def test_what_a_worker_is_asked_first_is_answered_or_its_mistake_is_told(local_r
     def mistaken() -> None:
         raise UserError("wrong")
 
-    assert shards.on_a_worker(pow, 2, 3) == 8
+    assert shards.on_a_worker(lambda a, b: a**b, 2, 3) == 8
     with pytest.raises(UserError, match="^wrong$"):
         shards.on_a_worker(mistaken)
 
