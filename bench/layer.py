@@ -56,8 +56,8 @@ def timed(step: Callable[..., Artifact], *args: Any) -> tuple[float, str]:
 
 
 def without_ray(step: Callable[..., Artifact], *args: Any) -> tuple[float, str]:
-    nothing = mock.patch.object(embed, "connect", lambda: None)
-    with nothing, mock.patch.object(token_chunks, "run_shards", plain), mock.patch.object(embed, "run_shards", plain):
+    here = {"gpus": lambda *_, **__: 0.0, "on_a_worker": lambda function, *given, **_: function(*given)}
+    with mock.patch.object(token_chunks, "run_shards", plain), mock.patch.multiple(embed, run_shards=plain, **here):
         return timed(step, *args)
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
-from pipelines.shards import gpus, measure, run_shards, speed
+from pipelines.shards import gpus, on_a_worker, run_shards, speed
 from quire import artifact, config, device, embedding_report, embeddings, encoder, hub, ledger, schema, token_chunks
 from quire.artifact import Artifact, Draft, Shard
 from quire.errors import UserError
@@ -70,20 +70,21 @@ def run(settings: EmbedConfig) -> Artifact:
     draft = artifact.begin_step(settings, "embeddings", inputs)
     if draft.published:
         return draft.published
+    runtime = settings.runtime
+    wants = {"num_workers": runtime.num_workers, "memory": 2 * 2**30}
+    wants["num_gpus"] = gpus(runtime.num_gpus, can_use=True)
+    reader = draft.settle("reader", lambda: on_a_worker(_reader, settings, **wants))
+    _check_reader(draft, reader, chunks, settings, earlier)
     shared = _shared(chunks, earlier.embeddings) if earlier else [()] * len(chunks.parts)
     run_shards(
         draft,
         list(zip(chunks.parts, shared, strict=True)),
         _embedder,
-        (chunks, settings, earlier),
-        num_workers=settings.runtime.num_workers,
-        num_gpus=settings.runtime.num_gpus,
+        (chunks, settings, earlier, reader["precision"]),
+        **wants,
         can_use_gpus=True,
-        memory=2 * 2**30,
     )
-    if settings.max_chunks is None:
-        _check_ids(draft, chunks)
-    return _publish(draft, chunks, weights)
+    return _publish(draft, chunks, weights, _check_ids(draft, chunks, settings.max_chunks))
 
 
 def estimate(settings: EmbedConfig, drawn: Mapping[str, ledger.Drawn] | None = None) -> str:
@@ -95,7 +96,7 @@ def estimate(settings: EmbedConfig, drawn: Mapping[str, ledger.Drawn] | None = N
     known = (drawn or {}).get(f"chunks/{settings.chunks}")
     size = _SAMPLE_ROWS[num_gpus > 0]
     texts, num_rows = _of_drawn(settings, known, size) if known else _of_published(settings, size)
-    sample = measure(_sample, texts, num_rows, settings, num_gpus, num_gpus=num_gpus)
+    sample = on_a_worker(_sample, texts, num_rows, settings, num_gpus, num_gpus=num_gpus)
     return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
 
 
@@ -190,26 +191,64 @@ def _ids(made: Artifact, part: str) -> list[str]:
     return made.storage.read_table(part, ["chunk_id"])["chunk_id"].to_pylist()
 
 
+def _reader(settings: EmbedConfig) -> dict[str, Any]:
+    """Which precision the model has here, how many tokens it reads, and how many of them no chunk can have."""
+    model, prompt, _ = _model(settings)
+    around = len(encoder.tokenize(model, [""], prompt=prompt)[0])
+    return {"precision": _precision(settings), "tokens": model.max_seq_length, "around": around}
+
+
+def _check_reader(
+    draft: Draft, reader: dict[str, Any], chunks: Artifact, settings: EmbedConfig, earlier: Earlier | None
+) -> None:
+    """Raises UserError where the model would cut chunks that nobody asked it to cut, or vectors of two precisions
+    would be mixed."""
+    most, reads, around = chunks.manifest["recipe"].get("max_tokens"), reader["tokens"], reader["around"]
+    if settings.max_seq_length is None and most is not None and most + around > reads:
+        raise draft.given_up(
+            f"chunks = {settings.chunks!r}: max_tokens = {most}, with special tokens and prompt {most + around}, but "
+            f"model = {settings.model!r} reads {reads}; cut them with max_tokens={max(1, reads - around)}, or set "
+            f"max_seq_length: higher where the model has the positions, {reads} to cut chunks off"
+        )
+    before = set(earlier.embeddings.manifest["facts"]["precision"]) if earlier else set()
+    if before - {reader["precision"]}:
+        raise draft.given_up(
+            f"reuse = {settings.reuse!r}: made in {', '.join(sorted(before))}, but precision = {settings.precision} is "
+            f"{reader['precision']} here; embed where it is the same, or without reuse"
+        )
+
+
+def _precision(settings: EmbedConfig) -> str:
+    """Of the model's weights, on this machine."""
+    if settings.precision != "auto":
+        return settings.precision
+    return str(device.inference_precision()).removeprefix("torch.")
+
+
 def _model(settings: EmbedConfig) -> tuple[Any, str, Budget]:
     """The model in the precision it computes in, what stands before each chunk, and how much is a batch."""
-    dtype = device.inference_precision() if settings.precision == "auto" else getattr(torch, settings.precision)
-    model = encoder.load_encoder(
-        hub.model_folder(settings.model, settings.runtime.root), settings.max_seq_length, dtype
-    )
+    folder = hub.model_folder(settings.model, settings.runtime.root)
+    model = encoder.load_encoder(folder, settings.max_seq_length, getattr(torch, _precision(settings)))
     most = settings.runtime.max_batch_tokens
     budget = Budget(most) if most else encoder.batch_budget()
     return model, encoder.document_prompt(model, settings.prompt, settings.prompt_name), budget
 
 
-def _embedder(chunks: Artifact, settings: EmbedConfig, earlier: Earlier | None) -> Callable[[Any], Shard]:
+def _embedder(
+    chunks: Artifact, settings: EmbedConfig, earlier: Earlier | None, precision: str
+) -> Callable[[Any], Shard]:
     model, prompt, budget = _model(settings)
-    dtype = next(model[0].parameters()).dtype
     exact = model
-    if dtype != torch.float32:
+    if precision != "float32":
         exact = encoder.load_encoder(hub.model_folder(settings.model, settings.runtime.root), settings.max_seq_length)
     with_ids = _holds_ids(chunks, model, prompt)
 
     def process(item: tuple[str, tuple[int, ...]]) -> Shard:
+        if precision != (here := _precision(settings)):
+            raise UserError(
+                f"precision = {settings.precision}: the run was begun in {precision}, this worker's processor has "
+                f"{here}; go on where it is {precision}, or set precision= and another name="
+            )
         part, shared = item
         rows = chunks.storage.read_table(
             part, ["chunk_id", "document_id", "text", *(["token_ids"] if with_ids else [])]
@@ -222,15 +261,20 @@ def _embedder(chunks: Artifact, settings: EmbedConfig, earlier: Earlier | None) 
         new = np.arange(rows.num_rows)
         if earlier and shared:
             new = _taken(rows, earlier, shared, vectors, num_tokens)
-        lowered = budget.lowered
-        for block, tokens in _prepared(model, rows, new, prompt, with_ids):
+        lowered, truncated = budget.lowered, 0
+        for block, tokens, cut in _prepared(model, rows, new, prompt, with_ids):
+            truncated += cut
             vectors[block] = encoder.encode_tokens(model, tokens, budget, autocast=torch.float32, prompt=prompt)
             num_tokens[block] = [len(ids) for ids in tokens]
+        known = np.setdiff1d(np.flatnonzero(num_tokens == model.max_seq_length), new)  # taken, and perhaps cut
+        truncated += sum(cut for _, _, cut in _prepared(model, rows, known, prompt, with_ids))
         ids = rows["chunk_id"].to_pylist()
         facts = {
             "tokens": int(num_tokens.sum()),
             "new_rows": len(new),
-            "precision": str(dtype).removeprefix("torch."),
+            "truncated": truncated,
+            "token_ids_used": with_ids,
+            "precision": precision,
             "budget_lowered": budget.lowered - lowered,
             "prompt": prompt,
             **_checked(vectors, rows, exact, prompt, with_ids, settings),
@@ -268,22 +312,22 @@ def _taken(
 
 def _prepared(
     model: Any, rows: pa.Table, chosen: np.ndarray, prompt: str, with_ids: bool
-) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """(rows, their tokens) of the chosen rows, in blocks; the next block is prepared while one is encoded."""
+) -> Iterator[tuple[np.ndarray, list[np.ndarray], int]]:
+    """(rows, their tokens, how many were cut) of the chosen rows, in blocks; one is prepared while one is encoded."""
 
-    def prepare(block: np.ndarray) -> list[np.ndarray]:
+    def prepare(block: np.ndarray) -> tuple[list[np.ndarray], int]:
         part = rows.take(pa.array(block))
         if with_ids:
             return encoder.framed(model, [ids.values.to_numpy() for ids in part["token_ids"]], prompt)
-        return encoder.tokenize(model, part["text"].to_pylist(), prompt=prompt)
+        return encoder.tokenize_counting(model, part["text"].to_pylist(), prompt=prompt)
 
     blocks = [chosen[at : at + _BLOCK] for at in range(0, len(chosen), _BLOCK)]
     with ThreadPoolExecutor(1) as pool:
         ready = [pool.submit(prepare, block) for block in blocks[:1]]
         for number, block in enumerate(blocks):
-            tokens = ready.pop().result()
+            tokens, cut = ready.pop().result()
             ready += [pool.submit(prepare, after) for after in blocks[number + 1 : number + 2]]
-            yield block, tokens
+            yield block, tokens, cut
 
 
 def _checked(
@@ -295,7 +339,7 @@ def _checked(
         bad = ids[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]
         raise UserError(f"chunk {bad}: its embedding is not finite in {settings.precision}; set precision=float32")
     chosen = embeddings.sample(ids, settings.runtime.check_rows)
-    tokens = [ids for _, block in _prepared(exact, rows, chosen, prompt, with_ids) for ids in block]
+    tokens = [ids for _, block, _ in _prepared(exact, rows, chosen, prompt, with_ids) for ids in block]
     again = encoder.encode_tokens(exact, tokens, Budget(1), autocast=torch.float32, prompt=prompt)
     found = embeddings.cosines(vectors[chosen], again)
     if len(found) and found.min() < least:
@@ -306,17 +350,26 @@ def _checked(
     return {"cosines": [round(float(cosine), 7) for cosine in found]}
 
 
-def _check_ids(draft: Draft, chunks: Artifact) -> None:
-    """One embedding a chunk, in the chunks' order: read again from what was written."""
+def _check_ids(draft: Draft, chunks: Artifact, max_chunks: int | None) -> int:
+    """One embedding for each chunk that was asked for, in the chunks' order: read again from what was written.
+
+    Returns how many. Raises UserError for a part that has other ids.
+    """
+    checked = 0
     for number, part in enumerate(chunks.parts):
+        rows = chunks.storage.read_table(part, ["chunk_id", "document_id"])
+        if max_chunks is not None:
+            rows = rows.take(pa.array(embeddings.spaced(rows["document_id"].to_pylist(), max_chunks), pa.int64()))
         written = draft.storage.read_table(f"{draft.folder}/part-{number:05d}.parquet", ["chunk_id"])
-        if written["chunk_id"].to_pylist() != _ids(chunks, part):
+        if written["chunk_id"].to_pylist() != rows["chunk_id"].to_pylist():
             raise UserError(
                 f"{draft.storage.uri(draft.folder)}: part {number} has other ids than {part}; make it again"
             )
+        checked += rows.num_rows
+    return checked
 
 
-def _publish(draft: Draft, chunks: Artifact, weights: str) -> Artifact:
+def _publish(draft: Draft, chunks: Artifact, weights: str, ids_checked: int) -> Artifact:
     records = [record for _, record in sorted(draft.finished_shards().items())]
     shards = [record["facts"] for record in records]
     rows = sum(record["rows_out"] for record in records)
@@ -325,15 +378,19 @@ def _publish(draft: Draft, chunks: Artifact, weights: str) -> Artifact:
         "model_weights": weights,
         "prompt": shards[0]["prompt"],
         "precision": dict(Counter(facts["precision"] for facts in shards)),  # shards by each
-        **{key: sum(facts[key] for facts in shards) for key in ("tokens", "new_rows", "budget_lowered")},
+        **{key: sum(facts[key] for facts in shards) for key in ("tokens", "new_rows", "truncated")},
+        "token_ids_used": shards[0]["token_ids_used"],  # those that the chunks hold, else their texts were tokenised
+        "ids_checked": ids_checked,
         "cosine_to_float32": {"rows": len(cosines), **embedding_report.spread(cosines)},
     }
-    told = f"; {rows - facts['new_rows']:,} taken from before" if facts["new_rows"] < rows else ""
+    told = f"; {facts['truncated']:,} cut to what the model reads" if facts["truncated"] else ""
+    told += f"; {rows - facts['new_rows']:,} taken from before" if facts["new_rows"] < rows else ""
     summary = f"{rows:,} chunks, {facts['tokens']:,} tokens; {speed(draft, facts['tokens'], 'tokens')}{told}"
     if len(cosines):
         summary += f"\ncosine to float32: least {cosines.min():.6f} of {len(cosines):,}, a sample of every shard"
     page = embedding_report.page(draft.name, facts, records, chunks.manifest)
     draft.storage.write_bytes(f"{draft.folder}/index.html", page.encode())
+    facts["budget_lowered"] = sum(facts["budget_lowered"] for facts in shards)  # not on the page: it is no result
     return draft.publish(num_shards=len(chunks.parts), summary=summary, facts=facts)
 
 

@@ -26,9 +26,7 @@ class Files(config.Config):
 
     folder: str
     files: tuple[str, ...] = Field(default=(), description="of the folder; default: every file of these formats")
-    shard_bytes: int = Field(
-        default=16 * 2**20, gt=0, description="decompressed source bytes per shard; Parquet is read by row group"
-    )
+    shard_bytes: int = Field(default=16 * 2**20, gt=0, description="decompressed source bytes per shard")
 
 
 def pieces(source: Files, columns: Mapping[str, str | None]) -> tuple[list[Piece], str]:

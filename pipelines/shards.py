@@ -49,6 +49,8 @@ class Worker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         for index in batch["index"].tolist():
+            if self.draft.has_shard(index):  # by a worker that died before it could tell: Ray asks another again
+                continue
             wall, cpu = time.perf_counter(), time.process_time()
             try:
                 shard = self.process(self.items[index])
@@ -175,13 +177,21 @@ def gpus(asked: float | None, can_use: bool) -> float:
     return 1.0 if can_use and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
-def measure(function: Callable[..., Any], *arguments: Any, num_gpus: float) -> Any:
+def on_a_worker(
+    function: Callable[..., Any],
+    *arguments: Any,
+    num_gpus: float,
+    num_workers: int | None = None,
+    memory: int = 512 * 2**20,
+) -> Any:
     """What `function(*arguments)` returns in a process that holds what a worker of `run_shards` would.
 
-    Raises its UserError, and that of a cluster without GPUs where `num_gpus` asks for some.
+    Connects to the cluster. Raises the function's UserError, and that of a cluster without GPUs where `num_gpus` asks
+    for some.
     """
-    _places(num_gpus, None)
-    task = ray.remote(num_cpus=1, max_retries=0, **_holding(num_gpus, can_use=True))(function)
+    connect()
+    _places(num_gpus, num_workers, memory)
+    task = ray.remote(num_cpus=1, max_retries=0, memory=memory, **_holding(num_gpus, can_use=True))(function)
     try:
         return ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:

@@ -10,9 +10,11 @@ read is dropped with its file and place; too much of it stops the run.
 """
 
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from typing import Any, Self
 
 import numpy as np
@@ -60,7 +62,7 @@ class Corpus(config.Config):
     text: str = "text"
     key: str | None = Field(default=None, description="column of ids; default: the place in the file")
     keep: dict[str, str] = Field(default={}, description='columns to keep and their Arrow types: {url = "string"}')
-    shard_bytes: int = Field(default=16 * 2**20, gt=0, description="decompressed; Parquet is read by row group")
+    shard_bytes: int = Field(default=16 * 2**20, gt=0, description="decompressed")
 
     @property
     def types(self) -> dict[str, pa.DataType]:
@@ -127,8 +129,9 @@ def run(settings: TokenChunksConfig) -> Artifact:
     items = list(enumerate(pieces))
     arguments = (settings, tokenizer, storage, draft)
     run_shards(draft, items, _chunker, arguments, num_workers=settings.runtime.num_workers, memory=2**30)
+    _name_lines(draft, storage, pieces)
     _check_drops(draft, settings)
-    lengths, hashes = _drop_repeated(draft, len(items))
+    lengths, hashes = _drop_repeated(draft, storage, pieces)
     found = chunk_statistics.statistics(lengths, hashes, settings.max_tokens)
     return _publish(draft, len(items), found)
 
@@ -185,39 +188,38 @@ def _chunker(
 
     def process(item: tuple[int, Piece]) -> Shard:
         index, piece = item
-        tables, rejects, read, size = [empty], [], 0, 0
+        tables, rejects, places, read, size = [empty], [], [], 0, 0
         for batch in _batches(readers.records(storage, piece, columns), source):
-            documents, bad = _documents(batch, source)
+            documents, where, bad = _documents(batch, source)
             made, counts = token_chunks.chunk_table(
                 documents, backend, max_tokens=settings.max_tokens, overlap=settings.overlap, words=words
             )
             tables.append(made)
-            without = documents["document_id"].take(pa.array(np.flatnonzero(counts == 0))).to_pylist()
-            rejects += bad + [{"id": document, "reason": "no_token"} for document in without]
+            found = list(zip(documents["document_id"].to_pylist(), where, counts, strict=True))
+            rejects += bad + [
+                {"id": i, "reason": "no_token", "detail": place} for i, place, count in found if not count
+            ]
+            places += [place for _, place, count in found if count]
             read, size = read + len(batch), size + sum(len(text.encode()) for text in documents["text"].to_pylist())
         table = pa.concat_tables(tables)
-        draft.storage.write_table(f"{draft.folder}/{WORK}/{index:05d}.parquet", _seen(table))
+        draft.storage.write_table(f"{draft.folder}/{WORK}/{index:05d}.parquet", _seen(table, places))
         return Shard(table=table, rows_in=read, rejects=schema.rejects(rejects), bytes_in=size)
 
     return process
 
 
-Record = tuple[str, dict[str, Any] | Dropped]  # where, what is there
-
-
-def _batches(found: Iterable[readers.Found], source: Corpus) -> Iterator[list[Record]]:
+def _batches(found: Iterable[readers.Found], source: Corpus) -> Iterator[list[readers.Found]]:
     """Records of a piece as document_id, text and kept columns, about `_BATCH_CHARS` characters at once."""
-    batch: list[Record] = []
+    batch: list[readers.Found] = []
     size = 0
     for file, place, record in found:
-        where = file if place is None else f"{file}:{place}"
         if not isinstance(record, Dropped):
             kept = {name: record.get(name) for name in source.keep}
             record = readers.document(record, file, place, text=source.text, key=source.key)
             if not isinstance(record, Dropped):
                 record = {**record._asdict(), **kept}
                 size += len(record["text"])
-        batch.append((where, record))
+        batch.append((file, place, record))
         if size >= _BATCH_CHARS or len(batch) >= _BATCH_CHARS // 256:
             yield batch
             batch, size = [], 0
@@ -225,17 +227,56 @@ def _batches(found: Iterable[readers.Found], source: Corpus) -> Iterator[list[Re
         yield batch
 
 
-def _documents(batch: list[Record], source: Corpus) -> tuple[pa.Table, list[dict[str, str]]]:
-    """The documents of a batch as a table, and its rejects; a kept value of another type costs its record."""
+def _documents(batch: list[readers.Found], source: Corpus) -> tuple[pa.Table, list[str], list[dict[str, str]]]:
+    """The documents of a batch as a table, where each stands, and the rejects; a kept value of another type costs its
+    record."""
     types = {"document_id": pa.string(), "text": pa.string(), **source.types}
-    records = [record for _, record in batch if not isinstance(record, Dropped)]
+    records = [record for _, _, record in batch if not isinstance(record, Dropped)]
     try:
         table = pa.table({name: [record[name] for record in records] for name in types}, schema=pa.schema(types))
     except _MISFITS:
-        batch = [(where, _fitting(record, source.types)) for where, record in batch]
+        batch = [(file, place, _fitting(record, source.types)) for file, place, record in batch]
         return _documents(batch, source)
-    bad = [(where, record) for where, record in batch if isinstance(record, Dropped)]
-    return table, [{"id": where, "reason": record.reason, "detail": record.detail} for where, record in bad]
+    where = [_where(file, place) for file, place, record in batch if not isinstance(record, Dropped)]
+    bad = [
+        {
+            "id": file if place is None else f"{file}:{place}",
+            "reason": record.reason,
+            "detail": f"{_where(file, place)}: {record.detail}",
+        }
+        for file, place, record in batch
+        if isinstance(record, Dropped)
+    ]
+    return table, where, bad
+
+
+def _where(file: str, place: Any) -> str:
+    """For people to read. The number of a line is found at the end, by `_number_lines`."""
+    if not isinstance(place, int):
+        return file
+    return f"{file}, {'byte' if readers.has_lines(file) else 'row'} {place}"
+
+
+def _number_lines(storage: Storage, file: str, rejects: list[dict[str, Any]]) -> bool:
+    """Say lines instead of bytes in the details of a file's rejects; whether there was any to say."""
+    begin = f"{file}, byte "
+    found = [row for row in rejects if row["detail"].startswith(begin)]
+    places = [re.match(r"\d+", row["detail"][len(begin) :])[0] for row in found]
+    numbers = readers.line_numbers(storage, file, [int(place) for place in places]) if found else []
+    for row, place, number in zip(found, places, numbers, strict=True):
+        row["detail"] = f"{file}, line {number}{row['detail'][len(begin) + len(place) :]}"
+    return bool(found)
+
+
+def _name_lines(draft: Draft, storage: Storage, pieces: list[Piece]) -> None:
+    """`_number_lines` of what the shards have dropped. A file is read through once, and only if it has rejects."""
+    dropping = [index for index, record in sorted(draft.finished_shards().items()) if record["dropped"]]
+    for file, shards in groupby(dropping, lambda index: pieces[index].get("file", "")):
+        names = [f"{draft.folder}/rejects-{index:05d}.parquet" for index in shards if readers.has_lines(file)]
+        tables = [draft.storage.read_table(name).to_pylist() for name in names]
+        if _number_lines(storage, file, [row for rows in tables for row in rows]):
+            for name, rows in zip(names, tables, strict=True):
+                draft.storage.write_table(name, schema.rejects(rows))
 
 
 _MISFITS = (pa.ArrowException, OverflowError, UnicodeEncodeError)  # what Arrow raises for a value of another type
@@ -250,10 +291,14 @@ def _fitting(record: dict[str, Any] | Dropped, types: dict[str, pa.DataType]) ->
     return record
 
 
-def _seen(table: pa.Table) -> pa.Table:
-    """What the end of the run asks of every chunk of a shard, repeated documents among them."""
+def _seen(table: pa.Table, places: list[str]) -> pa.Table:
+    """What the end of the run asks of every chunk of a shard, repeated documents among them; where each stands, at its
+    first chunk."""
+    where = np.full(table.num_rows, None, object)
+    where[table["index"].to_numpy() == 0] = places
     hashes = chunk_statistics.text_hashes(table["text"].to_pylist())
-    return table.select(["document_id", "index", "num_tokens"]).append_column("hash", pa.array(hashes))
+    columns = {"hash": pa.array(hashes), "where": pa.array(where, pa.string())}
+    return pa.table({name: table[name] for name in ("document_id", "index", "num_tokens")} | columns)
 
 
 def _check_lost(draft: Draft, share: float, pieces: list[Piece], settings: TokenChunksConfig) -> None:
@@ -282,16 +327,18 @@ def _check_drops(draft: Draft, settings: TokenChunksConfig) -> None:
         raise draft.given_up(f"source = {where!r}: no chunk is left: {told}")
 
 
-def _drop_repeated(draft: Draft, num_shards: int) -> tuple[np.ndarray, np.ndarray]:
+def _drop_repeated(draft: Draft, storage: Storage, pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
     """Of documents that share an id the first stays. Returns num_tokens and hash of every chunk that stays.
 
-    Ids are compared by hash first, so that the driver holds 8 bytes a document; those that agree are compared in full.
+    The driver holds 12 bytes a chunk, which are returned, and 8 a document: ids are compared by hash first, and those
+    that agree in full. While they are put together, it is up to twice as much.
     All is read from what the shards have left beside their parts, so that a killed run finds the same again.
     """
-    names = [f"{draft.folder}/{WORK}/{index:05d}.parquet" for index in range(num_shards)]
+    names = [f"{draft.folder}/{WORK}/{index:05d}.parquet" for index in range(len(pieces))]
     marks = [_marks(_ids(draft.storage.read_table(name, ["document_id", "index"]))) for name in names]
     values, counts = np.unique(np.concatenate(marks), return_counts=True)
     shared = values[counts > 1]
+    del values, counts
     seen: set[str] = set()
     drops: dict[int, tuple[np.ndarray, list[dict[str, Any]]]] = {}
     records, lengths, hashes = draft.finished_shards(), [], []
@@ -304,6 +351,8 @@ def _drop_repeated(draft: Draft, num_shards: int) -> tuple[np.ndarray, np.ndarra
                 drops[index] = repeated, rejects
         lengths.append(table["num_tokens"].to_numpy()[~repeated])
         hashes.append(table["hash"].to_numpy()[~repeated])
+    for file, shards in groupby(drops, lambda index: pieces[index].get("file", "")):
+        _number_lines(storage, file, [row for index in shards for row in drops[index][1]])
     drop_all(draft, drops)
     return np.concatenate(lengths), np.concatenate(hashes)
 
@@ -320,11 +369,11 @@ def _marks(ids: list[str]) -> np.ndarray:
 def _repeated(table: pa.Table, seen: set[str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """(n,) bool, the chunks of documents that were seen before, and a reject for each such document."""
     first, again, rejects = table["index"].to_numpy() == 0, [], []
-    for name in _ids(table):
+    for name, where in zip(_ids(table), table["where"].drop_null().to_pylist(), strict=True):
         again.append(name in seen)
         seen.add(name)
         if again[-1]:
-            rejects.append({"id": name, "reason": "repeated_id"})
+            rejects.append({"id": name, "reason": "repeated_id", "detail": where})
     return np.asarray(again, bool)[np.cumsum(first) - 1], rejects
 
 

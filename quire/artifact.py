@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -196,10 +196,26 @@ class Draft:
         self.storage.write_json(name, self.storage.read_json(name) | {"given_up": True})
         return UserError(message)
 
+    def settle(self, key: str, decide: Callable[[], Any]) -> Any:
+        """What `decide` says, as JSON; a run that goes on finds what the first one decided.
+
+        For what the machine at hand decides, which two runs of one recipe may decide differently.
+        """
+        name = f"{self.folder}/{DRAFT}"
+        draft = self.storage.read_json(name)
+        if key not in draft.get("settled", {}):
+            draft["settled"] = draft.get("settled", {}) | {key: decide()}
+            self.storage.write_json(name, draft)
+        return draft["settled"][key]
+
     def finished_shards(self) -> dict[int, dict[str, Any]]:
         """Records of the shards that this or an interrupted run has completed, by index."""
         names = self.storage.files(f"{self.folder}/{SHARDS}")
         return {int(name.split(".")[0]): self.storage.read_json(f"{self.folder}/{SHARDS}/{name}") for name in names}
+
+    def has_shard(self, index: int) -> bool:
+        """Whether this or an interrupted run has completed the shard."""
+        return self.storage.exists(f"{self.folder}/{SHARDS}/{index:05d}.json")
 
     def totals(self) -> dict[str, Any]:
         """`manifest.totals` of the finished shards."""

@@ -1,6 +1,7 @@
 """What a run of embedding made, as one page: how much, how long the chunks are, how near float32.
 
-No time stands on it: the same input and recipe give the same bytes. What it took is in the manifest.
+No time stands on it, nor how often memory was short: the same input and recipe give the same bytes. What it took is in
+the manifest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,9 @@ def _whole(facts: Mapping[str, Any], records: Sequence[Mapping[str, Any]], chunk
         ("tokens, special ones included", f"{facts['tokens']:,}"),
         ("precision, in shards", ", ".join(f"{name}: {count}" for name, count in facts["precision"].items())),
         ("prompt", repr(facts["prompt"]) if facts["prompt"] else "none"),
-        ("batches that memory did not hold", f"{facts['budget_lowered']:,}"),
+        ("chunks cut to what the model reads", f"{facts['truncated']:,}"),
+        ("token ids", "those of the chunks" if facts["token_ids_used"] else "of the texts, tokenised anew"),
+        ("ids compared, in and out, one to one", f"{facts['ids_checked']:,}"),
     ]
     return report.Section("The whole", "", ("what", "value"), lines)
 

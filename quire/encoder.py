@@ -154,13 +154,22 @@ def tokenize(
 
     N arrays of int32. Every text that a model of ours reads passes here, so here its names are masked, if they are.
     """
+    return tokenize_counting(model, texts, max_length, prompt)[0]
+
+
+def tokenize_counting(
+    model: SentenceTransformer, texts: Sequence[str], max_length: int | None = None, prompt: str = ""
+) -> tuple[list[np.ndarray], int]:
+    """What `tokenize` gives, and how many of the texts were cut."""
     backend = model.tokenizer.backend_tokenizer
     backend.no_padding()
     backend.enable_truncation(max_length=max_length or model.max_seq_length)
     whole = [prompt + (masked(text) if masks_names(model) else text) for text in texts]
     if getattr(model[0], "do_lower_case", False):  # what some older models ask for, beside their tokenizer
         whole = [text.lower() for text in whole]
-    return [np.asarray(encoding.ids, dtype=np.int32) for encoding in backend.encode_batch_fast(whole)]
+    found = backend.encode_batch_fast(whole)
+    ids = [np.asarray(encoding.ids, dtype=np.int32) for encoding in found]
+    return ids, sum(bool(encoding.overflowing) for encoding in found)
 
 
 def takes_ids(model: SentenceTransformer, prompt: str) -> bool:
@@ -172,14 +181,15 @@ def takes_ids(model: SentenceTransformer, prompt: str) -> bool:
     return not prompt or (prompt[-1].isspace() and words.get("type") in ("BertPreTokenizer", "WhitespaceSplit"))
 
 
-def framed(model: SentenceTransformer, token_ids: Sequence[np.ndarray], prompt: str) -> list[np.ndarray]:
-    """What `tokenize` gives for texts whose own ids are known, where `takes_ids` holds: N arrays of int32."""
+def framed(model: SentenceTransformer, token_ids: Sequence[np.ndarray], prompt: str) -> tuple[list[np.ndarray], int]:
+    """What `tokenize_counting` gives for texts whose own ids are known, where `takes_ids` holds."""
     room = model.max_seq_length
     _, after = _around(model)
     before = tokenize(model, [""], prompt=prompt)[0]
     before = before[: len(before) - len(after)]
     kept = max(0, room - len(before) - len(after))
-    return [np.concatenate([before, ids[:kept], after]).astype(np.int32) for ids in token_ids]
+    whole = [np.concatenate([before, ids[:kept], after]).astype(np.int32) for ids in token_ids]
+    return whole, sum(len(ids) > kept for ids in token_ids)
 
 
 def _prompt_length(model: SentenceTransformer, prompt: str) -> int:

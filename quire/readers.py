@@ -1,6 +1,6 @@
 """Files of records: JSON lines, CSV, Parquet, Arrow and text files, read in pieces that can be read in parallel.
 
-A piece is a plain dictionary: a range of bytes of JSON lines or of CSV, a row group of Parquet, a range of Arrow
+A piece is a plain dictionary: a range of bytes of JSON lines or of CSV, of rows of a Parquet row group, of Arrow
 batches, some text files, or a damage that was found when the pieces were cut. A record is a dictionary by column, or a
 `Dropped`.
 """
@@ -26,7 +26,9 @@ LINES = (".json", ".jsonl", ".gz", ".zst")  # .gz and .zst are JSON lines, compr
 ARROW = (".arrow", ".feather")  # of files and of streams, which is what `datasets` writes
 TABLES = (*LINES, ".parquet", *ARROW, *csv_rows.SUFFIXES)
 FORMATS = (*TABLES, ".txt")
-_BATCH_ROWS = 256
+_BATCH_ROWS, _BATCH_BYTES = 256, 16 * 2**20
+_READ_BYTES = 2**20  # at once of a Parquet column, instead of all that its row group has
+_RANGES, _ROW_RANGES = 16, 64  # of a compressed file, of a row group: all are read from its beginning
 
 Piece = dict[str, Any]
 
@@ -76,10 +78,11 @@ def contents(storage: Storage, files: Iterable[str]) -> str:
 def cut(storage: Storage, files: Sequence[str], piece_bytes: int, *, strict: bool = False) -> list[Piece]:
     """Pieces that tile the files, each record in one of them, in the order of the files, text files last.
 
-    A piece of JSON lines, CSV, Arrow or text files has about `piece_bytes` (decompressed); Parquet is read by row
-    group. What a damaged file still holds is read, and its damage is a piece of its own, whose one record is dropped as
-    `damaged`; if `strict`, it raises UserError. CSV, compressed lines and Arrow are read through once for it; where
-    storage is far (`fetch_whole`) such a file is one piece, which its reader fetches to a temporary file.
+    A piece has about `piece_bytes` (decompressed), but for what is read from its beginning for every piece: of a
+    compressed file there are 16 at most, of a row group of Parquet 64. What a damaged file still holds is read, and its
+    damage is a piece of its own, whose one record is dropped as `damaged`; if `strict`, it raises UserError. CSV,
+    compressed lines and Arrow are read through once for it; where storage is far (`fetch_whole`) such a file is one
+    piece, which its reader fetches to a temporary file.
     """
     pieces: list[Piece] = []
     for file in (file for file in files if not file.endswith(".txt")):
@@ -117,8 +120,8 @@ def csv_delimiter(file: str) -> str | None:
 
 
 def _step(file: str, size: int, piece_bytes: int) -> int:
-    """A compressed file is read from its beginning for every range: more than 16 cost more than they give."""
-    return max(piece_bytes, -(-size // 16)) if file.endswith(tuple(streams.CODECS)) else piece_bytes
+    """A compressed file is read from its beginning for every range: more of them cost more than they give."""
+    return max(piece_bytes, -(-size // _RANGES)) if file.endswith(tuple(streams.CODECS)) else piece_bytes
 
 
 def _csv(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], str | None]:
@@ -141,13 +144,20 @@ def _lines(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], 
 
 
 def _parquet(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], str | None]:
-    """Whole row groups: nothing smaller is read at once."""
+    """Ranges of the rows of each row group, which may be all the file has."""
+    pieces: list[Piece] = []
     try:
         with storage.filesystem.open_input_file(storage.path(file)) as opened:
-            groups = pq.ParquetFile(opened).num_row_groups
+            about = pq.ParquetFile(opened).metadata
+            for number in range(about.num_row_groups):
+                group = about.row_group(number)
+                size, rows = max(1, group.total_byte_size), group.num_rows
+                step = max(1, rows * piece_bytes // size, -(-rows // _ROW_RANGES))
+                ranges = ([at, min(at + step, rows)] for at in range(0, rows, step))
+                pieces += [{"file": file, "row_group": number, "rows": part} for part in ranges]
     except streams.DAMAGE as error:
         return [], f"cut off or not Parquet ({streams.about_bytes(error)})"
-    return [{"file": file, "row_group": number} for number in range(groups)], None
+    return pieces, None
 
 
 def _arrow(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], str | None]:
@@ -224,8 +234,10 @@ def records(storage: Storage, piece: Piece, columns: Sequence[str] | None = None
     elif "start" in piece:
         lines = json_lines(storage, piece["file"], piece["start"], piece["end"], piece.get("readable"))
         yield from ((piece["file"], place, parse(line)) for place, line in lines)
+    elif "batches" in piece:
+        yield from _arrow_records(storage, piece, columns)
     else:
-        yield from _table_records(storage, piece, columns)
+        yield from _parquet_records(storage, piece, columns)
 
 
 def json_lines(
@@ -245,6 +257,22 @@ def json_lines(
             if line.strip():
                 yield place, line
             place += len(line)
+
+
+def has_lines(file: str) -> bool:
+    """Whether it is a file of JSON lines, whose places are bytes."""
+    return file.endswith(LINES) and _delimiter(file) is None
+
+
+def line_numbers(storage: Storage, file: str, places: Sequence[int]) -> list[int]:
+    """The numbers, from 1, of the lines that begin at these places of a file of JSON lines, read through once."""
+    numbers, at, line = {}, 0, 1
+    with streams.opened(storage, file, max(places, default=0)) as stream:
+        for place in sorted(set(places)):
+            while at < place and (data := stream.read(min(place - at, 2**20))):
+                at, line = at + len(data), line + data.count(b"\n")
+            numbers[place] = line
+    return [numbers[place] for place in places]
 
 
 def parse(line: bytes) -> dict[str, Any] | Dropped:
@@ -288,26 +316,35 @@ def _csv_records(storage: Storage, piece: Piece, columns: Sequence[str] | None) 
             yield file, row, Dropped(*found) if isinstance(found, csv_rows.Trouble) else found
 
 
-def _table_records(storage: Storage, piece: Piece, columns: Sequence[str] | None) -> Iterator[Found]:
-    file, row = piece["file"], piece.get("first_row", 0)
-    if "batches" in piece:
-        for batch in _arrow_batches(storage, file, *piece["batches"]):
-            batch = batch if columns is None else batch.select([n for n in batch.schema.names if n in columns])
-            yield from ((file, row + at, record) for at, record in enumerate(_rows(batch)))
-            row += batch.num_rows
-        return
+def _arrow_records(storage: Storage, piece: Piece, columns: Sequence[str] | None) -> Iterator[Found]:
+    file, row = piece["file"], piece["first_row"]
+    for batch in _arrow_batches(storage, file, *piece["batches"]):
+        batch = batch if columns is None else batch.select([n for n in batch.schema.names if n in columns])
+        yield from ((file, place, record) for place, record in enumerate(_rows(batch), row))
+        row += batch.num_rows
+
+
+def _parquet_records(storage: Storage, piece: Piece, columns: Sequence[str] | None) -> Iterator[Found]:
+    file, number = piece["file"], piece["row_group"]
     with storage.filesystem.open_input_file(storage.path(file)) as opened:
-        parquet, group = pq.ParquetFile(opened), piece["row_group"]
-        row = sum(parquet.metadata.row_group(number).num_rows for number in range(group))
+        parquet = pq.ParquetFile(opened, buffer_size=_READ_BYTES)
+        group = parquet.metadata.row_group(number)
+        row = sum(parquet.metadata.row_group(before).num_rows for before in range(number))
+        start, end = (row + at for at in piece["rows"])
         names = None if columns is None else [n for n in parquet.schema_arrow.names if n in columns]
+        most = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
+        batches = parquet.iter_batches(most, row_groups=[number], columns=names)
         try:
-            for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names):
-                yield from ((file, row + at, record) for at, record in enumerate(_rows(batch)))
+            while row < end:
+                batch = next(batches)
+                first = max(row, start)
+                wanted = batch.slice(min(first - row, batch.num_rows), max(0, end - first))
+                yield from ((file, place, record) for place, record in enumerate(_rows(wanted), first))
                 row += batch.num_rows
         except streams.DAMAGE as error:
-            detail = f"row group {group} from row {row} on ({streams.about_bytes(error)})"
-            end = sum(parquet.metadata.row_group(number).num_rows for number in range(group + 1))
-            yield from ((file, lost, Dropped("damaged", detail)) for lost in range(row, end))
+            first = max(row, start)
+            detail = f"row group {number} from row {first} on ({streams.about_bytes(error)})"
+            yield from ((file, lost, Dropped("damaged", detail)) for lost in range(first, end))
 
 
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Dropped]:

@@ -116,7 +116,7 @@ class Storage:
         target = self.path(relative)
         if not self.is_local:
             try:
-                with self.filesystem.open_output_stream(target) as file:
+                with self.filesystem.open_output_stream(target, compression=None) as file:
                     yield file
             except BaseException:
                 self.delete(relative)  # pyarrow cannot abandon an upload: closing it has put half a file in its place

@@ -166,9 +166,11 @@ def test_the_good_rows_are_done_and_the_bad_are_named(
     made = step.run(settings(tmp_path, model, "runtime.max_bad_share=0.9"))
     assert made.manifest["dropped"] == case.dropped
     found = rejects(made)
-    assert set(case.places) <= {row["id"] for row in found} and all(
-        row["detail"] for row in found if row["reason"] != "no_token"
-    )
+    assert set(case.places) <= {row["id"] for row in found}
+    for row in found:
+        file, _, place = row["id"].partition(":")
+        word = "" if place in ("", "end") else f", row {place}" if file.endswith((".parquet", ".arrow")) else ", line "
+        assert row["detail"].startswith(f"{file}{word}") and ", byte" not in row["detail"]
     chunks = made.read(["document_id", "text"]).to_pylist()
     good = [row["text"] for row in chunks if row["document_id"].startswith("a.jsonl:")]
     assert good == GOOD

@@ -38,7 +38,8 @@ def test_cosines_of_a_zero_vector_are_zero() -> None:
 
 
 def test_the_page_tells_nothing_that_another_run_of_the_same_recipe_would_tell_otherwise() -> None:
-    facts = {"tokens": 9, "new_rows": 3, "precision": {"float32": 1}, "prompt": "", "budget_lowered": 0}
+    facts = {"tokens": 9, "new_rows": 3, "precision": {"float32": 1}, "prompt": "", "truncated": 1}
+    facts |= {"token_ids_used": True, "ids_checked": 3}
     facts |= {"cosine_to_float32": {"rows": 2, "min": 0.9, "median": 0.95, "mean": 0.95}}
     chunks = {"rows_out": 3, "dropped": {"no_text": 2}, "facts": {}}
 
@@ -153,7 +154,7 @@ def test_a_flow_tells_what_it_would_take_before_anything_runs(
 ) -> None:
     asked = []
     monkeypatch.setattr(embed, "gpus", lambda given, can_use: asked.append(given) or 0.0)
-    monkeypatch.setattr(embed, "measure", lambda function, *arguments, num_gpus: function(*arguments))
+    monkeypatch.setattr(embed, "on_a_worker", lambda function, *arguments, num_gpus: function(*arguments))
     for number in range(40):
         write(tmp_path / "source", f"{number:02d}.jsonl", "sea", 6)
     (tmp_path / "flow.toml").write_text(

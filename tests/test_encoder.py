@@ -29,8 +29,12 @@ def ids_of(model: SentenceTransformer, texts: list[str]) -> list[np.ndarray]:
 @pytest.mark.parametrize("prompt", ["", "clustering: ", "the ship:\n"])
 def test_known_ids_behind_a_prompt_are_what_the_tokenizer_gives(model: SentenceTransformer, prompt: str) -> None:
     assert encoder.takes_ids(model, prompt)
-    made = encoder.framed(model, ids_of(model, TEXTS), prompt)
-    assert [ids.tolist() for ids in made] == [ids.tolist() for ids in encoder.tokenize(model, TEXTS, prompt=prompt)]
+    made, cut = encoder.framed(model, ids_of(model, TEXTS), prompt)
+    expected, truncated = encoder.tokenize_counting(model, TEXTS, prompt=prompt)
+    assert [ids.tolist() for ids in made] == [ids.tolist() for ids in expected]
+    own = ids_of(model, TEXTS)
+    around = len(expected[0]) - len(own[0])
+    assert cut == truncated == sum(len(ids) + around > model.max_seq_length for ids in own) > 0
     assert max(len(ids) for ids in made) == model.max_seq_length  # the longest is cut
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from pipelines import labelled, tokenize
+from pipelines import labelled, token_chunks, tokenize
 from quire import artifact, bpe, tokens
 from quire.artifact import WORK, Draft, Shard
 from quire.seen import Seen
@@ -61,6 +62,31 @@ def test_repeated_documents_are_dropped_in_the_memory_of_a_shard(tmp_path: Path)
         for draft, count in zip(drafts, (2, 8), strict=True)
     )
     assert large < GROWTH * small
+
+
+def test_repeated_chunks_are_found_in_forty_bytes_each_and_the_memory_of_a_shard(tmp_path: Path) -> None:
+    def chunks(numbers: range) -> pa.Table:
+        ids = [f"document-{i // 2}" for i in numbers]
+        columns = {"document_id": ids, "index": [i % 2 for i in numbers], "num_tokens": np.full(len(ids), 9, np.int32)}
+        return pa.table(columns | {"text": ids})
+
+    def work(count: int) -> int:
+        draft = drafted(tmp_path, count, 2_000, chunks)
+        for index in range(count):
+            table = draft.storage.read_table(f"{draft.folder}/part-{index:05d}.parquet")
+            seen = token_chunks._seen(table, table["document_id"].to_pylist()[::2])
+            draft.storage.write_table(f"{draft.folder}/{WORK}/{index:05d}.parquet", seen)
+        pieces = [{"file": "a.parquet"}] * count
+        tracemalloc.start()
+        try:
+            token_chunks._drop_repeated(draft, draft.storage, pieces)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    work(1)  # what is imported and cached the first time
+    small, large = work(4), work(16)
+    assert large - small < 40 * 12 * 2_000  # two chunks a document
 
 
 def test_shards_are_merged_one_in_memory_at_a_time(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import memory
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -54,6 +55,23 @@ def test_pieces_of_any_size_give_every_record_once(tmp_path: Path, file: str, pi
     assert places == sorted(set(places)) and {name for name, _, _ in found} == {file}
     if not file.startswith("a.json"):
         assert places == list(range(200))
+
+
+def test_a_row_group_is_cut_to_ranges_that_are_read_in_the_memory_of_a_range(tmp_path: Path) -> None:
+    rows = [{"id": i, "text": f"{i} " * 100} for i in range(20_000)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=10**6, compression="zstd")
+    storage = Storage(str(tmp_path))
+    whole, pieces = (readers.cut(storage, ["a.parquet"], size) for size in (10**9, 300_000))
+    assert len(whole) == 1 and 30 < len(pieces) <= 64
+    found = [list(readers.records(storage, piece)) for piece in pieces]
+    assert [one for part in found for one in part] == [("a.parquet", i, row) for i, row in enumerate(rows)]
+    assert max(map(len, found)) < 700
+
+    def read() -> None:
+        for _ in readers.records(storage, pieces[-1]):
+            pass
+
+    assert memory.peak(read) < 4 * 2**20 < pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(0).total_byte_size
 
 
 @pytest.mark.parametrize("file", ["a.parquet", "a.arrow"])
@@ -144,14 +162,15 @@ def test_a_table_cut_in_half_is_one_damage(tmp_path: Path, file: str) -> None:
     assert readers.table_columns(Storage(str(tmp_path)), file) is None
 
 
-def test_a_damaged_row_group_costs_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("piece_bytes", [1, 700, 10**9])
+def test_a_damaged_row_group_costs_no_other(tmp_path: Path, piece_bytes: int) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=70, compression="zstd")
     column = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(1)
     data = bytearray((tmp_path / "a.parquet").read_bytes())
     at = column.dictionary_page_offset or column.data_page_offset
     data[at : at + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     (tmp_path / "a.parquet").write_bytes(data)
-    found = read(tmp_path, ["a.parquet"], 700)
+    found = read(tmp_path, ["a.parquet"], piece_bytes)
     assert [record for _, _, record in found if isinstance(record, dict)] == ROWS[:70] + ROWS[140:]
     lost = [(place, record.reason) for _, place, record in found if isinstance(record, Dropped)]
     assert lost == [(place, "damaged") for place in range(70, 140)]
@@ -168,6 +187,16 @@ def test_a_string_of_a_table_that_is_no_utf_8_costs_its_row_alone(tmp_path: Path
             writer.write_table(table)
     records = [record for _, _, record in read(tmp_path, [file], 700)]
     assert [records[0], records[2]] == [{"text": "good"}, {"text": "good too"}] and records[1].reason == "bad_encoding"
+
+
+@pytest.mark.parametrize("file", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_the_places_of_lines_have_numbers(tmp_path: Path, file: str) -> None:
+    lines = b"\n\n" + b'{"text": "a\xc3\xb6"}\n\r\n' * 50
+    (tmp_path / file).write_bytes({"gz": gzip.compress, "zst": zstd}.get(file.split(".")[-1], bytes)(lines))
+    places = [place for _, place, _ in read(tmp_path, [file], 100)]
+    numbers = readers.line_numbers(Storage(str(tmp_path)), file, places[::-1])
+    assert numbers == list(range(3, 103, 2))[::-1]
+    assert [lines.count(b"\n", 0, place) + 1 for place in places] == numbers[::-1]
 
 
 def test_a_file_that_is_not_there_is_no_damage(tmp_path: Path) -> None:

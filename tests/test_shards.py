@@ -94,6 +94,21 @@ def test_rows_dropped_over_several_shards_are_the_same_wherever_the_run_is_kille
         assert run(str(writes), writes) == whole, writes
 
 
+def test_a_shard_whose_worker_died_before_it_told_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft, made = begun(tmp_path), []
+
+    def process(item: str) -> Shard:
+        made.append(item)
+        return Shard(facts={"item": item})
+
+    work(draft, ["a"], process, monkeypatch)
+    before = bytes_of(draft)
+    work(draft, ["a", "b"], process, monkeypatch)
+    assert made == ["a", "b"] and before.items() <= bytes_of(draft).items()
+
+
 @pytest.mark.parametrize("items", [["a", "b", "c"], ["a"], ["a", "other"]])
 def test_shards_that_were_cut_otherwise_are_refused(
     items: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -166,16 +181,16 @@ def test_a_worker_without_gpus_sees_none(tmp_path: Path, local_ray: None) -> Non
 
     draft = begun(tmp_path)
     shards.run_shards(draft, [0], lambda: seen, can_use_gpus=True)
-    for facts in (draft.finished_shards()[0]["facts"], shards.measure(seen, num_gpus=0).facts):
+    for facts in (draft.finished_shards()[0]["facts"], shards.on_a_worker(seen, num_gpus=0).facts):
         assert facts["CUDA_VISIBLE_DEVICES"] == "" and facts["PYTHONPATH"]  # that of the job stays
 
     def wrong() -> None:
         raise UserError("wrong")
 
     with pytest.raises(UserError, match="^wrong$"):
-        shards.measure(wrong, num_gpus=0)
+        shards.on_a_worker(wrong, num_gpus=0)
     with pytest.raises(UserError, match="the cluster has no GPU"):
-        shards.measure(seen, num_gpus=1)
+        shards.on_a_worker(seen, num_gpus=1)
 
 
 @pytest.mark.system
@@ -234,6 +249,16 @@ def test_a_failed_run_gives_its_workers_back_at_once(
     finally:
         gc.enable()
     assert str(raised) in str(caught.value)
+
+
+@pytest.mark.ray
+def test_what_a_worker_is_asked_first_is_answered_or_its_mistake_is_told(local_ray: None) -> None:
+    def mistaken() -> None:
+        raise UserError("wrong")
+
+    assert shards.on_a_worker(lambda a, b: a**b, 2, 3, num_gpus=0) == 8
+    with pytest.raises(UserError, match="^wrong$"):
+        shards.on_a_worker(mistaken, num_gpus=0)
 
 
 @pytest.mark.ray

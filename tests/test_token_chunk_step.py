@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_artifact import s3_root  # noqa: F401
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -16,6 +17,7 @@ from pipelines import token_chunks as step
 from quire import config, token_chunks
 from quire.artifact import Artifact
 from quire.errors import UserError
+from quire.storage import Storage
 
 WORDS = [f"w{i}" for i in range(50)]
 
@@ -132,6 +134,8 @@ def test_bad_rows_are_named_and_counted_and_good_ones_done(tmp_path: Path, model
     ids = {row["reason"]: row["id"] for row in rejects(made)}
     size = sum(len(json.dumps(row)) + 1 for row in rows(10))
     assert ids["not_json"] == f"a.jsonl:{size}" and ids["no_token"] == "empty"
+    lines = {row["reason"]: row["detail"].partition(":")[0] for row in rejects(made)}
+    assert lines == {reason: f"a.jsonl, line {number}" for number, reason in enumerate(bad, 11)}
 
 
 def test_damaged_files_cost_what_is_lost_and_no_more(tmp_path: Path, model: str, serial: None) -> None:
@@ -167,6 +171,11 @@ def test_of_documents_that_share_an_id_the_first_stays(tmp_path: Path, model: st
     assert all(first[row["document_id"]].startswith(row["text"]) for row in whole)
     assert len(set(table["chunk_id"].to_pylist())) == table.num_rows == made.manifest["facts"]["rows"]
     assert made.manifest["dropped"] == {"repeated_id": 3}
+    assert sorted((row["id"], row["detail"]) for row in rejects(made)) == [
+        ("d29", "a.jsonl, line 31"),
+        ("d29", "a.jsonl, line 32"),
+        ("d5", "b.jsonl, line 1"),
+    ]
 
 
 def test_a_run_killed_while_it_drops_goes_on_to_the_same_bytes(
@@ -220,6 +229,29 @@ def test_a_corpus_without_a_chunk_is_no_result(tmp_path: Path, model: str, seria
     write_lines(tmp_path, [{"text": "\x00"}])
     with pytest.raises(UserError, match="no chunk is left: nothing dropped of 1 records"):
         step.run(settings(tmp_path, model))
+
+
+def test_a_folder_on_s3_gives_the_chunks_of_the_same_folder_on_a_disk(
+    tmp_path: Path,
+    model: str,
+    serial: None,
+    s3_root: str,  # noqa: F811
+) -> None:
+    (tmp_path / "source").mkdir()
+    parts = [rows(90)[at::3] for at in range(3)]
+    pq.write_table(pa.Table.from_pylist(parts[0]), tmp_path / "source/a.parquet", row_group_size=20)
+    lines = [json.dumps({"text": row["text"]}).encode() for row in parts[1]]
+    (tmp_path / "source/b.jsonl.gz").write_bytes(gzip.compress(b"\n".join([*lines, b"{"])))
+    (tmp_path / "source/c.txt").write_text(parts[2][-1]["text"])
+    remote = Storage(s3_root.replace("/quire?", f"/{tmp_path.name}?"))
+    for file in (tmp_path / "source").iterdir():
+        remote.write_bytes(file.name, file.read_bytes())
+    given = ("source.shard_bytes=2000", "runtime.max_bad_share=0.1")
+    near = step.run(settings(tmp_path, model, *given))
+    far = step.run(settings(tmp_path, model, *given, f"source.folder={remote.root}", "name=far"))
+    assert far.read().equals(near.read()) and len(near.read()["document_id"].unique()) == 61
+    assert rejects(far) == rejects(near) and rejects(far)[0]["detail"].startswith("b.jsonl.gz, line 31: ")
+    assert far.manifest["inputs"] == near.manifest["inputs"]
 
 
 @pytest.mark.ray
