@@ -1,9 +1,12 @@
 """The bi-encoder's trainer with all that may stand beside the contrastive batch, and the teacher it learns from."""
 
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.compute as pc
 import pytest
 import tiny_matcher
@@ -13,7 +16,7 @@ from safetensors.torch import load_file
 from pipelines import teach
 from quire import artifact, bi_encoder, cross_encoder, encoder, hub, loop, proper_names, training_sets
 from quire.errors import UserError
-from trainers.bi_encoder import CONFIG, BiEncoderConfig, BiEncoderTask, check_workers, inputs
+from trainers.bi_encoder import CONFIG, BiEncoderConfig, BiEncoderTask, check_workers, inputs, run
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,38 @@ def test_the_teacher_says_once_of_every_training_pair_what_the_cross_encoder_say
 def test_the_teacher_runs_on_ray_and_says_the_same(root: str, local_ray: None) -> None:
     made, found = (artifact.open_artifact(root, "predictions", "taught"), teach.run(teach_settings(root, "by-ray")))
     np.testing.assert_allclose(found.read()["logit"].to_numpy(), made.read()["logit"].to_numpy(), atol=1e-6)
+
+
+def kill_a_worker(folder: Path, killed: list[int]) -> None:
+    """SIGKILL for one worker of Ray Train once the second checkpoint stands below `folder`."""
+    while not (folder / "_work/checkpoint-00000004/state.json").exists():
+        time.sleep(0.01)
+    for process in psutil.process_iter(["cmdline"]):
+        if "RayTrainWorker" in " ".join(process.info["cmdline"] or []) and not killed:
+            killed.append(process.pid)
+            process.kill()
+
+
+@pytest.mark.ray
+def test_two_workers_of_ray_train_make_the_model_of_one_though_one_is_killed(
+    root: str, encoder_folder: str, local_ray: None
+) -> None:
+    steps = {"max_steps": 40, "learning_rate": 1e-3, "eval_every": 20, "checkpoint_every": 2}
+    runtime = {"wandb": "disabled", "cpus_per_worker": 1}
+    changes = {"loop": {**steps, "metric": "auc", "higher_is_better": True}}
+    one = run(settings(root, encoder_folder, {**runtime, "num_workers": 1}, name="one", **changes))
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker, args=(Path(root, "models/two"), killed), daemon=True)
+    killer.start()
+    two = run(settings(root, encoder_folder, {**runtime, "num_workers": 2}, name="two", **changes))
+    assert killed
+    histories = [made.read_json("history.json")["history"] for made in (one, two)]
+    losses, aucs = (
+        [[record[key] for record in history if key in record] for history in histories] for key in ("loss", "eval_auc")
+    )
+    assert len(losses[0]) == 40 and len(aucs[0]) >= 3
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    np.testing.assert_allclose(aucs[1], aucs[0], atol=0.02)
 
 
 def test_a_batch_holds_and_tells_its_works_their_mined_negatives_and_pairs_with_their_logits(
