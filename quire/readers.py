@@ -261,7 +261,7 @@ def json_lines(
 
 def has_lines(file: str) -> bool:
     """Whether it is a file of JSON lines, whose places are bytes."""
-    return file.endswith(LINES) and _delimiter(file) is None
+    return file.endswith(LINES) and csv_delimiter(file) is None
 
 
 def line_numbers(storage: Storage, file: str, places: Sequence[int]) -> list[int]:

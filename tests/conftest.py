@@ -8,8 +8,8 @@ import hypothesis
 import pytest
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-# Before torch is imported, and for every process that tests start: one precision, float32, on every x86 processor. Those
-# that multiply bf16 natively train and embed in it, and round by a hundredth where tests compare to a millionth.
+# Before torch is imported, and for every process that tests start: float32 on every x86 processor. Those that multiply
+# bf16 natively train and embed in it, and round by a hundredth where tests compare to a millionth.
 os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
 os.environ["RAY_AUTH_MODE"] = "disabled"  # tests start private clusters and tear them down
 os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
