@@ -112,7 +112,7 @@ def test_the_tokenizer_and_the_frequent_categories_are_found_part_by_part(tmp_pa
     def documents(numbers: range) -> pa.Table:
         texts = [f"a text of words {i} " * 20 for i in numbers]
         ids, names = [f"document-{i}" for i in numbers], ["x" if i % 2 else "y" for i in numbers]
-        return pa.table({"document_id": ids, "text": texts, "category": names})
+        return pa.table({"document_id": ids, "text": texts, "category": names, "split": ["train"] * len(ids)})
 
     given = {"name": "t", "documents": "d", "tokenizer": {"kind": "bpe", "vocab_size": 270, "max_documents": 20}}
 
@@ -122,8 +122,9 @@ def test_the_tokenizer_and_the_frequent_categories_are_found_part_by_part(tmp_pa
         draft = artifact.begin(made.storage, "tokens", "t", recipe={}, inputs={})
 
         def both() -> None:
-            tokenize._tokenizer(draft, made, settings)
-            assert tokenize._frequent(draft, made, settings.categories) == {"x", "y"}
+            frequent = tokenize._frequent(draft, made, settings.categories)
+            assert frequent == {"x", "y"}
+            tokenize._tokenizer(draft, made, settings, frequent)
 
         return memory.peak(both)
 
