@@ -244,19 +244,6 @@ def _places(num_gpus: float, num_workers: int | None, memory: int = 0) -> int:
     return max(1, places)
 
 
-def groups(sizes: Sequence[int], max_size: int) -> list[list[int]]:
-    """Consecutive indices grouped so that each group's sizes add up to at most `max_size` (or it is one item)."""
-    grouped: list[list[int]] = []
-    room = 0
-    for index, size in enumerate(sizes):
-        if not grouped or size > room:
-            grouped.append([])
-            room = max_size
-        grouped[-1].append(index)
-        room -= size
-    return grouped
-
-
 def drop_rows(draft: Draft, index: int, mask: np.ndarray, rows: list[dict[str, Any]]) -> None:
     """Rewrite a finished shard without the rows of `mask`, (n,) bool, which go to its rejects as `rows`.
 

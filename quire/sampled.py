@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from quire import csv_rows, readers, streams
+from quire import csv_rows, packing, readers, streams
 from quire.readers import Piece
 from quire.storage import Storage
 
@@ -18,7 +18,8 @@ def pieces(storage: Storage, files: Sequence[str], piece_bytes: int, count: int)
     """
     with ThreadPoolExecutor(4) as pool:
         sizes = dict(zip(files, pool.map(storage.size, files), strict=True))
-    chosen = _spaced(_groups(sizes, piece_bytes), count)
+    together = packing.groups([_text_bytes(file, sizes) for file in files], piece_bytes)
+    chosen = _spaced([[files[place] for place in group] for group in together], count)
     each = -(-count // len(chosen))
     found: list[Piece] = []
     read = 0.0
@@ -41,20 +42,6 @@ def _compressed(file: str) -> bool:
 
 def _text_bytes(file: str, sizes: dict[str, int]) -> int:
     return sizes[file] * (_RATIO if _compressed(file) else 1)
-
-
-def _groups(sizes: dict[str, int], piece_bytes: int) -> list[list[str]]:
-    """Consecutive files of about a piece together; a file that is larger alone."""
-    groups: list[list[str]] = []
-    room = 0
-    for file in sizes:
-        size = _text_bytes(file, sizes)
-        if not groups or size > room:
-            groups.append([])
-            room = piece_bytes
-        groups[-1].append(file)
-        room -= size
-    return groups
 
 
 def _spaced(items: list[Any], count: int) -> list[Any]:

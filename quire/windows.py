@@ -35,9 +35,8 @@ class Windows:
     """Random windows of L tokens of one split and some categories, never across documents.
 
     `component`: category, then document, then start, each uniform. `token`: every window start alike, so that long
-    documents and large categories come up more. With `tokens_per_category` the windows come from a pool of exactly
-    that many distinct tokens of each category, chosen by `pool_seed`; how much of the pool a run sees is left to
-    chance, as with all tokens. Raises UserError for an unknown category, or when no document is long enough.
+    documents and large categories come up more. A fixed budget of tokens is read by `quire.fixed_budget.FixedWindows`.
+    Raises UserError for an unknown category, or when no document is long enough.
     """
 
     def __init__(
