@@ -92,9 +92,10 @@ def test_the_mixture_flow_under_s3_killed_in_its_sweep_repeats_nothing_finished(
             return [f[0] for f in files if f[-2].startswith("checkpoint-") and f[-1] == "state.json"]
 
         def first_step(trial: str) -> int:
-            """The first that the trial's last attempt trained: only what is trained anew has a speed."""
+            """The first that the trial's last attempt trained, beyond all where it was killed after its last step: only
+            what is trained anew has a speed."""
             last = max((runs / "wandb").glob(f"offline-run-*-{trial}-*"))
-            return min(row["_step"] for row in logged(last) if "tokens_per_second" in row)
+            return min((row["_step"] for row in logged(last) if "tokens_per_second" in row), default=STEPS + 1)
 
         driver = started.driver(*words)
         wait_for(checkpoints, 400, "a checkpoint")
