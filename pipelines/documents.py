@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipelines.shards import run_shards, speed
-from quire import artifact, config, docstrings, documents, identity, names, packing, schema
+from quire import artifact, config, docstrings, documents, grouping, identity, names, schema
 from quire.artifact import Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.storage import Storage
@@ -132,7 +132,7 @@ class TextFiles:
         sizes = [self.storage.size(file) for file in self.files]
         ids = _document_ids(self.files, self.source.suffix)
         items = [{"file": file, "id": ids[file], "stated": self.manifest.get(file, {})} for file in self.files]
-        return [[items[i] for i in group] for group in packing.groups(sizes, self.source.shard_bytes)]
+        return [[items[i] for i in group] for group in grouping.groups(sizes, self.source.shard_bytes)]
 
     def _read_manifest(self, every: Sequence[str]) -> dict[str, dict[str, str]]:
         name = self.source.manifest

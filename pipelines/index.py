@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines.shards import run_shards, speed
-from quire import artifact, config, index, neighbors, packing, schema
+from quire import artifact, config, grouping, index, neighbors, schema
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.index import Plan
 
@@ -83,7 +83,7 @@ def run(settings: IndexConfig) -> Artifact:
 def cut(sizes: list[int], max_rows: int) -> list[Cut]:
     """Shard 0 with all parts, which are `sizes` rows long, and shards of parts of at most `max_rows` rows together."""
     starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-    parts = [tuple(found) for found in packing.groups(sizes, max_rows)]
+    parts = [tuple(found) for found in grouping.groups(sizes, max_rows)]
     cuts = [Cut(number, starts[found[0]], found) for number, found in enumerate(parts, start=1)]
     return [Cut(0, 0, tuple(range(len(sizes)))), *cuts]
 

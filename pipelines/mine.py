@@ -23,13 +23,13 @@ from quire import (
     artifact,
     candidates,
     config,
+    grouping,
     index,
     lookup,
     miner,
     mining,
     mining_corpus,
     mining_report,
-    packing,
     schema,
 )
 from quire.artifact import Artifact, Draft, Shard
@@ -146,7 +146,7 @@ def rules(settings: MineConfig) -> Rules:
 def cut(documents: np.ndarray, max_rows: int, *, with_recall: bool) -> list[Cut]:
     """Shards of whole documents with at most `max_rows` rows together; first, if wanted, the one for the recall."""
     found = [(0, 0)] if with_recall else []
-    found += [(group[0], group[-1] + 1) for group in packing.groups(np.diff(documents).tolist(), max_rows)]
+    found += [(group[0], group[-1] + 1) for group in grouping.groups(np.diff(documents).tolist(), max_rows)]
     return [Cut(number, *bounds) for number, bounds in enumerate(found)]
 
 

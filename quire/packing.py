@@ -1,4 +1,4 @@
-"""What goes together: batches under a budget of padded tokens, longest first; neighbours up to a size."""
+"""Length-sorted packing: batches under a budget of padded tokens."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,19 +17,6 @@ class Budget:
     def lower(self, failed: int) -> None:
         """To half of what a batch of `failed` padded tokens had."""
         self.tokens, self.lowered = max(1, failed // 2), self.lowered + 1
-
-
-def groups(sizes: Sequence[int], max_size: int) -> list[list[int]]:
-    """Consecutive indices grouped so that each group's sizes add up to at most `max_size` (or it is one item)."""
-    grouped: list[list[int]] = []
-    room = 0
-    for index, size in enumerate(sizes):
-        if not grouped or size > room:
-            grouped.append([])
-            room = max_size
-        grouped[-1].append(index)
-        room -= size
-    return grouped
 
 
 def pack(lengths: np.ndarray, budget: Budget) -> Iterator[np.ndarray]:

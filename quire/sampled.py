@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from quire import csv_rows, packing, readers, streams
+from quire import csv_rows, grouping, readers, streams
 from quire.readers import Piece
 from quire.storage import Storage
 
@@ -18,7 +18,7 @@ def pieces(storage: Storage, files: Sequence[str], piece_bytes: int, count: int)
     """
     with ThreadPoolExecutor(4) as pool:
         sizes = dict(zip(files, pool.map(storage.size, files), strict=True))
-    together = packing.groups([_text_bytes(file, sizes) for file in files], piece_bytes)
+    together = grouping.groups([_text_bytes(file, sizes) for file in files], piece_bytes)
     chosen = _spaced([[files[place] for place in group] for group in together], count)
     each = -(-count // len(chosen))
     found: list[Piece] = []
