@@ -30,6 +30,7 @@ _SIZES = ("width", "hidden_size", "num_features")
 SCALAR_GAIN = 50.0
 # A head that takes nearness for a sign against would turn validation round while the contrastive loss trains for it.
 LEAST_COSINE_WEIGHT = 0.1
+LEAST_PART_WEIGHT = 0.05  # of the views, and of what the encoder says: training that goes on can win either back
 MAX_INVERSE_TEMPERATURE = 100.0  # as CLIP bounds it (Radford et al. 2021, section 2.5): temperature >= 0.01
 
 
@@ -99,9 +100,26 @@ class PairHead(nn.Module):
         self.cosine_scale.fill_(of_cosine / SCALAR_GAIN)
         self.cosine_bias.fill_(bias / SCALAR_GAIN)
 
+    def of_views(self, features: torch.Tensor) -> torch.Tensor:
+        """What the views alone add to the logit, (..., F) to (...)."""
+        return self._standard(features) @ self.feature_weight
+
+    def _standard(self, features: torch.Tensor) -> torch.Tensor:
+        return ((features - self.feature_mean) / self.feature_deviation).clamp(-5, 5)
+
+    @torch.no_grad()
+    def weigh(self, both: Regression) -> None:
+        """Take the views and all the rest as a regression over the two, in this order, weighs them."""
+        of_views, of_rest = np.maximum(both.weights / both.deviation, LEAST_PART_WEIGHT).tolist()
+        bias = both.bias - of_views * both.mean[0] - of_rest * both.mean[1]
+        self.feature_weight.mul_(of_views)
+        for part in (self.cosine_scale, self.cosine_bias, self.out.weight, self.out.bias):
+            part.mul_(of_rest)
+        self.cosine_bias.add_(bias / SCALAR_GAIN)
+
     def forward(self, u: torch.Tensor, v: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """(..., D), (..., D) and features (..., F) to logits (...)."""
-        features = ((features - self.feature_mean) / self.feature_deviation).clamp(-5, 5)
+        features = self._standard(features)
         unit = self.width**0.5  # components of a normalised vector are of size 1/sqrt(D)
         inputs = torch.cat([unit * (u - v).abs(), self.width * u * v, features], dim=-1)
         cosine = (u * v).sum(-1)
@@ -200,6 +218,24 @@ class BiEncoder:
             features = self.views.pairs(rows[a[block]], rows[b[block]])
             logits[block] = self.pair_logits(embeddings[a[block]], embeddings[b[block]], features)
         return logits
+
+    def weigh(
+        self, texts_a: Sequence[str], texts_b: Sequence[str], labels: np.ndarray, negative_types: Sequence[str]
+    ) -> None:
+        """Weigh the views against what the encoder says by N pairs of works that it was not trained on.
+
+        An encoder tells the works it was trained on apart far better than any other, the views tell all alike, so a
+        head trained beside it trusts it too much: stacking wants predictions on held-out data (Wolpert 1992). Two
+        weights and a bias are all that is fitted. Without views there is nothing to weigh. Raises UserError as
+        `fit_regression`.
+        """
+        if not self.head.num_features:
+            return
+        with torch.inference_mode():
+            features = torch.from_numpy(self.views.compare(self._read(texts_a), self._read(texts_b)))
+            of_views = self.head.of_views(features.to(self.head.out.weight.device)).double().cpu().numpy()
+        rest = self.score(texts_a, texts_b) - of_views
+        self.head.weigh(fit_regression(np.stack([of_views, rest], axis=1), labels, negative_types))
 
     def start_head(
         self,

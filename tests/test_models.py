@@ -14,6 +14,7 @@ from sentence_transformers import CrossEncoder as UsersCrossEncoder
 from sentence_transformers import SentenceTransformer
 
 from quire import bi_encoder, cross_encoder, encoder, hub, losses, packing, sampler, views
+from quire.baselines import Regression, fit_regression
 from quire.errors import UserError
 
 TEXTS = [
@@ -99,6 +100,43 @@ def test_a_saved_bi_encoder_is_loaded_by_both_libraries_and_scores_alike(encoder
     np.testing.assert_allclose(
         SentenceTransformer(str(tmp_path / "m"), device="cpu").encode(TEXTS), made.encode(TEXTS), atol=1e-5
     )
+
+
+def test_views_are_weighed_against_the_encoder_by_texts_that_it_was_not_trained_on(encoder_folder: str) -> None:
+    model = bi_encoder.build_encoder(encoder_folder, pooling="mean", max_seq_length=64).eval()
+    words = ["ship", "sail", "judge", "court", "rose", "garden", "bread", "oven"]
+    texts = [f"{a} and {b}, {a} by {a}" for a in words for b in words]
+    a, b = texts[:-9], texts[9:]
+    labels = np.array([left.split()[0] == right.split()[0] for left, right in zip(a, b, strict=True)], np.int64)
+    kinds = ["random"] * len(labels)
+    labels[::11] ^= 1
+    fitted = views.Views.fit(texts)
+    made = bi_encoder.BiEncoder(model, bi_encoder.PairHead(32, num_features=len(fitted.feature_names)).eval(), fitted)
+    made.start_head(a, b, labels, np.asarray(kinds), len(labels))
+    torch.nn.init.normal_(made.head.out.weight)  # as sure as a head that knows its texts by heart
+    with torch.inference_mode():
+        of_views = made.head.of_views(torch.from_numpy(fitted.compare(a, b))).double().numpy()
+    before = made.score(a, b)
+    expected = fit_regression(np.stack([of_views, before - of_views], axis=1), labels, kinds)
+    assert (expected.weights / expected.deviation > bi_encoder.LEAST_PART_WEIGHT).all()
+    made.weigh(a, b, labels, kinds)
+    inside = np.abs((np.stack([of_views, before - of_views], 1) - expected.mean) / expected.deviation).max(1) < 5
+    wanted = expected.logits(np.stack([of_views, before - of_views], axis=1))
+    np.testing.assert_allclose(made.score(a, b)[inside], wanted[inside], atol=1e-4)
+    assert inside.sum() > 40 and log_loss(labels, wanted) < log_loss(labels, before)
+
+
+def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
+    return float(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean())
+
+
+def test_what_speaks_against_the_labels_is_silenced_but_for_a_little(encoder_folder: str) -> None:
+    head = bi_encoder.PairHead(4, num_features=1)
+    torch.nn.init.ones_(head.feature_weight)
+    head.weigh(Regression(np.zeros(2), np.ones(2), np.array([2.0, -3.0]), 0.5))
+    u, features = torch.eye(4)[:1], torch.ones(1, 1)
+    least = bi_encoder.LEAST_PART_WEIGHT
+    assert head(u, u, features).item() == pytest.approx(2.0 + least * (5.0 - 2.0) + 0.5, abs=1e-5)
 
 
 TYPESET = "“The _ship_,” she said—‘and the storm’ – was… ours."

@@ -315,6 +315,9 @@ class BiEncoderTask:
         return sets.mean_auc(self.validation, scores)
 
     def save(self, folder: Path) -> None:
+        self.module.eval()
+        sides = zip(*(self.validation.texts(row) for row in range(len(self.validation.labels))), strict=True)
+        self.bi.weigh(*sides, self.validation.labels, self.validation.negative_types)
         self.bi.save(folder)
 
 
