@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipelines.harvest import Plan, fetch_all
 from pipelines.shards import run_shards, speed
@@ -68,6 +68,22 @@ class GutenbergRuntime(config.Runtime):
     previous: str | None = Field(
         default=None, description="artefact with keep_raw, or unfinished: only what changed since is sent"
     )
+
+    @field_validator("base_urls")
+    @classmethod
+    def _check_base_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            if trouble := fetch.misread(url):
+                raise ValueError(f"{url!r} {trouble}: need one such as {harvest.BASE_URL}")
+        return urls
+
+    @field_validator("hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if fetch.misread(f"http://{host}") or fetch.netloc(f"http://{host}") != host:
+                raise ValueError(f"{host!r}: need a host or host:port in lower case, such as www.gutenberg.org")
+        return hosts
 
 
 class GutenbergConfig(config.Config):
@@ -156,7 +172,7 @@ def _asked(settings: GutenbergConfig, draft: Draft, files: Mapping[int, str]) ->
     if select.urls:
         if isinstance(settings.source, Mirror):
             raise UserError("select.urls: a mirror is read by ids; give select.ids")
-        listed = harvest.read_urls(_local(select.urls, "select.urls").decode("utf-8", "replace"), select.urls)
+        listed = harvest.read_urls(_local(select.urls, "select.urls").decode("utf-8-sig", "replace"), select.urls)
     return selection.ask(select, _catalogue(settings, draft) if select.catalogue else {}, files, listed)
 
 

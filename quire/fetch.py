@@ -9,6 +9,7 @@ import email.utils
 import random
 import ssl
 import time
+import urllib.parse
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -305,6 +306,16 @@ def _checked(check: Check, fetched: Fetched) -> None:
 def netloc(url: str) -> str:
     """`host`, or `host:port` where the port is not the scheme's own."""
     return httpx.URL(url).netloc.decode("ascii")
+
+
+def misread(url: str) -> str:
+    """Why an address cannot be asked for, as the end of a sentence; "" when it can."""
+    try:
+        urllib.parse.urlsplit(url)  # it refuses other addresses than httpx does
+        parts = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        return f"is no address ({error})"
+    return "" if parts.scheme in ("http", "https") and parts.host else "is no http:// or https:// address"
 
 
 def _scheme(url: str) -> str:

@@ -305,7 +305,7 @@ def test_a_book_refused_once_it_was_read_is_not_sent_again(tmp_path: Path, seria
 
 def test_a_list_of_addresses_is_followed(tmp_path: Path, serial: None) -> None:
     with Server(FILES | {"/odd/book.txt": small_book(50)}) as server:
-        (tmp_path / "urls.txt").write_text(f"{server.base}/3/pg3.txt\nhttp://{server.host}/odd/book.txt\n")
+        (tmp_path / "urls.txt").write_text(f"\ufeff{server.base}/3/pg3.txt\nhttp://{server.host}/odd/book.txt\n")
         made = step.run(settings(tmp_path, server, f"select.urls={tmp_path / 'urls.txt'}"))
     first, second = made.read()["document_id"].to_pylist()
     assert first == "pg3" and second.startswith("url-")
@@ -340,6 +340,9 @@ def test_a_bucket_holds_a_harvest_as_a_folder_does(
         (["select.urls=/nowhere.txt"], "select.urls = '/nowhere.txt': no such file"),
         (["source.kind=mirror", "source.folder=/nowhere"], "source.folder = '/nowhere': no file such as 1342-0.txt"),
         (["select.ids=[1]", "runtime.contact=a\nX: y"], "runtime.contact"),
+        (["select.ids=[1]", 'runtime.base_urls=["a.org/epub"]'], "base_urls.* 'a.org/epub' is no http.*need one"),
+        (["select.ids=[1]", 'runtime.hosts=["https://a.org"]'], "hosts.* 'https://a.org': need a host"),
+        (["select.ids=[1]", 'runtime.hosts=["A.org"]'], "hosts.* 'A.org': need a host or host:port in lower case"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_first_request(

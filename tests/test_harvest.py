@@ -182,6 +182,28 @@ def test_lists_of_addresses_are_keyed_by_their_ids() -> None:
         harvest.read_urls("\nftp://x/1", "list.txt")
 
 
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("http://aleph.gutenberg.org/1/3/4/1342/1342-0.txt", "pg1342"),
+        ("https://gutenberg.pglaf.org/dirs/0/7/7.txt", "pg7"),
+        ("https://gutenberg.pglaf.org/cache/generated/1342/pg1342.txt.utf8", "pg1342"),
+        ("https://www.gutenberg.org/cache/epub/84/pg84-images.html", "pg84"),
+        ("https://example.org/letters/12/12.txt", None),
+        ("https://example.org/1/3/4/1342/84.txt", None),
+    ],
+)
+def test_an_address_of_a_mirror_is_keyed_by_its_id(url: str, key: str | None) -> None:
+    (book,) = harvest.read_urls(url, "list.txt")
+    assert book.key == key if key else book.key.startswith("url-")
+
+
+@pytest.mark.parametrize("url", ["http://[bad/1.txt", "http://host:port/1.txt", "http://999.1.1.1/", "http:///1.txt"])
+def test_an_address_that_nobody_can_ask_is_refused_with_its_line(url: str) -> None:
+    with pytest.raises(UserError, match=r"list.txt, line 2: 'http.* is no .*; mend or leave out the line"):
+        harvest.read_urls(f"# books\n{url}", "list.txt")
+
+
 def test_every_mirror_has_a_name_before_the_next_name_is_tried() -> None:
     assert harvest.urls_of(7, ["http://a/x/", "http://b"])[:3] == (
         "http://a/x/7/pg7.txt",
