@@ -266,7 +266,7 @@ class Client:
 
     async def _body(self, response: httpx.Response, url: str) -> bytes:
         """The whole body, decompressed here: httpx takes a gzip stream without its end for a whole one."""
-        coding = response.headers.get("content-encoding", "identity").strip().lower()
+        coding = response.headers.get("content-encoding", "").strip().lower() or "identity"
         if coding not in ("identity", "gzip", "x-gzip"):
             raise NotFetched("bad_coding", f"{url}: Content-Encoding {coding!r} was not asked for")
         unpack = None if coding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 16)

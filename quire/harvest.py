@@ -34,6 +34,8 @@ _HTML_BYTES = 20_000  # within which a page shows that it is one
 _HTML = re.compile(
     rb"(?:\s|<!--(?>.*?-->)|<\?(?>.*?>))*+<(?:!doctype\s+html|(?:html|head|title|body)[\s>])", re.I | re.S
 )
+# Of an answer that is no book whatever its bytes are: a host's message to programs, a picture.
+_OTHER_KIND = re.compile(r"\s*(?:image|audio|video)/|[^;]*[/+](?:json|xml)\s*(?:;|$)", re.I)
 _NUM_READERS = 16  # threads
 _BOM = b"\xef\xbb\xbf"
 
@@ -99,6 +101,8 @@ def check_book(body: bytes, kind: str, whole: bool = True, *, may_lack_end: bool
 
     `kind`: the Content-Type. `whole`: whether the answer proved its end; else the END line must."""
     refuse_html(body, kind)
+    if _OTHER_KIND.match(kind):
+        raise NotFetched("no_text", f"the host says that it is {kind[:80]!r}: {body[:80]!r}")
     try:
         text = decode.decode(body).text
     except decode.Unreadable as error:

@@ -278,6 +278,17 @@ def test_a_book_that_begins_like_a_page_is_a_book(text: str) -> None:
     harvest.check_book(text.encode(), "text/plain")
 
 
+@pytest.mark.parametrize("kind", ["application/json", "application/problem+json; charset=utf-8", "text/xml"])
+def test_a_message_to_programs_is_no_book(kind: str) -> None:
+    with pytest.raises(NotFetched, match="no_text.*the host says that it is .*rate limit"):
+        harvest.check_book(b'{"error": "rate limit exceeded, try again in a while"}', kind)
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain; charset=utf-8", "application/octet-stream", "text/x-json-notes"])
+def test_a_book_is_one_whatever_a_host_that_does_not_know_calls_it(kind: str) -> None:
+    harvest.check_book(BOOK, kind)
+
+
 def test_a_body_is_looked_at_beside_the_requests_not_between_them() -> None:
     threads = []
     with Server(FILES) as server:
