@@ -211,6 +211,47 @@ def test_a_run_that_goes_on_without_its_failures_says_which_they_are(tmp_path: P
     assert made.manifest["facts"]["failed"] == {"pg2": "html"} and made.manifest["dropped"] == {"failed_html": 1}
 
 
+def test_what_failed_before_a_kill_and_came_later_is_no_longer_among_the_rejects(
+    tmp_path: Path, serial: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["select.ids=[1, 2]", "runtime.max_failed=1"]
+    with Server(FILES, {2: Fault("html")}) as server:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(step, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            step.run(settings(tmp_path, server, *asked))
+        assert (tmp_path / "documents/g/rejects-00000.parquet").exists()
+        server.faults.clear()
+        made = step.run(settings(tmp_path, server, *asked, "runtime.retry_failed=true"))
+        whole = step.run(settings(tmp_path, server, *asked, "name=whole"))
+    assert contents(made) == contents(whole) and not made.manifest["dropped"]
+
+
+def test_fetched_books_of_which_no_document_was_made_are_not_deleted_for_another_recipe(
+    tmp_path: Path, serial: None
+) -> None:
+    german = {path_of(n): small_book(n).replace(b"Language: English", b"Language: German") for n in (1, 2)}
+    asked = ["select.ids=[1, 2]"]
+    with Server(german) as server:
+        with pytest.raises(UserError, match=r"no document survived: .*not_english.*name= and runtime.previous=g$"):
+            step.run(settings(tmp_path, server, *asked))
+        with pytest.raises(UserError, match="was begun by another recipe"):
+            step.run(settings(tmp_path, server, *asked, "english=false"))
+        begun = len(server.paths)
+        made = step.run(settings(tmp_path, server, *asked, "english=false", "name=all", "runtime.previous=g"))
+        assert all("if-none-match" in headers for headers in server.headers[begun:])
+    assert made.manifest["rows_out"] == made.manifest["facts"]["unchanged"] == 2
+
+
+def test_what_the_catalogue_says_is_not_english_is_not_fetched_to_be_dropped(tmp_path: Path, serial: None) -> None:
+    (tmp_path / "c.csv").write_text(CSV)
+    asked = [f"select.catalogue={tmp_path / 'c.csv'}", "select.ids=[98, 99, 103]"]
+    with Server({path_of(n): small_book(n) for n in (98, 99, 103)}) as server:
+        made = step.run(settings(tmp_path, server, *asked))
+        assert {number_of(path) for path in server.paths} == {98, 99}  # of two languages one is English
+        every = step.run(settings(tmp_path, server, *asked, "name=every", "english=false"))
+    assert made.manifest["dropped"] == {"not_english": 1} and every.manifest["rows_out"] == 3
+
+
 def test_a_book_that_lacks_its_end_is_taken_once_that_is_allowed(tmp_path: Path, serial: None) -> None:
     cut = small_book(1).partition(b"*** END")[0]
     with Server(FILES | {path_of(1): cut}) as server:
