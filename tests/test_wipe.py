@@ -88,6 +88,24 @@ def test_fetched_books_go_only_where_they_are_named(root: Path, place: str) -> N
     assert not (root / "documents/b").exists()
 
 
+@pytest.mark.parametrize("written", ['{"manifest_version": 3, "name": "of a browser"}', "[]", "no JSON", "\xff"])
+def test_a_folder_with_a_manifest_of_another_program_stays(root: Path, written: str) -> None:
+    file = root / "reports/site/manifest.json"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(written.encode("latin-1"))
+    assert "stays: reports/site (no artefact)" in run(root, f"confirm={root}").told(0)
+    assert file.exists()
+
+
+def test_what_may_not_be_deleted_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(library.shutil, "rmtree", forbidden)
+    with pytest.raises(UserError, match=r"documents/b cannot be deleted \(.*Permission denied.*repeat the line"):
+        run(root, 'names=["b"]', f"confirm={root}")
+
+
 def test_a_wipe_that_is_killed_leaves_no_half_artefact(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(path: object) -> None:
         raise KeyboardInterrupt
