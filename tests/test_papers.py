@@ -404,6 +404,15 @@ def test_a_folder_with_a_script_has_a_remedy_that_it_takes(tmp_path: Path) -> No
         datasets._load(settings.source)
 
 
+def test_a_folder_with_a_damaged_file_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": ')
+    settings = config.load(datasets.CONFIG, None, ["name=x", "source.kind=hub", f"source.dataset={tmp_path / 'set'}"])
+    with pytest.raises(UserError, match=r"source.dataset = '.*set': cannot be loaded: JSON parse error.*; see whether"):
+        datasets._load(settings.source)
+
+
 def test_a_set_that_the_hub_converted_gives_the_rows_of_its_subset_alone(tmp_path: Path) -> None:
     files = {}
     for subset in ("default", "no_ref"):
