@@ -1,6 +1,7 @@
 """Every book that can be had arrives once and byte for byte, each other has its reason, however often it is killed."""
 
 import random
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 from gutenberg_server import Fault, Server, number_of, path_of, real_books, small_book
 from gutenberg_world import World, needs_books
 
+from pipelines import harvest as workers
 from quire import harvest
 from quire.errors import UserError
 
@@ -164,6 +166,27 @@ def test_a_host_that_turns_to_blocking_is_soon_left_alone(tmp_path: Path, fault:
         server.faults.clear()
         harvesting.shelf(tmp_path).forget(harvesting.shelf(tmp_path).failed())
         assert set(harvesting.harvest(tmp_path, books, patience=harvest.Patience(6)).values()) == {"done"}
+
+
+def test_progress_counts_what_was_settled_before_and_says_how_long_the_rest_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Worker:
+        """Settles a book in a fifth of a second, in place of an actor."""
+
+        class settle:
+            @staticmethod
+            def remote(book: harvest.Wanted) -> harvest.Record:
+                time.sleep(0.2)
+                return harvest.Record(book.key, "done")
+
+    monkeypatch.setattr(workers.ray, "wait", lambda running, num_returns: (running[:1], running[1:]))
+    monkeypatch.setattr(workers.ray, "get", lambda record: record)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    workers._settle(harvesting.wanted("http://a", range(7, 13)), [Worker], 1, harvest.Patience(3), 12, "documents/g")
+    told = capsys.readouterr().err
+    assert re.match(r"\s*documents/g: +50%.* 6/12 \[00:00<\?", told) and "12/12" in told
+    assert re.search(r" (?:7|8|9|10|11)/12 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ ?(?:book/s|s/book)\]", told)
 
 
 def test_lists_of_addresses_are_keyed_by_their_ids() -> None:
