@@ -153,7 +153,9 @@ def _csv_entries(data: bytes, where: str) -> Iterator[Entry]:
     try:
         text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8-sig")
     except (UnicodeDecodeError, *_DAMAGE) as error:
-        raise UserError(f"{where}: neither a CSV in UTF-8, plain or .gz, nor an archive ({error})") from error
+        raise UserError(
+            f"{where}: neither a CSV in UTF-8, plain or .gz, nor an archive ({error}); fetch it again"
+        ) from error
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # raises where quotes are not closed
     lacking = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
     if lacking:

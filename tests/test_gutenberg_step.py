@@ -436,6 +436,16 @@ def test_the_best_file_of_a_mirror_is_read_and_what_it_lacks_is_named(tmp_path: 
     assert (row["fetched_at"], row["last_modified"]) == (None, "Tue, 01 Sep 2020 10:00:00 GMT")
 
 
+def test_a_mirror_that_changes_while_it_is_read_says_so(
+    tmp_path: Path, serial: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror/84.txt").write_bytes(small_book(84))
+    monkeypatch.setattr(step.mirror, "best_files", lambda files: {84: "84.txt", 85: "85.txt"})
+    with pytest.raises(UserError, match=r"85.txt went while the mirror was read: .* run the same line again"):
+        step.run(settings(tmp_path, None, "source.kind=mirror", f"source.folder={tmp_path / 'mirror'}"))
+
+
 def test_a_mirror_beside_a_catalogue_settles_every_id_that_either_has(tmp_path: Path, serial: None) -> None:
     (tmp_path / "c.csv").write_text(CSV)
     (tmp_path / "mirror").mkdir()
