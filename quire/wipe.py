@@ -1,7 +1,7 @@
 """Which artefacts below a root would be deleted, how large they are, and their deletion: nothing outside is touched.
 
 Only `<root>/<kind>/<name>` with a manifest or a draft that a step wrote is an artefact; whatever else lies there
-(caches, links to elsewhere) is left and said to be left. Links are never followed. Fetched bytes, which no other step
+(caches, links to elsewhere) is left and said to be left. Links are never followed. Fetched books, which no other step
 can make again, go only with an artefact that is named.
 """
 
@@ -16,7 +16,9 @@ from quire.errors import UserError
 from quire.settled import RAW
 from quire.storage import Storage
 
-_FETCHED = (f"{RAW}/", f"{WORK}/{RAW}/")  # where a harvest keeps bytes: for a later one, and while it is unfinished
+# Of a harvest: bytes kept for a later one, or while it is unfinished; and the metadata, beside which the documents may
+# be all that is left of the books.
+_FETCHED = (f"{RAW}/", f"{WORK}/{RAW}/", "metadata-")
 
 
 class Found(NamedTuple):

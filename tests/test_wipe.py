@@ -71,12 +71,12 @@ def test_models_go_where_they_are_named(root: Path) -> None:
         run(root, 'kinds=["model"]')
 
 
-@pytest.mark.parametrize("place", ["raw", "_work/raw"])
+@pytest.mark.parametrize("place", ["raw/pg1.txt", "_work/raw/pg1.txt", "metadata-00000.parquet"])
 def test_fetched_books_go_only_where_they_are_named(root: Path, place: str) -> None:
-    file = root / "documents/b" / place / "pg1.txt"
-    file.parent.mkdir(parents=True)
+    file = root / "documents/b" / place
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("fetched")
-    if place != "raw":  # an unfinished harvest
+    if place.startswith("_work"):  # an unfinished harvest
         (root / "documents/b/manifest.json").rename(root / "documents/b/_draft.json")
     told = run(root).told(0)
     assert "would delete 2 artefact(s)" in told
