@@ -107,8 +107,12 @@ def _load(source: Hub) -> Any:
     part = {"data_dir": source.subset or "default"} if converted else {"name": source.subset}
     try:
         return datasets.load_dataset(source.dataset, revision=source.revision, **part)
-    except (ConnectionError, FileNotFoundError, ValueError) as error:  # what datasets raises for names and networks
-        raise UserError(f"{where}: cannot be loaded: {error}") from error
+    # What datasets raises for names and networks; and for damage, of which its cause tells more.
+    except (ConnectionError, FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"{where}: cannot be loaded: {error.__cause__ or error}; see whether the name, the network and its files "
+            "are right"
+        ) from error
     except RuntimeError as error:
         if "scripts" not in str(error):
             raise

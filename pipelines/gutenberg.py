@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipelines.harvest import Plan, fetch_all
 from pipelines.shards import run_shards, speed
@@ -68,6 +68,22 @@ class GutenbergRuntime(config.Runtime):
     previous: str | None = Field(
         default=None, description="artefact with keep_raw, or unfinished: only what changed since is sent"
     )
+
+    @field_validator("base_urls")
+    @classmethod
+    def _check_base_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            if trouble := fetch.misread(url):
+                raise ValueError(f"{url!r} {trouble}: need one such as {harvest.BASE_URL}")
+        return urls
+
+    @field_validator("hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if fetch.misread(f"http://{host}") or fetch.netloc(f"http://{host}") != host:
+                raise ValueError(f"{host!r}: need a host or host:port in lower case, such as www.gutenberg.org")
+        return hosts
 
 
 class GutenbergConfig(config.Config):
@@ -156,8 +172,9 @@ def _asked(settings: GutenbergConfig, draft: Draft, files: Mapping[int, str]) ->
     if select.urls:
         if isinstance(settings.source, Mirror):
             raise UserError("select.urls: a mirror is read by ids; give select.ids")
-        listed = harvest.read_urls(_local(select.urls, "select.urls").decode("utf-8", "replace"), select.urls)
-    return selection.ask(select, _catalogue(settings, draft) if select.catalogue else {}, files, listed)
+        listed = harvest.read_urls(_local(select.urls, "select.urls").decode("utf-8-sig", "replace"), select.urls)
+    entries = _catalogue(settings, draft) if select.catalogue else {}
+    return selection.ask(select, entries, files, listed, only_english=settings.english)
 
 
 def _catalogue(settings: GutenbergConfig, draft: Draft) -> dict[int, Entry]:
@@ -205,8 +222,10 @@ def _fetch(draft: Draft, settings: GutenbergConfig, shelf: Shelf, asked: Sequenc
     """Bring every book that is not refused to its record. Raises UserError when too many failed."""
     runtime = settings.runtime
     if runtime.retry_failed and (failed := shelf.failed()):
-        # Shards tell of the failures; they go first, should we die in between.
+        # Shards tell of the failures; they go first, should we die in between. A new one may have no rejects.
         draft.storage.delete(f"{draft.folder}/{artifact.SHARDS}")
+        for name in _parts(draft, "rejects-"):
+            draft.storage.delete(name)
         shelf.forget(failed)
     wanted = [Wanted(book.key, book.urls or _urls(settings, book)) for book in asked if not book.refusal[0]]
     previous, known = settled.earlier(draft.storage, runtime.previous)
@@ -290,8 +309,10 @@ def _publish(draft: Draft, settings: GutenbergConfig, num_shards: int) -> Artifa
         raise UserError(losses)  # not given up: what was fetched stays
     totals = draft.totals()
     if not totals["rows_out"]:
-        dropped = schema.summarise(totals["dropped"])
-        raise draft.given_up(f"no document survived: {dropped}; look at rejects in {draft.folder}")
+        message = f"no document survived: {schema.summarise(totals['dropped'])}; look at rejects in {draft.folder}"
+        if isinstance(settings.source, Http) and totals["cost"]["bytes_in"]:  # another recipe must not delete them
+            raise UserError(f"{message}; to use what was fetched, give another name= and runtime.previous={draft.name}")
+        raise draft.given_up(message)
     summary = f"{documents.told(kept, totals)}; {speed(draft, totals['cost']['bytes_in'] / 1e6, 'MB')}"
     books = _metadata(draft)
     facts = {"kept": kept, "failed": {b["document_id"]: b["reason"] for b in books if b["status"] == "failed"}}
@@ -307,9 +328,14 @@ def _publish(draft: Draft, settings: GutenbergConfig, num_shards: int) -> Artifa
 
 def _metadata(draft: Draft) -> list[dict[str, Any]]:
     """What became of each book that was asked for."""
-    files = [name for name in draft.storage.files(draft.folder) if name.startswith("metadata-")]
     columns = ["document_id", "status", "reason", "sha256"]
-    return [row for file in files for row in draft.storage.read_table(f"{draft.folder}/{file}", columns).to_pylist()]
+    files = _parts(draft, "metadata-")
+    return [row for file in files for row in draft.storage.read_table(file, columns).to_pylist()]
+
+
+def _parts(draft: Draft, prefix: str) -> list[str]:
+    """What the shards have written under names that begin so."""
+    return [f"{draft.folder}/{name}" for name in draft.storage.files(draft.folder) if name.startswith(prefix)]
 
 
 if __name__ == "__main__":

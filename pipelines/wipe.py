@@ -5,7 +5,7 @@
     python -m pipelines.wipe root=artifacts kinds='["models"]' names='["old"]' confirm=artifacts
     python -m pipelines.wipe root=artifacts kinds='["documents"]' names='["gutenberg"]' confirm=artifacts
 
-Models are kept unless `kinds` names them, and fetched books (documents with `raw/`, unfinished harvests) unless `names`
+Models are kept unless `kinds` names them, and fetched books (documents of a harvest, finished or not) unless `names`
 does; caches, and all else that is no artefact, always.
 """
 

@@ -5,15 +5,18 @@ the RDF archive `rdf-files.tar.bz2` (or .zip, or any tar), in which an author is
 stated. Authors are told apart by that number, else by name and years. Editors and translators are no authors.
 """
 
+import contextlib
 import csv
 import gzip
 import io
+import lzma
 import re
 import tarfile
 import xml.etree.ElementTree as ElementTree
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pydantic import Field
 
@@ -30,6 +33,9 @@ _RDF_FILE = re.compile(r"(?:^|/)pg(\d{1,9})\.rdf$")
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _TERMS = "{http://purl.org/dc/terms/}"
 _PG = "{http://www.gutenberg.org/2009/pgterms/}"
+# What the libraries raise for damage, each in its own words.
+_DAMAGE = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+_BLOCK = 2**20  # bytes
 csv.field_size_limit(max(csv.field_size_limit(), 2**24))  # a title may be long
 
 
@@ -88,33 +94,52 @@ class Choice(Config):
 
 
 def read_catalogue(data: bytes, where: str) -> dict[int, Entry]:
-    """Every entry by its number, from the bytes of either form. Raises UserError that names `where`."""
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            inner = [archive.read(name) for name in archive.namelist() if name.endswith((".tar", ".csv"))]
+    """Every entry by its number, from the bytes of either form. Raises UserError that names `where`, for damage too: a
+    part of a catalogue is none."""
+    try:
+        data = _unzipped(data, where)
+        archive = _tar(data)
+        with archive or contextlib.nullcontext():
+            entries = _rdf_entries(archive, where) if archive else _csv_entries(data, where)
+            found = {entry.number: entry for entry in entries}
+    except _DAMAGE as error:
+        raise UserError(f"{where}: a damaged archive ({error}); fetch it again") from error
+    except csv.Error as error:
+        raise UserError(f"{where}: a damaged CSV ({error}); fetch it again") from error
+    if not found:
+        what = "no file such as cache/epub/1342/pg1342.rdf inside" if archive else "it lists no book"
+        raise UserError(f"{where}: {what}; fetch it again")
+    return found
+
+
+def _unzipped(data: bytes, where: str) -> bytes:
+    """The one catalogue in a .zip, else the bytes as they are."""
+    if not data.startswith(b"PK"):
+        return data
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        inner = [name for name in archive.namelist() if name.endswith((".tar", ".csv"))]
         if len(inner) != 1:
             raise UserError(f"{where}: {len(inner)} .tar or .csv files inside; a catalogue has one")
-        return read_catalogue(inner[0], where)
-    archive = _tar(data)
-    if archive is None:
+        return archive.read(inner[0])
+
+
+class _Member(tarfile.TarInfo):
+    """Of an archive that ends where it says so: tarfile takes a damaged or missing header for the end of all."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
-            return {entry.number: entry for entry in _csv_entries(data, where)}
-        except csv.Error as error:
-            raise UserError(f"{where}: a damaged CSV ({error}); fetch it again") from error
-    try:
-        with archive:
-            found = {entry.number: entry for entry in _rdf_entries(archive, where)}
-    except (tarfile.ReadError, EOFError, OSError) as error:
-        raise UserError(f"{where}: a damaged archive ({error}); fetch it again") from error
-    if not found:
-        raise UserError(f"{where}: no file such as cache/epub/1342/pg1342.rdf inside")
-    return found
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # the end that is written
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"no header and no end at byte {archive.offset}: {error}") from error
 
 
 def _tar(data: bytes) -> tarfile.TarFile | None:
     """Whatever its compression; None when it is no archive."""
     try:
-        return tarfile.open(fileobj=io.BytesIO(data))  # noqa: SIM115, its caller closes it
+        return tarfile.open(fileobj=io.BytesIO(data), tarinfo=_Member)  # noqa: SIM115, its caller closes it
     except tarfile.ReadError:
         return None
 
@@ -127,8 +152,10 @@ def has_rights(entries: Mapping[int, Entry]) -> bool:
 def _csv_entries(data: bytes, where: str) -> Iterator[Entry]:
     try:
         text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8-sig")
-    except (UnicodeDecodeError, EOFError, OSError) as error:
-        raise UserError(f"{where}: neither a CSV in UTF-8, plain or .gz, nor an archive ({error})") from error
+    except (UnicodeDecodeError, *_DAMAGE) as error:
+        raise UserError(
+            f"{where}: neither a CSV in UTF-8, plain or .gz, nor an archive ({error}); fetch it again"
+        ) from error
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # raises where quotes are not closed
     lacking = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
     if lacking:
@@ -138,13 +165,15 @@ def _csv_entries(data: bytes, where: str) -> Iterator[Entry]:
     for row in rows:
         if not (row["Text#"] or "").isdecimal():
             raise UserError(f"{where}, line {rows.line_num}: Text# = {row['Text#']!r} is no number; fetch it again")
-        stated = [part.strip() for part in (row["Authors"] or "").split(";") if part.strip()]
+        if None in row or None in row.values():
+            raise UserError(f"{where}, line {rows.line_num}: not as many fields as the first line; fetch it again")
+        stated = [part.strip() for part in row["Authors"].split(";") if part.strip()]
         yield Entry(
             number=int(row["Text#"]),
-            title=" ".join((row["Title"] or "").split()),
+            title=" ".join(row["Title"].split()),
             authors=tuple(_person(part) for part in stated if not _ROLE.search(part)),
-            languages=tuple(code.strip() for code in (row["Language"] or "").split(";") if code.strip()),
-            kind=(row["Type"] or "").strip(),
+            languages=tuple(code.strip() for code in row["Language"].split(";") if code.strip()),
+            kind=row["Type"].strip(),
             rights=None,
         )
 
@@ -169,6 +198,8 @@ def _rdf_entries(archive: tarfile.TarFile, where: str) -> Iterator[Entry]:
             book = root.find(f"{_PG}ebook")
             if book is not None:
                 yield _rdf_entry(int(match[1]), book, _agent_names(root))
+    while archive.fileobj.read(_BLOCK):  # to the end, where gzip and xz say what the whole must add up to
+        pass
 
 
 def _rdf_entry(number: int, book: ElementTree.Element, agents: Mapping[str, str]) -> Entry:

@@ -9,9 +9,11 @@ import email.utils
 import random
 import ssl
 import time
+import urllib.parse
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from functools import lru_cache
 from typing import Protocol, Self
 
@@ -82,9 +84,9 @@ class Known:
     last_modified: str | None
 
     def headers(self) -> dict[str, str]:
-        """Of a conditional request (RFC 9110, section 13.1)."""
+        """Of a conditional request (RFC 9110, section 13.1); without what is no header, whoever sent it."""
         given = {"If-None-Match": self.etag, "If-Modified-Since": self.last_modified}
-        return {name: value for name, value in given.items() if value}
+        return {name: value for name, value in given.items() if value and value.isascii()}
 
 
 def retry_after(value: str | None, now: float) -> float | None:
@@ -97,9 +99,10 @@ def retry_after(value: str | None, now: float) -> float | None:
     if value.strip().isdecimal():
         return float(value)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
+        date = email.utils.parsedate_to_datetime(value)
     except ValueError:
         return None
+    return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)  # asctime's form has no zone
 
 
 class Client:
@@ -175,13 +178,18 @@ class Client:
                     await asyncio.to_thread(_checked, check, fetched)
                 return fetched
             except NotFetched as trouble:
-                if not trouble.again or attempt == self.limits.attempts:
+                if not trouble.again:
                     raise
-                await self._wait(trouble, attempt)
+                wait = await self._pause(trouble, attempt)
+                if attempt == self.limits.attempts:
+                    raise
+                await self.sleep(wait)
         raise AssertionError("attempts is at least 1")
 
-    async def _wait(self, trouble: NotFetched, attempt: int) -> None:
-        """Exponential, with jitter so that many workers do not come back as one, and never less than is asked for."""
+    async def _pause(self, trouble: NotFetched, attempt: int) -> float:
+        """Seconds to wait before another attempt: exponential, with jitter so that many workers do not come back as
+        one, and never less than is asked for. Within them nobody asks a busy host for anything, though this was the
+        last attempt."""
         asked, most = trouble.wait or 0.0, self.limits.max_wait
         if asked > most:
             raise UserError(
@@ -191,7 +199,7 @@ class Client:
         wait = max(min(self.limits.first_wait * 2 ** (attempt - 1) * (1 + self.draw()), most), asked)
         if trouble.reason == "throttled":
             await self.pacer.hold(wait)  # the host means everybody
-        await self.sleep(wait)
+        return wait
 
     async def _follow(self, url: str, known: Known | None) -> Fetched:
         """Through redirects to a body."""
@@ -258,7 +266,7 @@ class Client:
 
     async def _body(self, response: httpx.Response, url: str) -> bytes:
         """The whole body, decompressed here: httpx takes a gzip stream without its end for a whole one."""
-        coding = response.headers.get("content-encoding", "identity").strip().lower()
+        coding = response.headers.get("content-encoding", "").strip().lower() or "identity"
         if coding not in ("identity", "gzip", "x-gzip"):
             raise NotFetched("bad_coding", f"{url}: Content-Encoding {coding!r} was not asked for")
         unpack = None if coding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 16)
@@ -305,6 +313,16 @@ def _checked(check: Check, fetched: Fetched) -> None:
 def netloc(url: str) -> str:
     """`host`, or `host:port` where the port is not the scheme's own."""
     return httpx.URL(url).netloc.decode("ascii")
+
+
+def misread(url: str) -> str:
+    """Why an address cannot be asked for, as the end of a sentence; "" when it can."""
+    try:
+        urllib.parse.urlsplit(url)  # it refuses other addresses than httpx does
+        parts = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        return f"is no address ({error})"
+    return "" if parts.scheme in ("http", "https") and parts.host else "is no http:// or https:// address"
 
 
 def _scheme(url: str) -> str:

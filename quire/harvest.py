@@ -25,12 +25,17 @@ BASE_URL = "https://www.gutenberg.org/cache/epub"
 # In the order in which they are asked for.
 _NAMES = ("pg{id}.txt", "pg{id}-0.txt", "pg{id}.txt.utf-8", "pg{id}-utf8.txt", "pg{id}-8.txt")
 _UTF8_NAMES = ("pg{id}-0.txt", "pg{id}.txt.utf-8", "pg{id}-utf8.txt", "pg{id}.txt", "pg{id}-8.txt")
-_ID_IN_URL = re.compile(r"/(?:cache/epub|files|ebooks)/(\d{1,9})(?=[/.]|$)")
+# files/1342/1342-0.txt, ebooks/84.txt.utf-8; of mirrors 1/3/4/1342/1342-0.txt and cache/generated/1342/pg1342.txt.
+_ID_IN_URL = re.compile(
+    r"/(?:cache/epub|files|ebooks)/(\d{1,9})(?=[/.]|$)|/\d/(\d{1,9})/\2[.-][^/]*$|/(\d{1,9})/pg\3[.-][^/]*$"
+)
 _HTML_BYTES = 20_000  # within which a page shows that it is one
 # Behind any comments and declarations, of which none is looked at twice.
 _HTML = re.compile(
     rb"(?:\s|<!--(?>.*?-->)|<\?(?>.*?>))*+<(?:!doctype\s+html|(?:html|head|title|body)[\s>])", re.I | re.S
 )
+# Of an answer that is no book whatever its bytes are: a host's message to programs, a picture.
+_OTHER_KIND = re.compile(r"\s*(?:image|audio|video)/|[^;]*[/+](?:json|xml)\s*(?:;|$)", re.I)
 _NUM_READERS = 16  # threads
 _BOM = b"\xef\xbb\xbf"
 
@@ -76,11 +81,10 @@ def read_urls(text: str, where: str) -> list[Wanted]:
         url = line.strip()
         if not url or url.startswith("#"):
             continue
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"{where}, line {number}: {url[:200]!r} is no http:// or https:// address")
-        match = _ID_IN_URL.search(parts.path)
-        key = f"pg{int(match[1])}" if match else f"url-{hashlib.sha256(url.encode()).hexdigest()[:10]}"
+        if trouble := fetch.misread(url):
+            raise UserError(f"{where}, line {number}: {url[:200]!r} {trouble}; mend or leave out the line")
+        match = _ID_IN_URL.search(urllib.parse.urlsplit(url).path)
+        key = f"pg{int(match[match.lastindex])}" if match else f"url-{hashlib.sha256(url.encode()).hexdigest()[:10]}"
         if url not in found.setdefault(key, []):
             found[key].append(url)
     return [Wanted(key, tuple(urls)) for key, urls in found.items()]
@@ -97,6 +101,8 @@ def check_book(body: bytes, kind: str, whole: bool = True, *, may_lack_end: bool
 
     `kind`: the Content-Type. `whole`: whether the answer proved its end; else the END line must."""
     refuse_html(body, kind)
+    if _OTHER_KIND.match(kind):
+        raise NotFetched("no_text", f"the host says that it is {kind[:80]!r}: {body[:80]!r}")
     try:
         text = decode.decode(body).text
     except decode.Unreadable as error:

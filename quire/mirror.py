@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from quire.errors import UserError
 from quire.storage import Storage
 
 # `1/3/4/1342/1342-0.txt` of the main collection, `cache/epub/1342/pg1342.txt` of the generated one.
@@ -25,13 +26,20 @@ def best_files(files: Iterable[str]) -> dict[int, str]:
 
 
 def content_hash(storage: Storage, files: Sequence[str]) -> str:
-    """SHA-256 over names and contents, so that a changed book is noticed wherever the mirror lies."""
+    """SHA-256 over names and contents, so that a changed book is noticed wherever the mirror lies.
+
+    Raises UserError for a file that is no longer there."""
 
     def one(file: str) -> str:
         try:
             return storage.sha256(file)
         except PermissionError:
             return "unreadable"  # it is dropped for that; once it can be read, the corpus is another one
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{storage.uri(file)} went while the mirror was read: let what changes the mirror end, and run the "
+                "same line again"
+            ) from error
 
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         found = [f"{file}\0{digest}\n" for file, digest in zip(files, pool.map(one, files), strict=True)]

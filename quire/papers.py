@@ -26,19 +26,20 @@ Row = dict[str, Any]
 
 
 def arxiv_row(record: Mapping[str, Any], source: str, *, text: str | None = None) -> Row | Dropped:
-    """A record of the arXiv metadata snapshot (JSON lines as published, or with categories as a list).
+    """A record of the arXiv metadata snapshot: JSON lines as published, or with categories as a list, in which the
+    snapshots of 2020 have one line of them all.
 
     The text is title, blank line, abstract; line breaks inside both are the snapshot's wrapping and go. Or it is the
     column `text`, as it stands there.
     """
     title, abstract = (" ".join(str(record.get(key) or "").split()) for key in ("title", "abstract"))
     created = record.get("created") or record.get("update_date")
-    if versions := record.get("versions"):
+    versions = record.get("versions")
+    if isinstance(versions, list) and versions and isinstance(versions[0], Mapping):  # of 2020: names alone
         created = versions[0].get("created", created)
     body = f"{title}\n\n{abstract}" if abstract else ""
     found = {"document_id": record.get("id"), "title": title, "text": body if text is None else record.get(text) or ""}
-    categories = record.get("categories")
-    names = categories.split() if isinstance(categories, str) else categories
+    names = [name for line in _names(record.get("categories")) for name in line.split()]
     return _row({**found, "created": created}, arxiv_people(record), names, source)
 
 
@@ -48,11 +49,13 @@ def arxiv_people(record: Mapping[str, Any]) -> list[str]:
     They stand in `authors_parsed` (last, first, suffix, affiliations), else in `authors`, a list or a line of names in
     which affiliations are in brackets and a collaboration may come first.
     """
-    if parsed := record.get("authors_parsed"):
-        turned = ([*person, None, None][:3] for person in parsed)
+    parsed = record.get("authors_parsed")
+    if parsed and isinstance(parsed, list) and all(isinstance(person, list) for person in parsed):
+        turned = ([*person, None, None, None][:3] for person in parsed)
         named = (" ".join(str(part) for part in (first, last, suffix) if part) for last, first, suffix in turned)
     else:
-        named = record.get("authors") or ()
+        named = record.get("authors")
+        named = named if isinstance(named, str | list) else ()
     if isinstance(named, str):
         length = -1
         while length != len(named):  # brackets stand in brackets
@@ -80,7 +83,7 @@ def table_row(
     as `gutenberg_header.people` reads them. A column `split` is kept.
     """
     split = record.get("split")
-    if split is not None and split not in SPLIT_NAMES:
+    if split is not None and (not isinstance(split, str) or split not in SPLIT_NAMES):
         return Dropped("unknown_split", f"{split!r} is none of {', '.join(SPLIT_NAMES)}")
     found = {
         "document_id": record.get(key) if key else f"{source}:{number}",

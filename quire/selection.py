@@ -57,12 +57,18 @@ class Book:
 
 
 def ask(
-    select: Selection, entries: Mapping[int, Entry], files: Mapping[int, str], listed: Iterable[Wanted]
+    select: Selection,
+    entries: Mapping[int, Entry],
+    files: Mapping[int, str],
+    listed: Iterable[Wanted],
+    *,
+    only_english: bool = False,
 ) -> list[Book]:
     """Every book that is asked for, by its number: those that are named, else all of the mirror and the catalogue.
 
-    `entries`: the catalogue, `files`: those of a mirror, `listed`: a list of addresses; each may be empty. Raises
-    UserError when nothing is chosen, or by rights that the catalogue does not state.
+    `entries`: the catalogue, `files`: those of a mirror, `listed`: a list of addresses; each may be empty.
+    `only_english`: what the catalogue says is in other languages would be dropped once it is read. Raises UserError
+    when nothing is chosen, or by rights that the catalogue does not state.
     """
     if select.rights and not has_rights(entries):
         raise UserError(f"select.rights: {select.catalogue!r} states none; give the RDF archive (rdf-files.tar.bz2)")
@@ -77,6 +83,8 @@ def ask(
         entry = entries.get(number)
         if entry:
             refusal = select.refusal(entry)
+            if only_english and not refusal[0] and entry.languages and "en" not in entry.languages:
+                refusal = "not_english", f"it is in {', '.join(entry.languages)}; with english=false it is kept"
         else:  # its authors could not be told from those of the others
             refusal = ("not_in_catalogue", "the catalogue does not list it") if select.catalogue else ("", "")
         urls = by_key[key].urls if key in by_key else ()

@@ -1,8 +1,8 @@
 """Which artefacts below a root would be deleted, how large they are, and their deletion: nothing outside is touched.
 
-Only `<root>/<kind>/<name>` with a manifest or a draft in it is an artefact; whatever else lies there (caches, links to
-elsewhere) is left and said to be left. Links are never followed. Fetched bytes, which no other step can make again, go
-only with an artefact that is named.
+Only `<root>/<kind>/<name>` with a manifest or a draft that a step wrote is an artefact; whatever else lies there
+(caches, links to elsewhere) is left and said to be left. Links are never followed. Fetched books, which no other step
+can make again, go only with an artefact that is named.
 """
 
 import os
@@ -16,7 +16,9 @@ from quire.errors import UserError
 from quire.settled import RAW
 from quire.storage import Storage
 
-_FETCHED = (f"{RAW}/", f"{WORK}/{RAW}/")  # where a harvest keeps bytes: for a later one, and while it is unfinished
+# Of a harvest: bytes kept for a later one, or while it is unfinished; and the metadata, beside which the documents may
+# be all that is left of the books.
+_FETCHED = (f"{RAW}/", f"{WORK}/{RAW}/", "metadata-")
 
 
 class Found(NamedTuple):
@@ -35,25 +37,32 @@ def find(storage: Storage, kinds: Collection[str], names: Collection[str] = ()) 
         if kind not in KINDS:
             raise UserError(f"kinds: {kind!r} is none of {', '.join(KINDS)}")
     entries = _local(storage) if storage.is_local else _remote(storage)
-    return sorted(_judged(path, files, kinds, names) for path, files in entries)
+    return sorted(_judged(storage, path, files, kinds, names) for path, files in entries)
 
 
 def delete(storage: Storage, found: Iterable[Found]) -> None:
-    """Delete the artefacts among them. Killed half-way, what is left of one is a draft, never half an artefact."""
-    for entry in found:
-        if not entry.left:
-            _delete_local(Path(storage.path(entry.path))) if storage.is_local else _delete_remote(storage, entry.path)
+    """Delete the artefacts among them. Killed half-way, what is left of one is a draft, never half an artefact.
+
+    Raises UserError that names what may not be deleted."""
+    for path in (entry.path for entry in found if not entry.left):
+        try:
+            _delete_local(Path(storage.path(path))) if storage.is_local else _delete_remote(storage, path)
+        except OSError as error:
+            raise UserError(
+                f"{storage.uri(path)} cannot be deleted ({error}); what stood before it in the list is gone. See to "
+                "whom it belongs, and repeat the line: it goes on with what is left"
+            ) from error
 
 
 _Files = dict[str, int] | str  # relative path -> bytes; or why it cannot be looked into
 
 
-def _judged(path: str, files: _Files, kinds: Collection[str], names: Collection[str]) -> Found:
+def _judged(storage: Storage, path: str, files: _Files, kinds: Collection[str], names: Collection[str]) -> Found:
     kind, _, name = path.partition("/")
     if isinstance(files, str):
         return Found(path, 0, 0, files)
     left = ""
-    if kind not in KINDS or not {MANIFEST, DRAFT} & set(files):
+    if kind not in KINDS or not any(_is_ours(storage, f"{path}/{file}") for file in (MANIFEST, DRAFT) if file in files):
         left = "no artefact"
     elif kind not in kinds:
         left = f"kind {kind} is kept"
@@ -62,6 +71,15 @@ def _judged(path: str, files: _Files, kinds: Collection[str], names: Collection[
     elif name not in names and any(file.startswith(_FETCHED) for file in files):
         left = "fetched books are kept: name it in names= to delete them"
     return Found(path, len(files), sum(files.values()), left)
+
+
+def _is_ours(storage: Storage, file: str) -> bool:
+    """Whether a step wrote this manifest or draft: other programs have files of that name, too."""
+    try:
+        found = storage.read_json(file)
+    except (ValueError, OSError):
+        return False
+    return isinstance(found, dict) and "fingerprint" in found
 
 
 def _local(storage: Storage) -> list[tuple[str, _Files]]:

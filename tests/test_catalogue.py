@@ -1,7 +1,9 @@
 """Ids, authors and rights as the catalogue states them, in both its forms; namesakes apart, the nameless never one."""
 
+import bz2
 import gzip
 import io
+import lzma
 import tarfile
 import zipfile
 
@@ -61,6 +63,18 @@ def archive(*texts: tuple[int, str], mode: str = "w:bz2") -> bytes:
     return sink.getvalue()
 
 
+def spoiled(data: bytes, at: int) -> bytes:
+    """With another byte in one place."""
+    return data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :]
+
+
+def zipped(name: str, data: bytes) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as made:
+        made.writestr(name, data)
+    return sink.getvalue()
+
+
 ROWS = [
     (1, "37", "Dickens, Charles", FREE),
     (2, "37", "Dickens, Charles John Huffam", HELD),
@@ -84,10 +98,7 @@ def test_the_archive_states_agents_and_rights() -> None:
     assert found[1].identity().authors == found[2].identity().authors == ("agent_37",)  # under another name
     assert found[1].identity().author == found[2].identity().author
     assert found[3].identity().authors == () and found[2].rights == HELD
-    zipped = io.BytesIO()
-    with zipfile.ZipFile(zipped, "w") as made:
-        made.writestr("rdf-files.tar", rdf(*ROWS, mode="w"))
-    assert read_catalogue(zipped.getvalue(), "rdf-files.tar.zip") == found
+    assert read_catalogue(zipped("rdf-files.tar", rdf(*ROWS, mode="w")), "rdf-files.tar.zip") == found
 
 
 def described(agent: str, name: str) -> str:
@@ -172,8 +183,31 @@ def test_rights_and_agents_are_chosen_from_the_archive() -> None:
         (rdf(*ROWS)[:-40], "c: a damaged archive|c: neither a CSV"),
         (rdf((1, "1", "A & B", FREE)), r"c: cache/epub/1/pg1.rdf: not XML"),
         (rdf(), "c: no file such as"),
+        (HEAD.encode(), "c: it lists no book"),
+        (HEAD.encode() + b"1,Text,,T,en\n2,Text,,T,en,A,,,\n", "c, line 2: not as many fields as the first line"),
+        (HEAD.encode() + b"1,Text,,T, unquoted,en,A,,,\n", "c, line 2: not as many fields as the first line"),
+        (spoiled(gzip.compress(CSV.encode()), 40), "c: neither a CSV"),
+        (spoiled(zipped("rdf-files.tar", rdf(*ROWS, mode="w")), 3_000), "c: a damaged archive .Bad CRC-32"),
+        (zipped("a.txt", b""), "c: 0 .tar or .csv files inside"),
     ],
 )
 def test_what_is_no_catalogue_says_so(data: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_catalogue(data, "c")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_an_archive_that_lacks_its_end_or_has_a_damaged_header_is_refused_and_not_read_in_part(mode: str) -> None:
+    plain = rdf(*ROWS, mode="w")
+    second = plain.index(b"cache/epub/2/")
+    pack = {"w": bytes, "w:gz": gzip.compress, "w:bz2": bz2.compress, "w:xz": lzma.compress}[mode]
+    assert sorted(read_catalogue(pack(plain), "c")) == [1, 2, 3]
+    for damaged in (plain[:second], plain[: second + 100], plain[: second + 600], spoiled(plain, second)):
+        with pytest.raises(UserError, match="c: a damaged archive"):
+            read_catalogue(pack(damaged), "c")
+
+
+def test_an_archive_whose_last_bytes_do_not_add_up_is_refused() -> None:
+    packed = rdf(*ROWS, mode="w:gz")
+    with pytest.raises(UserError, match="c: a damaged archive .CRC check failed"):
+        read_catalogue(spoiled(packed, len(packed) - 6), "c")

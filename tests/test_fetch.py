@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from email.utils import formatdate
 
 import pytest
@@ -156,6 +157,37 @@ def test_a_pause_asked_for_by_date_is_kept() -> None:
     assert fetch.retry_after("soon", 0) is None and fetch.retry_after(None, 0) is None
 
 
+def test_a_date_without_a_zone_is_of_utc_wherever_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        assert fetch.retry_after("Thu Jan  1 00:02:00 1970", 60) == 60
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_pause_asked_for_at_the_last_attempt_is_kept_for_the_next_book(attempts: int) -> None:
+    clock = Clock()
+    pace = Pace(1e9, clock)
+    with Server(FILES, {5: Fault("status", value="429 Slow down|40")}) as server:
+
+        async def run() -> tuple[float, float]:
+            options = {"agent": "t", "hosts": [], "max_bytes": 10**6, "sleep": clock.sleep, "now": clock}
+            async with Client(pace, Limits(attempts=attempts), **options) as client:
+                with pytest.raises(NotFetched, match="throttled"):
+                    await client.get(f"{server.base}/5/pg5.txt", harvest.check_book)
+            return (await pace.turn()).wait, sum(clock.slept)
+
+        wait, slept = asyncio.run(run())
+        assert wait == 40 and slept == pytest.approx(40 * (attempts - 1))
+        assert len(server.paths) == attempts
+    long = Server(FILES, {5: Fault("status", value="503 Busy|7200")})
+    with long as server, pytest.raises(UserError, match="left alone for 7,200 s"):
+        get(server, attempts=1)
+
+
 def test_a_host_that_asks_for_a_longer_pause_ends_the_run() -> None:
     with Server(FILES, {5: Fault("status", value="503 Busy|7200")}) as server:
         with pytest.raises(UserError, match="left alone for 7,200 s, longer than max_wait = 60: run the same line"):
@@ -246,6 +278,17 @@ def test_a_book_that_begins_like_a_page_is_a_book(text: str) -> None:
     harvest.check_book(text.encode(), "text/plain")
 
 
+@pytest.mark.parametrize("kind", ["application/json", "application/problem+json; charset=utf-8", "text/xml"])
+def test_a_message_to_programs_is_no_book(kind: str) -> None:
+    with pytest.raises(NotFetched, match="no_text.*the host says that it is .*rate limit"):
+        harvest.check_book(b'{"error": "rate limit exceeded, try again in a while"}', kind)
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain; charset=utf-8", "application/octet-stream", "text/x-json-notes"])
+def test_a_book_is_one_whatever_a_host_that_does_not_know_calls_it(kind: str) -> None:
+    harvest.check_book(BOOK, kind)
+
+
 def test_a_body_is_looked_at_beside_the_requests_not_between_them() -> None:
     threads = []
     with Server(FILES) as server:
@@ -266,6 +309,7 @@ def test_what_is_known_is_asked_for_only_if_it_changed() -> None:
         assert again.unchanged and not again.body
         server.files[path_of(5)] = BOOK.replace(b"Book 5", b"Book V")
         assert get(server, known=known).body == server.files[path_of(5)]
+        assert get(server, known={first.asked: Known('"\xe9"', "am 1. Mai \xff")}).body  # as no header can say
 
 
 @pytest.mark.parametrize("body", [BOOK.partition(b"*** END")[0], BOOK[: len(BOOK) // 2]])

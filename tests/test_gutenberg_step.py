@@ -211,6 +211,47 @@ def test_a_run_that_goes_on_without_its_failures_says_which_they_are(tmp_path: P
     assert made.manifest["facts"]["failed"] == {"pg2": "html"} and made.manifest["dropped"] == {"failed_html": 1}
 
 
+def test_what_failed_before_a_kill_and_came_later_is_no_longer_among_the_rejects(
+    tmp_path: Path, serial: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["select.ids=[1, 2]", "runtime.max_failed=1"]
+    with Server(FILES, {2: Fault("html")}) as server:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(step, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            step.run(settings(tmp_path, server, *asked))
+        assert (tmp_path / "documents/g/rejects-00000.parquet").exists()
+        server.faults.clear()
+        made = step.run(settings(tmp_path, server, *asked, "runtime.retry_failed=true"))
+        whole = step.run(settings(tmp_path, server, *asked, "name=whole"))
+    assert contents(made) == contents(whole) and not made.manifest["dropped"]
+
+
+def test_fetched_books_of_which_no_document_was_made_are_not_deleted_for_another_recipe(
+    tmp_path: Path, serial: None
+) -> None:
+    german = {path_of(n): small_book(n).replace(b"Language: English", b"Language: German") for n in (1, 2)}
+    asked = ["select.ids=[1, 2]"]
+    with Server(german) as server:
+        with pytest.raises(UserError, match=r"no document survived: .*not_english.*name= and runtime.previous=g$"):
+            step.run(settings(tmp_path, server, *asked))
+        with pytest.raises(UserError, match="was begun by another recipe"):
+            step.run(settings(tmp_path, server, *asked, "english=false"))
+        begun = len(server.paths)
+        made = step.run(settings(tmp_path, server, *asked, "english=false", "name=all", "runtime.previous=g"))
+        assert all("if-none-match" in headers for headers in server.headers[begun:])
+    assert made.manifest["rows_out"] == made.manifest["facts"]["unchanged"] == 2
+
+
+def test_what_the_catalogue_says_is_not_english_is_not_fetched_to_be_dropped(tmp_path: Path, serial: None) -> None:
+    (tmp_path / "c.csv").write_text(CSV)
+    asked = [f"select.catalogue={tmp_path / 'c.csv'}", "select.ids=[98, 99, 103]"]
+    with Server({path_of(n): small_book(n) for n in (98, 99, 103)}) as server:
+        made = step.run(settings(tmp_path, server, *asked))
+        assert {number_of(path) for path in server.paths} == {98, 99}  # of two languages one is English
+        every = step.run(settings(tmp_path, server, *asked, "name=every", "english=false"))
+    assert made.manifest["dropped"] == {"not_english": 1} and every.manifest["rows_out"] == 3
+
+
 def test_a_book_that_lacks_its_end_is_taken_once_that_is_allowed(tmp_path: Path, serial: None) -> None:
     cut = small_book(1).partition(b"*** END")[0]
     with Server(FILES | {path_of(1): cut}) as server:
@@ -305,7 +346,7 @@ def test_a_book_refused_once_it_was_read_is_not_sent_again(tmp_path: Path, seria
 
 def test_a_list_of_addresses_is_followed(tmp_path: Path, serial: None) -> None:
     with Server(FILES | {"/odd/book.txt": small_book(50)}) as server:
-        (tmp_path / "urls.txt").write_text(f"{server.base}/3/pg3.txt\nhttp://{server.host}/odd/book.txt\n")
+        (tmp_path / "urls.txt").write_text(f"\ufeff{server.base}/3/pg3.txt\nhttp://{server.host}/odd/book.txt\n")
         made = step.run(settings(tmp_path, server, f"select.urls={tmp_path / 'urls.txt'}"))
     first, second = made.read()["document_id"].to_pylist()
     assert first == "pg3" and second.startswith("url-")
@@ -340,6 +381,9 @@ def test_a_bucket_holds_a_harvest_as_a_folder_does(
         (["select.urls=/nowhere.txt"], "select.urls = '/nowhere.txt': no such file"),
         (["source.kind=mirror", "source.folder=/nowhere"], "source.folder = '/nowhere': no file such as 1342-0.txt"),
         (["select.ids=[1]", "runtime.contact=a\nX: y"], "runtime.contact"),
+        (["select.ids=[1]", 'runtime.base_urls=["a.org/epub"]'], "base_urls.* 'a.org/epub' is no http.*need one"),
+        (["select.ids=[1]", 'runtime.hosts=["https://a.org"]'], "hosts.* 'https://a.org': need a host"),
+        (["select.ids=[1]", 'runtime.hosts=["A.org"]'], "hosts.* 'A.org': need a host or host:port in lower case"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_first_request(
@@ -390,6 +434,16 @@ def test_the_best_file_of_a_mirror_is_read_and_what_it_lacks_is_named(tmp_path: 
     assert made.manifest["dropped"] == {"absent": 1, "failed_truncated": 1}
     (row,) = (row for row in metadata(made) if row["status"] == "done")
     assert (row["fetched_at"], row["last_modified"]) == (None, "Tue, 01 Sep 2020 10:00:00 GMT")
+
+
+def test_a_mirror_that_changes_while_it_is_read_says_so(
+    tmp_path: Path, serial: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror/84.txt").write_bytes(small_book(84))
+    monkeypatch.setattr(step.mirror, "best_files", lambda files: {84: "84.txt", 85: "85.txt"})
+    with pytest.raises(UserError, match=r"85.txt went while the mirror was read: .* run the same line again"):
+        step.run(settings(tmp_path, None, "source.kind=mirror", f"source.folder={tmp_path / 'mirror'}"))
 
 
 def test_a_mirror_beside_a_catalogue_settles_every_id_that_either_has(tmp_path: Path, serial: None) -> None:

@@ -1,6 +1,7 @@
 """Every book that can be had arrives once and byte for byte, each other has its reason, however often it is killed."""
 
 import random
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 from gutenberg_server import Fault, Server, number_of, path_of, real_books, small_book
 from gutenberg_world import World, needs_books
 
+from pipelines import harvest as workers
 from quire import harvest
 from quire.errors import UserError
 
@@ -166,6 +168,27 @@ def test_a_host_that_turns_to_blocking_is_soon_left_alone(tmp_path: Path, fault:
         assert set(harvesting.harvest(tmp_path, books, patience=harvest.Patience(6)).values()) == {"done"}
 
 
+def test_progress_counts_what_was_settled_before_and_says_how_long_the_rest_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Worker:
+        """Settles a book in a fifth of a second, in place of an actor."""
+
+        class settle:
+            @staticmethod
+            def remote(book: harvest.Wanted) -> harvest.Record:
+                time.sleep(0.2)
+                return harvest.Record(book.key, "done")
+
+    monkeypatch.setattr(workers.ray, "wait", lambda running, num_returns: (running[:1], running[1:]))
+    monkeypatch.setattr(workers.ray, "get", lambda record: record)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    workers._settle(harvesting.wanted("http://a", range(7, 13)), [Worker], 1, harvest.Patience(3), 12, "documents/g")
+    told = capsys.readouterr().err
+    assert re.match(r"\s*documents/g: +50%.* 6/12 \[00:00<\?", told) and "12/12" in told
+    assert re.search(r" (?:7|8|9|10|11)/12 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ ?(?:book/s|s/book)\]", told)
+
+
 def test_lists_of_addresses_are_keyed_by_their_ids() -> None:
     text = """# books
         https://www.gutenberg.org/files/1342/1342-0.txt
@@ -180,6 +203,28 @@ def test_lists_of_addresses_are_keyed_by_their_ids() -> None:
     assert found == harvest.read_urls(text + text, "list.txt")
     with pytest.raises(UserError, match=r"list.txt, line 2: 'ftp://x/1' is no http"):
         harvest.read_urls("\nftp://x/1", "list.txt")
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("http://aleph.gutenberg.org/1/3/4/1342/1342-0.txt", "pg1342"),
+        ("https://gutenberg.pglaf.org/dirs/0/7/7.txt", "pg7"),
+        ("https://gutenberg.pglaf.org/cache/generated/1342/pg1342.txt.utf8", "pg1342"),
+        ("https://www.gutenberg.org/cache/epub/84/pg84-images.html", "pg84"),
+        ("https://example.org/letters/12/12.txt", None),
+        ("https://example.org/1/3/4/1342/84.txt", None),
+    ],
+)
+def test_an_address_of_a_mirror_is_keyed_by_its_id(url: str, key: str | None) -> None:
+    (book,) = harvest.read_urls(url, "list.txt")
+    assert book.key == key if key else book.key.startswith("url-")
+
+
+@pytest.mark.parametrize("url", ["http://[bad/1.txt", "http://host:port/1.txt", "http://999.1.1.1/", "http:///1.txt"])
+def test_an_address_that_nobody_can_ask_is_refused_with_its_line(url: str) -> None:
+    with pytest.raises(UserError, match=r"list.txt, line 2: 'http.* is no .*; mend or leave out the line"):
+        harvest.read_urls(f"# books\n{url}", "list.txt")
 
 
 def test_every_mirror_has_a_name_before_the_next_name_is_tried() -> None:

@@ -53,6 +53,7 @@ def test_a_category_of_a_table_is_a_name_a_number_or_a_list(label: object, names
         ({"text": 5}, "no_text"),
         ({"id": None}, "no_id"),
         ({"split": "heldout"}, "unknown_split"),
+        ({"split": ["train"]}, "unknown_split"),
     ],
 )
 def test_what_cannot_be_used_is_dropped_for_a_reason(record: dict, reason: str) -> None:
@@ -64,13 +65,19 @@ def test_id_zero_is_an_id_and_a_split_keeps_its_meaning() -> None:
     assert (row["document_id"], row["split"]) == ("0", "validation")
 
 
-@pytest.mark.parametrize("categories", ["cs.LG stat.ML", ["cs.LG", "stat.ML"]])
+@pytest.mark.parametrize("categories", ["cs.LG stat.ML", ["cs.LG", "stat.ML"], ["cs.LG stat.ML"]])
 def test_metadata_as_published(categories: object) -> None:
     versions = [{"version": "v1", "created": "Mon, 2 Apr 2007"}, {"version": "v2", "created": "later"}]
     record = {"id": "0704.0001", "title": "On\n  this", "abstract": " and\nthat ", "versions": versions}
     row = papers.arxiv_row({**record, "categories": categories, "update_date": "2008-11-26"}, "a.json")
     assert (row["text"], row["category"], row["created"]) == ("On this\n\nand that", "cs.LG", "Mon, 2 Apr 2007")
     assert row["categories"] == ["cs.LG", "stat.ML"] and row["split"] is None
+
+
+@pytest.mark.parametrize("versions", [["v1", "v2"], [], "v1", [{"version": "v1"}], None, {"created": "once"}])
+def test_a_snapshot_whose_versions_have_no_date_has_that_of_its_update(versions: object) -> None:
+    record = {"id": "0704.0001", "title": "On", "abstract": "that", "categories": "cs.LG", "versions": versions}
+    assert papers.arxiv_row({**record, "update_date": "2008-11-26"}, "a.json")["created"] == "2008-11-26"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +97,9 @@ def test_metadata_as_published(categories: object) -> None:
         ({"authors": ["Ann Lee", "Bo  Rand"]}, ["Ann Lee", "Bo Rand"]),
         ({"authors": None}, []),
         ({}, []),
+        ({"authors_parsed": [["Collaboration"], [], ["Lee", "Ann"]]}, ["Collaboration", "Ann Lee"]),
+        ({"authors_parsed": "[['Lee', 'Ann', '']]", "authors": "Ann Lee"}, ["Ann Lee"]),  # as a CSV holds it
+        ({"authors_parsed": [None], "authors": 5}, []),
     ],
 )
 def test_the_people_of_a_paper(record: dict, people: list[str]) -> None:
@@ -391,6 +401,15 @@ def test_a_folder_with_a_script_has_a_remedy_that_it_takes(tmp_path: Path) -> No
     (tmp_path / f"{tmp_path.name}.py").write_text("raise SystemExit")
     settings = config.load(datasets.CONFIG, None, ["name=x", "source.kind=hub", f"source.dataset={tmp_path}"])
     with pytest.raises(UserError, match="made by a script .* leave only its rows there, as Parquet .* name it as on"):
+        datasets._load(settings.source)
+
+
+def test_a_folder_with_a_damaged_file_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": ')
+    settings = config.load(datasets.CONFIG, None, ["name=x", "source.kind=hub", f"source.dataset={tmp_path / 'set'}"])
+    with pytest.raises(UserError, match=r"source.dataset = '.*set': cannot be loaded: JSON parse error.*; see whether"):
         datasets._load(settings.source)
 
 

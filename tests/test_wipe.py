@@ -71,12 +71,12 @@ def test_models_go_where_they_are_named(root: Path) -> None:
         run(root, 'kinds=["model"]')
 
 
-@pytest.mark.parametrize("place", ["raw", "_work/raw"])
+@pytest.mark.parametrize("place", ["raw/pg1.txt", "_work/raw/pg1.txt", "metadata-00000.parquet"])
 def test_fetched_books_go_only_where_they_are_named(root: Path, place: str) -> None:
-    file = root / "documents/b" / place / "pg1.txt"
-    file.parent.mkdir(parents=True)
+    file = root / "documents/b" / place
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("fetched")
-    if place != "raw":  # an unfinished harvest
+    if place.startswith("_work"):  # an unfinished harvest
         (root / "documents/b/manifest.json").rename(root / "documents/b/_draft.json")
     told = run(root).told(0)
     assert "would delete 2 artefact(s)" in told
@@ -86,6 +86,24 @@ def test_fetched_books_go_only_where_they_are_named(root: Path, place: str) -> N
         assert file.read_text() == "fetched" and not (root / "documents/a").exists()
     run(root, 'names=["b"]', f"confirm={root}")
     assert not (root / "documents/b").exists()
+
+
+@pytest.mark.parametrize("written", ['{"manifest_version": 3, "name": "of a browser"}', "[]", "no JSON", "\xff"])
+def test_a_folder_with_a_manifest_of_another_program_stays(root: Path, written: str) -> None:
+    file = root / "reports/site/manifest.json"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(written.encode("latin-1"))
+    assert "stays: reports/site (no artefact)" in run(root, f"confirm={root}").told(0)
+    assert file.exists()
+
+
+def test_what_may_not_be_deleted_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(library.shutil, "rmtree", forbidden)
+    with pytest.raises(UserError, match=r"documents/b cannot be deleted \(.*Permission denied.*repeat the line"):
+        run(root, 'names=["b"]', f"confirm={root}")
 
 
 def test_a_wipe_that_is_killed_leaves_no_half_artefact(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
