@@ -36,6 +36,7 @@ _PG = "{http://www.gutenberg.org/2009/pgterms/}"
 # What the libraries raise for damage, each in its own words.
 _DAMAGE = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 _BLOCK = 2**20  # bytes
+_MAX_DAMAGED = 0.01  # of the records of an archive: more is no slip of one record
 csv.field_size_limit(max(csv.field_size_limit(), 2**24))  # a title may be long
 
 
@@ -64,6 +65,7 @@ class Entry(NamedTuple):
     languages: tuple[str, ...]  # codes such as en
     kind: str  # Text, Sound, Image ...
     rights: str | None  # None where the catalogue does not say
+    damage: str = ""  # why its record cannot be read
 
     def identity(self) -> Identity:
         """For the `documents` table. A text by nobody, or by an editor alone, is anonymous."""
@@ -82,6 +84,8 @@ class Choice(Config):
 
     def refusal(self, entry: Entry) -> tuple[str, str]:
         """Why the entry is not wanted, as a word and a sentence; ("", "") when it is."""
+        if entry.damage:
+            return "damaged_record", f"the catalogue's record of it cannot be read: {entry.damage}"
         if self.kinds and entry.kind not in self.kinds:
             return "other_kind", f"it is {entry.kind or 'of no stated kind'}"
         if self.languages and not (entry.languages and set(entry.languages) <= set(self.languages)):
@@ -94,13 +98,16 @@ class Choice(Config):
 
 
 def read_catalogue(data: bytes, where: str) -> dict[int, Entry]:
-    """Every entry by its number, from the bytes of either form. Raises UserError that names `where`, for damage too: a
-    part of a catalogue is none."""
+    """Every entry by its number, from the bytes of either form.
+
+    Raises UserError that names `where`, for damage too: a part of a catalogue is none. A single record of an archive
+    that cannot be read is an entry that says so.
+    """
     try:
         data = _unzipped(data, where)
         archive = _tar(data)
         with archive or contextlib.nullcontext():
-            entries = _rdf_entries(archive, where) if archive else _csv_entries(data, where)
+            entries = _rdf_entries(archive) if archive else _csv_entries(data, where)
             found = {entry.number: entry for entry in entries}
     except _DAMAGE as error:
         raise UserError(f"{where}: a damaged archive ({error}); fetch it again") from error
@@ -109,6 +116,9 @@ def read_catalogue(data: bytes, where: str) -> dict[int, Entry]:
     if not found:
         what = "no file such as cache/epub/1342/pg1342.rdf inside" if archive else "it lists no book"
         raise UserError(f"{where}: {what}; fetch it again")
+    damaged = [entry.damage for entry in found.values() if entry.damage]
+    if len(damaged) > _MAX_DAMAGED * len(found):
+        raise UserError(f"{where}: {damaged[0]}; of {len(found)} records {len(damaged)} are like that: fetch it again")
     return found
 
 
@@ -188,13 +198,14 @@ def _person(stated: str, agent: str = "") -> Person:
     return Person(key, name, agent)
 
 
-def _rdf_entries(archive: tarfile.TarFile, where: str) -> Iterator[Entry]:
+def _rdf_entries(archive: tarfile.TarFile) -> Iterator[Entry]:
     for member in archive:
         if member.isfile() and (match := _RDF_FILE.search(member.name)):
             try:
                 root = ElementTree.parse(archive.extractfile(member)).getroot()
             except ElementTree.ParseError as error:
-                raise UserError(f"{where}: {member.name[:200]}: not XML ({error}); fetch it again") from error
+                yield Entry(int(match[1]), "", (), (), "", None, f"{member.name[:200]}: not XML ({error})")
+                continue
             book = root.find(f"{_PG}ebook")
             if book is not None:
                 yield _rdf_entry(int(match[1]), book, _agent_names(root))

@@ -170,6 +170,14 @@ def test_rights_and_agents_are_chosen_from_the_archive() -> None:
     assert catalogue.has_rights(entries) and not catalogue.has_rights(read_catalogue(CSV.encode(), "c.csv"))
 
 
+def test_one_record_that_cannot_be_read_is_refused_by_its_id_and_the_others_are_read() -> None:
+    many = [(number, str(number), "A", FREE) for number in range(1, 200)]
+    entries = read_catalogue(rdf(*many, (200, "200", "A & B", FREE)), "rdf")
+    refused = {number: why for number, entry in entries.items() if (why := Choice(kinds=()).refusal(entry))[0]}
+    assert len(entries) == 200 and list(refused) == [200] and refused[200][0] == "damaged_record"
+    assert "cache/epub/200/pg200.rdf: not XML" in refused[200][1]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
