@@ -66,3 +66,14 @@ def quiet_servers() -> None:
     import logging
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+
+
+@pytest.fixture
+def steps_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shards of the steps from labelled texts to chunks in this process."""
+    import labelling
+
+    from pipelines import chunk, labelled
+
+    monkeypatch.setattr(labelled, "run_shards", labelling.run_here)
+    monkeypatch.setattr(chunk, "run_shards", labelling.run_here)
