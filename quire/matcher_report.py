@@ -119,12 +119,15 @@ def decision_section(decided: Sequence[Mapping[str, Any]]) -> Section:
 
 
 def figures(
-    labels: np.ndarray, kinds: np.ndarray, probabilities: Mapping[str, np.ndarray], ancestry: Sequence[Artifact]
+    labels: np.ndarray,
+    kinds: np.ndarray,
+    probabilities: Mapping[str, np.ndarray],
+    rankings: Mapping[str, np.ndarray],
+    ancestry: Sequence[Artifact],
 ) -> list[report.Plot]:
-    """Plots of probabilities (n,) by system; `kinds` (n,) are the types of the negatives."""
-    systems = {title(name): (labels, values) for name, values in probabilities.items()}
-    trained = {name: systems[name] for name in ("two-stage", "bi-encoder", "cross-encoder")}
-    shown = dict(list(systems.items())[:_PLOTTED])
+    """Plots of probabilities (n,) by system, and of the scores (n,) that rank; `kinds` (n,): types of the negatives."""
+    trained = {title(name): (labels, probabilities[name]) for name in ("two_stage", "bi_encoder", "cross_encoder")}
+    shown = {title(name): (labels, rankings[name]) for name in list(rankings)[:_PLOTTED]}
     made = [a for a in ancestry if "history.json" in a.manifest["files"]]
     histories = {a.name: a.read_json("history.json")["history"] for a in made}
     scores = plots.score_histograms(labels, kinds, probabilities["two_stage"])

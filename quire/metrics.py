@@ -150,20 +150,28 @@ def _ratio_cost(labels: np.ndarray, log_ratios: np.ndarray) -> float:
     return float((costs[labels].mean() + costs[~labels].mean()) / 2)
 
 
-def metrics(labels: np.ndarray, probabilities: np.ndarray, threshold: float, prior: float = 0.5) -> dict[str, float]:
+def metrics(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    threshold: float,
+    prior: float = 0.5,
+    ranking: np.ndarray | None = None,
+) -> dict[str, float]:
     """Ranking, decision and probability metrics; the decision is `probability >= threshold`, but PAN's is at .5.
 
-    `prior`: as in `log_likelihood_ratio_cost`.
+    `prior`: as in `log_likelihood_ratio_cost`. `ranking` (n,): the scores behind the probabilities, by which `auc` and
+    `average_precision` rank; a scale that the calibration pairs refused makes one probability of them all.
     """
     labels, probabilities = check(labels, probabilities)
+    ranking = probabilities if ranking is None else ranking
     said = probabilities >= threshold
     true_positive, false_positive = int((said & labels).sum()), int((said & ~labels).sum())
     false_negative, true_negative = int((~said & labels).sum()), int((~said & ~labels).sum())
     recall = true_positive / (true_positive + false_negative)
     official = pan(labels, probabilities)
     return {
-        "auc": auc(labels, probabilities),
-        "average_precision": average_precision(labels, probabilities),
+        "auc": auc(labels, ranking),
+        "average_precision": average_precision(labels, ranking),
         "f1": 2 * true_positive / (2 * true_positive + false_positive + false_negative),
         "accuracy": (true_positive + true_negative) / len(labels),
         "balanced_accuracy": (recall + true_negative / (true_negative + false_positive)) / 2,
@@ -221,14 +229,16 @@ def metric_intervals(
     prior: float = 0.5,
     num_samples: int = 500,
     seed: int = 0,
+    ranking: np.ndarray | None = None,
 ) -> dict[str, tuple[float, float]]:
     """The interval of `author_bootstrap` for each of `metrics`: every draw repeats the pairs as often as they weigh.
 
     That of ECE lies high: repeated pairs make every bin noisier, and noise adds to it.
     """
     labels, probabilities = check(labels, probabilities)
+    ranking = probabilities if ranking is None else ranking
     rows = [
-        metrics(labels[repeated], probabilities[repeated], threshold, prior)
+        metrics(labels[repeated], probabilities[repeated], threshold, prior, ranking[repeated])
         for repeated in (
             np.repeat(present, weights[present].astype(np.int64))
             for present, weights in _author_draws(labels, authors_a, authors_b, num_samples, seed)

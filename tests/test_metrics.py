@@ -215,6 +215,17 @@ def test_the_interval_of_every_metric_holds_its_value_and_that_of_the_auc_is_the
     assert intervals["auc"] == pytest.approx(weighted)
 
 
+def test_what_a_flat_scale_made_one_probability_is_ranked_by_its_scores() -> None:
+    logits, labels = sample(600)
+    flat, authors = np.full(600, 1 / 3), np.repeat([f"a{i}" for i in range(10)], 60)
+    found = metrics.metrics(labels, flat, 0.5, ranking=logits)
+    assert found["auc"] == metrics.auc(labels, logits) > 0.6 and metrics.metrics(labels, flat, 0.5)["auc"] == 0.5
+    assert found["average_precision"] == metrics.average_precision(labels, logits)
+    assert found["brier"] == metrics.metrics(labels, flat, 0.5)["brier"] and found["f1"] == 0
+    bounds = metrics.metric_intervals(labels, flat, authors, authors, 0.5, num_samples=50, ranking=logits)
+    assert bounds["auc"][0] < found["auc"] < bounds["auc"][1]
+
+
 def test_intervals_over_authors_hold_the_value_and_are_wider_than_over_pairs() -> None:
     draw = np.random.default_rng(0)
     authors = np.repeat([f"a{i}" for i in range(12)], 50)

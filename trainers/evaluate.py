@@ -118,13 +118,14 @@ class _Measure:
             threshold = scores.thresholds[system]
             rows[matcher_report.title(system)] = measured = {}
             for name, (_, chosen, classes) in found.items():
-                these = classes[chosen], values[chosen]
-                measured[name] = metrics.metrics(*these, threshold, self.prior)
+                labels, ranking = classes[chosen], scores.rankings[system][chosen]
+                options = {"threshold": threshold, "prior": self.prior, "ranking": ranking}
+                measured[name] = metrics.metrics(labels, values[chosen], **options)
                 authors = [side[chosen] for side in self.authors]
                 if name == "overall":
-                    bounds = metrics.metric_intervals(*these, *authors, threshold, self.prior, **self.draws)
+                    bounds = metrics.metric_intervals(labels, values[chosen], *authors, **options, **self.draws)
                 else:
-                    bounds = {"auc": metrics.author_bootstrap(*these, *authors, **self.draws)}
+                    bounds = {"auc": metrics.author_bootstrap(labels, ranking, *authors, **self.draws)}
                 measured[name] |= {f"{metric}_interval": list(pair) for metric, pair in bounds.items()}
         return rows
 
@@ -279,7 +280,7 @@ def _page(
             f"pairs of {matcher_report.split_by(ancestry)}s that no model has seen; ECE {two['ece']:.3f}."
         ),
         rows=_main(rows, test),
-        plots=matcher_report.figures(test["label"].to_numpy(), kinds, scores.probabilities, ancestry),
+        plots=matcher_report.figures(test["label"].to_numpy(), kinds, scores.probabilities, scores.rankings, ancestry),
         tables=tables,
         sections=[
             matcher_report.calibration_section(made.read_json("calibration.json")["levels"]["1"]),
