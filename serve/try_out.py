@@ -72,10 +72,12 @@ def _matcher_uri(root: str, matcher: Artifact) -> str:
 
 
 def _question(chunks: Artifact, pairs: Artifact) -> tuple[dict[str, str], bool]:
-    """Two passages that lie far apart in one test book."""
+    """A typical pair: two passages of one test book, at the middle of all distances. The farthest would be its title
+    page and its end."""
     table = pairs.read(["split", "chunk_a", "chunk_b", "label", "distance"])
     table = table.filter(pc.and_(pc.equal(table["split"], "test"), pc.equal(table["label"], 1)))
-    pair = table.sort_by([("distance", "descending"), ("chunk_a", "ascending")]).slice(0, 1).to_pylist()[0]
+    table = table.sort_by([("distance", "descending"), ("chunk_a", "ascending")])
+    pair = table.slice(table.num_rows // 2, 1).to_pylist()[0]
     texts = chunks.read(["chunk_id", "text"])
     places = [pc.index(texts["chunk_id"], pair[side]).as_py() for side in ("chunk_a", "chunk_b")]
     a, b = (" ".join(texts["text"][place].as_py().split()) for place in places)
