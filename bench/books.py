@@ -39,7 +39,8 @@ def settings(folder: str, root: str) -> tuple[documents.DocumentsConfig, chunk.C
     source = {"kind": "folder", "folder": folder}
     return (
         documents.DocumentsConfig(name="books", source=source, min_kept=0, runtime=runtime),
-        chunk.ChunkConfig(name="books", documents="books", runtime=runtime),
+        # balanced: by hashes alone a split of a few dozen authors may be empty
+        chunk.ChunkConfig(name="books", documents="books", split={"method": "balanced"}, runtime=runtime),
     )
 
 
