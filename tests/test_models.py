@@ -103,6 +103,7 @@ def test_a_saved_bi_encoder_is_loaded_by_both_libraries_and_scores_alike(encoder
 
 
 def test_views_are_weighed_against_the_encoder_by_texts_that_it_was_not_trained_on(encoder_folder: str) -> None:
+    torch.manual_seed(1)
     model = bi_encoder.build_encoder(encoder_folder, pooling="mean", max_seq_length=64).eval()
     words = ["ship", "sail", "judge", "court", "rose", "garden", "bread", "oven"]
     texts = [f"{a} and {b}, {a} by {a}" for a in words for b in words]
@@ -123,11 +124,13 @@ def test_views_are_weighed_against_the_encoder_by_texts_that_it_was_not_trained_
     inside = np.abs((np.stack([of_views, before - of_views], 1) - expected.mean) / expected.deviation).max(1) < 5
     wanted = expected.logits(np.stack([of_views, before - of_views], axis=1))
     np.testing.assert_allclose(made.score(a, b)[inside], wanted[inside], atol=1e-4)
-    assert inside.sum() > 40 and log_loss(labels, wanted) < log_loss(labels, before)
+    assert inside.sum() > 40 and balanced_loss(labels, wanted) < balanced_loss(labels, before)
 
 
-def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
-    return float(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean())
+def balanced_loss(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Both classes weigh one half, as in the regression."""
+    losses_of = np.logaddexp(0, np.where(labels == 1, -logits, logits))
+    return float(losses_of[labels == 1].mean() + losses_of[labels == 0].mean()) / 2
 
 
 def test_what_speaks_against_the_labels_is_silenced_but_for_a_little(encoder_folder: str) -> None:
