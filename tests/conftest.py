@@ -71,9 +71,22 @@ def quiet_servers() -> None:
 @pytest.fixture
 def steps_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shards of the steps from labelled texts to chunks in this process."""
-    import labelling
+    import here
 
     from pipelines import chunk, labelled
 
-    monkeypatch.setattr(labelled, "run_shards", labelling.run_here)
-    monkeypatch.setattr(chunk, "run_shards", labelling.run_here)
+    for step in (labelled, chunk):
+        monkeypatch.setattr(step, "run_shards", here.run_here)
+
+
+@pytest.fixture
+def harvest_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both halves of the step that fetches books, and the steps to chunks, in this process."""
+    import gutenberg_steps
+    import here
+
+    from pipelines import chunk, documents, gutenberg
+
+    for step in (gutenberg, chunk, documents):
+        monkeypatch.setattr(step, "run_shards", here.run_here)
+    monkeypatch.setattr(gutenberg, "fetch_all", gutenberg_steps.fetch_here)

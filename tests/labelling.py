@@ -21,10 +21,3 @@ def read(step: ModuleType, given: list[str]) -> list[papers.Row]:
         patch.setattr(labelled, "make", make)
         step.run(config.load(step.CONFIG, None, ["name=x", *given]))
     return made
-
-
-def run_here(draft, items, make, arguments, **_) -> None:
-    process, done = make(*arguments), draft.finished_shards()
-    for index, item in enumerate(items):
-        if index not in done:
-            draft.write_shard(index, process(item))

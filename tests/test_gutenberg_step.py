@@ -1,84 +1,22 @@
-"""From ids to a `documents` artefact: fetched politely, resumed, refused, retried; the book flow reads the result."""
+"""From ids to a `documents` artefact: fetched politely, refused, read by the book flow."""
 
 import os
 from pathlib import Path
 
 import cluster
 import gutenberg_world
-import harvesting
 import pytest
 from gutenberg_server import Fault, Server, number_of, path_of, small_book
-from gutenberg_world import World
+from gutenberg_steps import FILES, NUMBERS, check_world, contents, metadata, settings
 from test_catalogue import CSV, FREE, HELD, rdf
 
 from pipelines import chunk, documents
 from pipelines import gutenberg as step
 from quire import config
-from quire.artifact import Artifact
 from quire.errors import UserError
-from quire.harvest import Patience
-
-NUMBERS = range(1, 13)
-FILES = {path_of(n): small_book(n) for n in NUMBERS if n != 9}
 
 
-def run_shards_here(draft, items, make, arguments, **_) -> None:
-    process, done = make(*arguments), draft.finished_shards()
-    for index, item in enumerate(items):
-        if index not in done:
-            draft.write_shard(index, process(item))
-
-
-def fetch_here(wanted, plan, *, concurrency, patience, known=None, **_) -> None:
-    options = {
-        "patience": Patience(patience),
-        "previous": plan.previous,
-        "known": known,
-        "may_lack_end": plan.may_lack_end,
-    }
-    harvesting.harvest_on(plan.shelf, wanted, concurrency=concurrency, limits=plan.limits, hosts=plan.hosts, **options)
-
-
-@pytest.fixture
-def serial(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both halves of the step in this process."""
-    monkeypatch.setattr(step, "run_shards", run_shards_here)
-    monkeypatch.setattr(chunk, "run_shards", run_shards_here)
-    monkeypatch.setattr(documents, "run_shards", run_shards_here)
-    monkeypatch.setattr(step, "fetch_all", fetch_here)
-
-
-def settings(root: Path | str, server: Server | None, *changes: str) -> step.GutenbergConfig:
-    base = f'runtime.base_urls=["{server.base}"]' if server else "runtime.rate=1000"
-    given = ["name=g", f"runtime.root={root}", base, "runtime.contact=tests@example.org", "runtime.rate=1000000"]
-    given += ["shard_books=5", "runtime.limits.attempts=2", "runtime.limits.first_wait=0.01", "runtime.limits.read=2"]
-    return config.load(step.CONFIG, None, [*given, *changes])
-
-
-def metadata(made: Artifact) -> list[dict]:
-    files = [name for name in made.manifest["files"] if name.startswith("metadata-")]
-    return [row for name in files for row in made.storage.read_table(f"{made.folder}/{name}").to_pylist()]
-
-
-def contents(made: Artifact) -> dict[str, object]:
-    """SHA-256 of every file; of the metadata, which say when a book was fetched, all but that."""
-    digests = {name: facts["sha256"] for name, facts in made.manifest["files"].items() if "metadata" not in name}
-    return digests | {"metadata": [row | {"fetched_at": None} for row in metadata(made)]}
-
-
-def check_world(world: World, made: Artifact, root: Path) -> None:
-    """Below a local root: each book that can be had once and byte for byte, of each other its reason, nothing else."""
-    rows = metadata(made)
-    assert [row["gutenberg_id"] for row in rows] == world.numbers
-    assert {row["gutenberg_id"]: (row["status"], row["reason"] or "") for row in rows} == world.outcomes()
-    raw = root / made.folder / "raw"
-    assert {int(file.stem[2:]): file.read_bytes() for file in raw.iterdir()} == world.bodies()
-    assert made.read(["document_id"])["document_id"].to_pylist() == [f"pg{number}" for number in sorted(world.lies)]
-    assert made.manifest["rows_in"] == len(world.numbers)
-    assert sum(made.manifest["dropped"].values()) == len(world.reasons)
-
-
-def test_every_trouble_has_its_reason_and_nothing_stands_outside_the_root(tmp_path: Path, serial: None) -> None:
+def test_every_trouble_has_its_reason_and_nothing_stands_outside_the_root(tmp_path: Path, harvest_here: None) -> None:
     world, root = gutenberg_world.build(range(1, 81), {}, num_sentences=8), tmp_path / "root"
     asked = ["select.first=1", "select.last=80", "keep_raw=true", "max_bytes=4000000", "shard_books=30"]
     asked += ["runtime.limits.read=4", "runtime.limits.total=6", "runtime.concurrency=8"]
@@ -92,7 +30,9 @@ def test_every_trouble_has_its_reason_and_nothing_stands_outside_the_root(tmp_pa
     assert {"../../etc/x", "t" * 10_000} <= set(titles) and titles.count("One title") == 3
 
 
-def test_ids_become_documents_and_each_has_a_row_that_says_what_became_of_it(tmp_path: Path, serial: None) -> None:
+def test_ids_become_documents_and_each_has_a_row_that_says_what_became_of_it(
+    tmp_path: Path, harvest_here: None
+) -> None:
     files = FILES | {path_of(4): small_book(4).replace(b"Language: English", b"Language: German")}
     with Server(files) as server:
         made = step.run(settings(tmp_path, server, "select.first=1", "select.last=12", "keep_raw=true"))
@@ -113,7 +53,7 @@ def test_ids_become_documents_and_each_has_a_row_that_says_what_became_of_it(tmp
     assert set(chunks.read()["document_id"].to_pylist()) <= {f"pg{n}" for n in NUMBERS}
 
 
-def test_the_documents_are_those_of_a_folder_of_the_same_files(tmp_path: Path, serial: None) -> None:
+def test_the_documents_are_those_of_a_folder_of_the_same_files(tmp_path: Path, harvest_here: None) -> None:
     (tmp_path / "mirror/1/0").mkdir(parents=True)
     for n in (3, 10, 11):
         (tmp_path / f"mirror/{'1/0/' if n == 10 else ''}{n}.txt").write_bytes(small_book(n))
@@ -127,7 +67,7 @@ def test_the_documents_are_those_of_a_folder_of_the_same_files(tmp_path: Path, s
     assert sorted(fetched.read(columns).to_pylist(), key=str) == sorted(plain.read(columns).to_pylist(), key=str)
 
 
-def test_the_catalogue_chooses_and_tells_authors_apart(tmp_path: Path, serial: None) -> None:
+def test_the_catalogue_chooses_and_tells_authors_apart(tmp_path: Path, harvest_here: None) -> None:
     (tmp_path / "c.csv").write_text(CSV)
     files = {path_of(n): small_book(n) for n in range(98, 105)}
     with Server(files) as server:
@@ -146,7 +86,9 @@ def test_the_catalogue_chooses_and_tells_authors_apart(tmp_path: Path, serial: N
     assert named.manifest["dropped"] == {"not_in_catalogue": 1, "other_language": 1}
 
 
-def test_a_catalogue_behind_an_address_is_fetched_once_and_its_rights_are_kept(tmp_path: Path, serial: None) -> None:
+def test_a_catalogue_behind_an_address_is_fetched_once_and_its_rights_are_kept(
+    tmp_path: Path, harvest_here: None
+) -> None:
     listing = rdf((1, "37", "Dickens, Charles", FREE), (2, "37", "Boz", HELD), (3, "37", "Boz", FREE))
     with Server(FILES | {"/feeds/rdf.tar.bz2": listing}, {2: Fault("status", value="500 No")}) as server:
         chosen = [f"select.catalogue=http://{server.host}/feeds/rdf.tar.bz2", "runtime.max_failed=0"]
@@ -161,7 +103,7 @@ def test_a_catalogue_behind_an_address_is_fetched_once_and_its_rights_are_kept(t
     assert free.read()["document_id"].to_pylist() == ["pg8"]
 
 
-def test_a_catalogue_that_cannot_be_read_is_asked_for_again(tmp_path: Path, serial: None) -> None:
+def test_a_catalogue_that_cannot_be_read_is_asked_for_again(tmp_path: Path, harvest_here: None) -> None:
     listing = CSV.encode()
     with Server(FILES | {path_of(98): small_book(98), "/c.csv": listing}, {"/c.csv": Fault("html", 1)}) as server:
         asked = [f"select.catalogue=http://{server.host}/c.csv", "select.ids=[98]"]
@@ -174,23 +116,7 @@ def test_a_catalogue_that_cannot_be_read_is_asked_for_again(tmp_path: Path, seri
         assert step.run(settings(tmp_path, server, *asked)).read()["title"].to_pylist() == ["A Tale of Two Cities"]
 
 
-def test_failures_stop_the_run_are_listed_and_tried_again_alone(tmp_path: Path, serial: None) -> None:
-    asked = ["select.ids=[1, 2, 9]"]
-    with Server(FILES, {2: Fault("status", 10, "500 Broken")}) as server:
-        with pytest.raises(UserError, match=r"1 book\(s\) failed, .*\n  pg2: server_error: .*\n.*retry_failed=true"):
-            step.run(settings(tmp_path, server, *asked))
-        begun = len(server.paths)
-        with pytest.raises(UserError, match="1 book"):
-            step.run(settings(tmp_path, server, *asked))
-        assert len(server.paths) == begun  # the same line asks for nothing that is settled
-        made = step.run(settings(tmp_path, server, *asked, "runtime.retry_failed=true"))
-        assert {number_of(path) for path in server.paths[begun:]} == {2}
-        assert made.read()["document_id"].to_pylist() == ["pg1", "pg2"] and made.manifest["facts"]["failed"] == {}
-        whole = step.run(settings(tmp_path, server, *asked, "name=whole"))
-    assert contents(made) == contents(whole)
-
-
-def test_a_host_that_blocks_ends_the_run_before_every_book_is_asked_for(tmp_path: Path, serial: None) -> None:
+def test_a_host_that_blocks_ends_the_run_before_every_book_is_asked_for(tmp_path: Path, harvest_here: None) -> None:
     asked = ["select.first=1", "select.last=12", "runtime.patience=4", "runtime.concurrency=1", "runtime.max_failed=12"]
     with Server(FILES, dict.fromkeys(range(3, 13), Fault("html"))) as server:
         with pytest.raises(UserError, match=r"the last 4 books failed \(html 4\), .*http://127.0.0.1:.*/6/pg6.txt"):
@@ -202,7 +128,7 @@ def test_a_host_that_blocks_ends_the_run_before_every_book_is_asked_for(tmp_path
         assert made.manifest["rows_out"] == 11 and not {1, 2} & set(map(number_of, server.paths[begun:]))
 
 
-def test_a_run_that_goes_on_without_its_failures_says_which_they_are(tmp_path: Path, serial: None) -> None:
+def test_a_run_that_goes_on_without_its_failures_says_which_they_are(tmp_path: Path, harvest_here: None) -> None:
     with Server(FILES, {2: Fault("html")}) as server:
         made = step.run(settings(tmp_path, server, "select.ids=[1, 2]", "runtime.max_failed=1"))
         again = settings(tmp_path, server, "select.ids=[1, 2]", "runtime.retry_failed=true")
@@ -211,38 +137,9 @@ def test_a_run_that_goes_on_without_its_failures_says_which_they_are(tmp_path: P
     assert made.manifest["facts"]["failed"] == {"pg2": "html"} and made.manifest["dropped"] == {"failed_html": 1}
 
 
-def test_what_failed_before_a_kill_and_came_later_is_no_longer_among_the_rejects(
-    tmp_path: Path, serial: None, monkeypatch: pytest.MonkeyPatch
+def test_what_the_catalogue_says_is_not_english_is_not_fetched_to_be_dropped(
+    tmp_path: Path, harvest_here: None
 ) -> None:
-    asked = ["select.ids=[1, 2]", "runtime.max_failed=1"]
-    with Server(FILES, {2: Fault("html")}) as server:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(step, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-            step.run(settings(tmp_path, server, *asked))
-        assert (tmp_path / "documents/g/rejects-00000.parquet").exists()
-        server.faults.clear()
-        made = step.run(settings(tmp_path, server, *asked, "runtime.retry_failed=true"))
-        whole = step.run(settings(tmp_path, server, *asked, "name=whole"))
-    assert contents(made) == contents(whole) and not made.manifest["dropped"]
-
-
-def test_fetched_books_of_which_no_document_was_made_are_not_deleted_for_another_recipe(
-    tmp_path: Path, serial: None
-) -> None:
-    german = {path_of(n): small_book(n).replace(b"Language: English", b"Language: German") for n in (1, 2)}
-    asked = ["select.ids=[1, 2]"]
-    with Server(german) as server:
-        with pytest.raises(UserError, match=r"no document survived: .*not_english.*name= and runtime.previous=g$"):
-            step.run(settings(tmp_path, server, *asked))
-        with pytest.raises(UserError, match="was begun by another recipe"):
-            step.run(settings(tmp_path, server, *asked, "english=false"))
-        begun = len(server.paths)
-        made = step.run(settings(tmp_path, server, *asked, "english=false", "name=all", "runtime.previous=g"))
-        assert all("if-none-match" in headers for headers in server.headers[begun:])
-    assert made.manifest["rows_out"] == made.manifest["facts"]["unchanged"] == 2
-
-
-def test_what_the_catalogue_says_is_not_english_is_not_fetched_to_be_dropped(tmp_path: Path, serial: None) -> None:
     (tmp_path / "c.csv").write_text(CSV)
     asked = [f"select.catalogue={tmp_path / 'c.csv'}", "select.ids=[98, 99, 103]"]
     with Server({path_of(n): small_book(n) for n in (98, 99, 103)}) as server:
@@ -252,99 +149,7 @@ def test_what_the_catalogue_says_is_not_english_is_not_fetched_to_be_dropped(tmp
     assert made.manifest["dropped"] == {"not_english": 1} and every.manifest["rows_out"] == 3
 
 
-def test_a_book_that_lacks_its_end_is_taken_once_that_is_allowed(tmp_path: Path, serial: None) -> None:
-    cut = small_book(1).partition(b"*** END")[0]
-    with Server(FILES | {path_of(1): cut}) as server:
-        with pytest.raises(UserError, match="pg1: truncated: .*no END line"):
-            step.run(settings(tmp_path, server, "select.ids=[1]"))
-        allowed = ["select.ids=[1]", 'allow_unended=["pg1"]', "runtime.retry_failed=true"]
-        assert step.run(settings(tmp_path, server, *allowed)).manifest["rows_out"] == 1
-
-
-def test_a_later_artefact_is_sent_only_what_changed(tmp_path: Path, serial: None) -> None:
-    asked = ["select.first=1", "select.last=3", "keep_raw=true"]
-    with Server(FILES) as server:
-        first = step.run(settings(tmp_path, server, *asked))
-        server.files[path_of(2)] = small_book(22)
-        begun = len(server.paths)
-        again = step.run(settings(tmp_path, server, *asked, "name=later", "runtime.previous=g"))
-        conditional = [headers for headers in server.headers[begun:] if "if-none-match" in headers]
-        assert len(server.paths) - begun == len(conditional) == 3 and again.manifest["facts"]["unchanged"] == 2
-    assert [a == b for a, b in zip(first.read()["text"], again.read()["text"], strict=True)] == [True, False, True]
-    with pytest.raises(UserError, match="runtime.previous = 'bare': it holds no raw/"), Server(FILES) as server:
-        step.run(settings(tmp_path, server, "name=bare", "select.ids=[1]"))
-        step.run(settings(tmp_path, server, "name=after", "select.ids=[1]", "runtime.previous=bare"))
-
-
-def test_a_host_without_etags_is_asked_by_the_date(tmp_path: Path, serial: None) -> None:
-    asked = ["select.first=1", "select.last=3", "keep_raw=true"]
-    with Server(FILES) as server:
-        server.etags = False
-        first = step.run(settings(tmp_path, server, *asked))
-        server.files[path_of(2)], server.modified[path_of(2)] = small_book(22), "Wed, 02 Sep 2020 10:00:00 GMT"
-        again = step.run(settings(tmp_path, server, *asked, "name=later", "runtime.previous=g"))
-        third = step.run(settings(tmp_path, server, *asked, "name=third", "runtime.previous=later"))
-        assert len(server.paths) == 9 and all("if-modified-since" in headers for headers in server.headers[3:])
-    assert [a == b for a, b in zip(first.read()["text"], again.read()["text"], strict=True)] == [True, False, True]
-    assert [made.manifest["facts"]["unchanged"] for made in (again, third)] == [2, 3]
-    assert contents(third) == contents(again)
-
-
-def test_what_failed_in_a_published_harvest_is_asked_for_alone_under_another_name(tmp_path: Path, serial: None) -> None:
-    german = small_book(4).replace(b"Language: English", b"Language: German")
-    asked = ["select.ids=[1, 2, 4, 9]", "keep_raw=true"]
-    with Server(FILES | {path_of(4): german}, {2: Fault("html", 2 * 5)}) as server:
-        first = step.run(settings(tmp_path, server, *asked, "runtime.max_failed=1"))
-        assert first.manifest["facts"]["failed"] == {"pg2": "html"}
-        server.faults.clear()
-        begun = len(server.paths)
-        again = settings(tmp_path, server, *asked, "name=later", "runtime.previous=g", "runtime.retry_failed=true")
-        made = step.run(again)
-        assert server.paths[begun:] == [path_of(2)] and made.manifest["facts"]["unchanged"] == 2
-        plain = step.run(settings(tmp_path, server, *asked, "name=plain"))
-        before, after = ({row["gutenberg_id"]: row for row in metadata(a)} for a in (first, made))
-        assert all(before[n] == after[n] for n in (1, 4, 9))  # fetched_at with it
-    assert contents(made) == contents(plain) and made.manifest["rows_out"] == 2
-    (tmp_path / "documents/g/raw/pg1.txt").write_bytes(b"spoiled")
-    with pytest.raises(UserError, match=r"pg1.txt has changed since it was fetched"), Server(FILES) as server:
-        step.run(again.model_copy(update={"name": "third"}))
-
-
-@pytest.mark.parametrize("kept", ["true", "false"])
-def test_what_an_unfinished_harvest_has_fetched_is_not_sent_again(tmp_path: Path, serial: None, kept: str) -> None:
-    with Server(FILES, {3: Fault("html")}) as server:
-        with pytest.raises(UserError, match=r"1 book\(s\) failed"):
-            step.run(settings(tmp_path, server, "select.ids=[1, 2, 3]", f"keep_raw={kept}"))
-        server.faults.clear()
-        begun = len(server.paths)
-        asked = ["name=wider", "select.ids=[1, 2, 3, 4]", "runtime.previous=g"]
-        made = step.run(settings(tmp_path, server, *asked))
-        conditional = [number_of(p) for p, h in zip(server.paths, server.headers, strict=True) if "if-none-match" in h]
-        assert sorted(conditional) == [1, 2] and {number_of(path) for path in server.paths[begun:]} == {1, 2, 3, 4}
-        plain = step.run(settings(tmp_path, server, *asked[:2], "name=plain"))
-        assert contents(made) == contents(plain)
-
-
-def test_an_unfinished_harvest_without_a_book_is_none_to_start_from(tmp_path: Path, serial: None) -> None:
-    with Server(FILES, {1: Fault("html")}) as server:
-        with pytest.raises(UserError, match=r"1 book\(s\) failed"):
-            step.run(settings(tmp_path, server, "select.ids=[1]"))
-        with pytest.raises(UserError, match="runtime.previous = 'g': it is unfinished and has fetched no book; leave"):
-            step.run(settings(tmp_path, server, "name=wider", "select.ids=[1]", "runtime.previous=g"))
-
-
-def test_a_book_refused_once_it_was_read_is_not_sent_again(tmp_path: Path, serial: None) -> None:
-    files = FILES | {path_of(4): small_book(4).replace(b"Language: English", b"Language: German")}
-    asked = ["select.ids=[3, 4]", "keep_raw=true"]
-    with Server(files) as server:
-        first = step.run(settings(tmp_path, server, *asked))
-        again = step.run(settings(tmp_path, server, *asked, "name=later", "runtime.previous=g"))
-        assert all("if-none-match" in headers for headers in server.headers[2:]) and len(server.paths) == 4
-    assert contents(again) == contents(first) and metadata(again)[1]["sha256"]
-    assert again.manifest["facts"]["unchanged"] == 2 and again.manifest["dropped"] == {"not_english": 1}
-
-
-def test_a_list_of_addresses_is_followed(tmp_path: Path, serial: None) -> None:
+def test_a_list_of_addresses_is_followed(tmp_path: Path, harvest_here: None) -> None:
     with Server(FILES | {"/odd/book.txt": small_book(50)}) as server:
         (tmp_path / "urls.txt").write_text(f"\ufeff{server.base}/3/pg3.txt\nhttp://{server.host}/odd/book.txt\n")
         made = step.run(settings(tmp_path, server, f"select.urls={tmp_path / 'urls.txt'}"))
@@ -353,7 +158,7 @@ def test_a_list_of_addresses_is_followed(tmp_path: Path, serial: None) -> None:
 
 
 def test_a_bucket_holds_a_harvest_as_a_folder_does(
-    tmp_path: Path, serial: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, harvest_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with cluster.s3_server() as environment, Server(FILES, {2: Fault("status", 2, "500 No")}) as server:
         for name, value in environment.items():
@@ -387,7 +192,7 @@ def test_a_bucket_holds_a_harvest_as_a_folder_does(
     ],
 )
 def test_what_cannot_work_is_refused_before_the_first_request(
-    tmp_path: Path, changes: list[str], message: str, serial: None
+    tmp_path: Path, changes: list[str], message: str, harvest_here: None
 ) -> None:
     with Server(FILES) as server:
         with pytest.raises(UserError, match=message):
@@ -395,14 +200,14 @@ def test_what_cannot_work_is_refused_before_the_first_request(
         assert not server.paths
 
 
-def test_a_host_is_told_whom_to_write_to(tmp_path: Path, serial: None) -> None:
+def test_a_host_is_told_whom_to_write_to(tmp_path: Path, harvest_here: None) -> None:
     plain = config.load(step.CONFIG, None, ["name=g", f"runtime.root={tmp_path}", "select.ids=[1]"])
     with pytest.raises(UserError, match="runtime.contact: missing"):
         step.run(plain)
 
 
 @pytest.mark.parametrize("rules", [b"User-agent: *\nDisallow: /cache/\n", b"User-agent: quire\nDisallow: /"])
-def test_what_a_host_forbids_robots_is_not_asked_for(tmp_path: Path, serial: None, rules: bytes) -> None:
+def test_what_a_host_forbids_robots_is_not_asked_for(tmp_path: Path, harvest_here: None, rules: bytes) -> None:
     with Server(FILES) as server:
         server.robots = rules
         with pytest.raises(UserError, match="/robots.txt forbids robots .*/1/pg1.txt: set runtime.base_urls"):
@@ -413,13 +218,13 @@ def test_what_a_host_forbids_robots_is_not_asked_for(tmp_path: Path, serial: Non
         assert step.run(settings(tmp_path, server, "select.ids=[1]", "name=b")).read() == made.read()
 
 
-def test_rights_that_a_catalogue_does_not_state_choose_nothing_silently(tmp_path: Path, serial: None) -> None:
+def test_rights_that_a_catalogue_does_not_state_choose_nothing_silently(tmp_path: Path, harvest_here: None) -> None:
     (tmp_path / "c.csv").write_text(CSV)
     with pytest.raises(UserError, match="select.rights: .* states none; give the RDF archive"):
         step.run(settings(tmp_path, None, f"select.catalogue={tmp_path / 'c.csv'}", f'select.rights=["{FREE}"]'))
 
 
-def test_the_best_file_of_a_mirror_is_read_and_what_it_lacks_is_named(tmp_path: Path, serial: None) -> None:
+def test_the_best_file_of_a_mirror_is_read_and_what_it_lacks_is_named(tmp_path: Path, harvest_here: None) -> None:
     folder = tmp_path / "mirror/1/3/1342"
     (folder / "old").mkdir(parents=True)
     for name, number in {"1342.txt": 1, "1342-8.txt": 2, "1342-0.txt": 3, "old/1342-0.txt": 4, "readme.txt": 5}.items():
@@ -437,7 +242,7 @@ def test_the_best_file_of_a_mirror_is_read_and_what_it_lacks_is_named(tmp_path: 
 
 
 def test_a_mirror_that_changes_while_it_is_read_says_so(
-    tmp_path: Path, serial: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, harvest_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror/84.txt").write_bytes(small_book(84))
@@ -446,7 +251,7 @@ def test_a_mirror_that_changes_while_it_is_read_says_so(
         step.run(settings(tmp_path, None, "source.kind=mirror", f"source.folder={tmp_path / 'mirror'}"))
 
 
-def test_a_mirror_beside_a_catalogue_settles_every_id_that_either_has(tmp_path: Path, serial: None) -> None:
+def test_a_mirror_beside_a_catalogue_settles_every_id_that_either_has(tmp_path: Path, harvest_here: None) -> None:
     (tmp_path / "c.csv").write_text(CSV)
     (tmp_path / "mirror").mkdir()
     for name, number in {"98-8.txt": 98, "100.txt": 100, "7.txt": 7}.items():

@@ -11,8 +11,8 @@ import cluster
 import gutenberg_world
 import pytest
 from gutenberg_server import Server, number_of, real_books
+from gutenberg_steps import check_world, contents
 from gutenberg_world import World, needs_books
-from test_gutenberg_step import check_world, contents
 
 from quire import artifact
 from quire.artifact import Artifact
