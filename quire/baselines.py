@@ -1,4 +1,5 @@
-"""The classical baselines that a neural model must beat: single views, and a logistic regression over all of them.
+"""The baselines that a neural model must beat: single classical views, a logistic regression over all of them, and one
+over those beside a cohort as well, which is what the pair head starts from.
 
 Shape letters: N pairs, F pair features.
 """
@@ -19,8 +20,9 @@ SINGLE_VIEWS = {
     "function_words": "function_words.cosine",
     "style": "style.cosine",
 }
-ALL_VIEWS = "all_views"
-NAMES = (*SINGLE_VIEWS, ALL_VIEWS)
+ALL_VIEWS = "all_views"  # what stylometry compares by plain cosines and differences
+COHORT_VIEWS = "cohort_views"
+NAMES = (*SINGLE_VIEWS, ALL_VIEWS, COHORT_VIEWS)
 _PENALTY = 1.0  # scikit-learn's C, on standardised features
 _CLIP = 5.0  # standard deviations, as the pair head clips
 
@@ -71,8 +73,8 @@ def fit_regression(features: np.ndarray, labels: np.ndarray, negative_types: Seq
 class Baselines:
     """All baselines of one training split."""
 
-    def __init__(self, views: Views, regression: Regression):
-        self.views, self.regression = views, regression
+    def __init__(self, views: Views, classical: Regression, beside: Regression):
+        self.views, self.classical, self.beside = views, classical, beside
 
     @classmethod
     def fit(
@@ -84,10 +86,12 @@ class Baselines:
     ) -> "Baselines":
         """Weights from `texts` and regression from the N `pairs` (texts a, texts b), all of the training split."""
         views = Views.fit(texts)
-        return cls(views, fit_regression(views.compare(*pairs), labels, negative_types))
+        features = views.compare(*pairs)
+        sets = (features[:, _classical(views)], features)
+        return cls(views, *(fit_regression(chosen, labels, negative_types) for chosen in sets))
 
     def scores(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> dict[str, np.ndarray]:
-        """One score (N,) float64 a pair by each of NAMES: cosines, and the logit of the regression."""
+        """One score (N,) float64 a pair by each of NAMES: cosines, and the logits of the regressions."""
         return self._scores(self.views.compare(texts_a, texts_b))
 
     def mean_scores(self, a: Rows, b: Rows) -> dict[str, float]:
@@ -98,4 +102,11 @@ class Baselines:
         """(..., F) to (...) float64 each."""
         column = {name: place for place, name in enumerate(self.views.feature_names)}
         scores = {name: features[..., column[feature]].astype(np.float64) for name, feature in SINGLE_VIEWS.items()}
-        return {**scores, ALL_VIEWS: self.regression.logits(features)}
+        scores[ALL_VIEWS] = self.classical.logits(features[..., _classical(self.views)])
+        return {**scores, COHORT_VIEWS: self.beside.logits(features)}
+
+
+def _classical(views: Views) -> np.ndarray:
+    """Columns of the features that need no cohort and are of a text as it is."""
+    names = views.feature_names
+    return np.flatnonzero([not name.endswith(".cohort") and not name.startswith("distorted.") for name in names])

@@ -19,6 +19,7 @@ TITLES = {
     "function_words": "function words",
     "style": "three style numbers",
     "all_views": "regression over all views",
+    "cohort_views": "the same beside a cohort",
 }
 _PLOTTED = 7  # as many colours as there are
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]  # system -> stratum or pair type -> metrics

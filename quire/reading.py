@@ -48,6 +48,18 @@ def characters(reading: Reading) -> list[str]:
     return [text[i : i + 4] for i in range(len(text) - 3)]
 
 
+def distorted(reading: Reading, frequent: frozenset[str]) -> list[str]:
+    """Runs of four characters after each word that is not frequent has become stars, one a letter, three at most: how
+    a text is built and not what it is about (text distortion: Stamatatos 2017, EACL, there with a star for each letter
+    or one for a word)."""
+
+    def hidden(word: re.Match[str]) -> str:
+        return word[0] if word[0] in frequent else "*" * min(3, len(word[0]))
+
+    text = _WORD.sub(hidden, reading.text.lower())
+    return [text[i : i + 4] for i in range(len(text) - 3)]
+
+
 def names(reading: Reading) -> list[str]:
     """Proper names, each time they occur."""
     return [name.lower() for name in proper_names(reading.text)]

@@ -1,27 +1,33 @@
 """Classical views of a text, fitted on the training split, and how alike two texts are in each.
 
-A view is what stylometry and retrieval look at: words, character 4-grams, names, function words, punctuation, how marks
-are set, sentence lengths, style. Pairs are compared by cosines and by differences of the small views; every comparison
-is the same for (a, b) and (b, a). Shape letters: N texts or pairs, m and n the texts of two lists, F pair features.
+A view is what stylometry and retrieval look at: words, character 4-grams, the same without content words, names,
+function words, punctuation, how marks are set, sentence lengths, style. Pairs are compared by cosines, by those cosines
+beside what both texts have with a cohort of other texts, and by differences of the small views; every comparison is the
+same for (a, b) and (b, a). Shape letters: N texts or pairs, m and n the texts of two lists, F pair features.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from quire import reading
+from quire import cohort, reading
 from quire.errors import UserError
+from quire.evenly import evenly
 from quire.reading import Reading
 
-Name = Literal["words", "characters", "names", "function_words", "punctuation", "typography", "sentences", "style"]
+# The sparse ones first, as their features stand.
+Name = Literal[
+    "words", "characters", "distorted", "names", "function_words", "punctuation", "typography", "sentences", "style"
+]
 NAMES: tuple[Name, ...] = get_args(Name)
 # Curly or straight quotes and the length of a dash are the habit of who transcribed a book, not of who wrote it.
 DEFAULT = tuple(name for name in NAMES if name != "typography")
@@ -35,7 +41,7 @@ _NUM_FUNCTION_WORDS = 300
 class _Sparse:
     """A hashed tf-idf view: log term counts times idf^power, cosines of rows with the training mean taken away."""
 
-    terms: Callable[[Reading], list[str]]
+    terms: Callable[..., list[str]]  # of a reading; of `distorted`, and of the frequent words
     num_bits: int
     power: float
     is_centred: bool
@@ -47,18 +53,22 @@ class _Sparse:
 _SPARSE: dict[str, _Sparse] = {
     "words": _Sparse(reading.words, 16, 1.0, True),
     "characters": _Sparse(reading.characters, 17, 1.5, True),
+    "distorted": _Sparse(reading.distorted, 17, 1.0, True),
     "names": _Sparse(reading.names, 16, 1.0, False),
 }
+NUM_COHORT = 256  # texts: a quarter of them serve as well within .002 (LOG, 2026-11-22)
 _NAME_FEATURES = ("shared", "overlap", "fewest", "difference")  # beside the cosine
 
 
 @dataclass(frozen=True)
 class Rows:
-    """N texts as their views: L2-normalised sparse rows (N, buckets), standardised dense rows (N, columns)."""
+    """N texts as their views: L2-normalised sparse rows (N, buckets), standardised dense rows (N, columns); by view the
+    mean and deviation (N, 2) of the cosines with the cohort."""
 
     count: int
     sparse: Mapping[str, sp.csr_matrix]
     dense: Mapping[str, np.ndarray]
+    among: Mapping[str, np.ndarray]
 
     def __len__(self) -> int:
         return self.count
@@ -66,15 +76,26 @@ class Rows:
     def __getitem__(self, rows: np.ndarray | Sequence[int]) -> "Rows":
         """The texts at these places (n,)."""
         rows = np.asarray(rows, np.int64)
-        sparse = {name: matrix[rows] for name, matrix in self.sparse.items()}
-        return Rows(len(rows), sparse, {name: matrix[rows] for name, matrix in self.dense.items()})
+        sparse, dense, among = (
+            {name: matrix[rows] for name, matrix in found.items()} for found in (self.sparse, self.dense, self.among)
+        )
+        return Rows(len(rows), sparse, dense, among)
 
     @staticmethod
     def joined(parts: Sequence["Rows"]) -> "Rows":
         """One after the other; at least one part."""
         sparse = {name: sp.vstack([part.sparse[name] for part in parts], "csr") for name in parts[0].sparse}
         dense = {name: np.concatenate([part.dense[name] for part in parts]) for name in parts[0].dense}
-        return Rows(sum(map(len, parts)), sparse, dense)
+        among = {name: np.concatenate([part.among[name] for part in parts]) for name in parts[0].among}
+        return Rows(sum(map(len, parts)), sparse, dense, among)
+
+
+class _How(NamedTuple):
+    """How rows meet: `product` makes their dot products; numpy brings together what the lifts make of values by row."""
+
+    product: Callable
+    lift_a: Callable
+    lift_b: Callable
 
 
 class Views:
@@ -91,10 +112,14 @@ class Views:
             raise UserError(f"views = {list(names)}: each of {', '.join(NAMES)} at most once")
         self.names = tuple(name for name in NAMES if name in names)  # one order, however they are asked for
         self.vocabulary, self.weights = tuple(vocabulary), dict(weights or {})
+        self.cohort: Rows | None = None
 
     @classmethod
-    def fit(cls, texts: Sequence[str], names: Sequence[Name] = DEFAULT) -> "Views":
-        """From the texts of the training split. Raises UserError when none has a word."""
+    def fit(cls, texts: Sequence[str], names: Sequence[Name] = DEFAULT, num_cohort: int = NUM_COHORT) -> "Views":
+        """From the texts of the training split, of which `num_cohort` evenly spaced ones are the cohort; 0: none.
+
+        Raises UserError when no text has a word.
+        """
         views = cls(names)
         if not views.names:
             return views
@@ -102,7 +127,7 @@ class Views:
         counts = Counter(word for one in readings for word in one.words)
         if not counts:
             raise UserError(f"texts: none of {len(texts)} has a word; give the texts of the training split")
-        if "function_words" in views.names:
+        if {"function_words", "distorted"} & set(views.names):
             by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
             views.vocabulary = tuple(word for word, _ in by_count[:_NUM_FUNCTION_WORDS])
         for name in views.names:
@@ -112,10 +137,12 @@ class Views:
                 raw = views._raw(name, readings)
                 views.weights[f"{name}.mean"] = raw.mean(0)
                 views.weights[f"{name}.deviation"] = raw.std(0).clip(min=1e-6)
+        if num_cohort:
+            views.cohort = views.rows([texts[place] for place in evenly(len(texts), num_cohort)])
         return views
 
     def _fit_sparse(self, name: str, readings: Sequence[Reading]) -> None:
-        view, counted = _SPARSE[name], _count(name, readings)
+        view, counted = _SPARSE[name], self._count(name, readings)
         frequency = np.bincount(counted.indices, minlength=counted.shape[1])
         # Smoothed as scikit-learn does it, but a term of every text has no weight.
         idf = np.log((1 + len(readings)) / (1 + frequency)) ** view.power
@@ -131,21 +158,36 @@ class Views:
         if not (folder / _CONFIG).is_file():
             raise UserError(f"{folder}: no {_CONFIG}; the model was saved without its views, train it again")
         config = json.loads((folder / _CONFIG).read_text("utf-8"))
-        if set(config) != {"names", "vocabulary"}:
-            raise UserError(f"{folder / _CONFIG}: expected the keys names and vocabulary, found {sorted(config)}")
-        views = cls(config["names"], config["vocabulary"], load_file(folder / _WEIGHTS))
+        if set(config) != {"names", "vocabulary", "num_cohort"}:
+            raise UserError(
+                f"{folder / _CONFIG}: expected the keys names, vocabulary and num_cohort, found {sorted(config)}; "
+                "train again"
+            )
+        stored = load_file(folder / _WEIGHTS)
+        views = cls(config["names"], config["vocabulary"], {k: v for k, v in stored.items() if not cohort.is_part(k)})
         found = {key: weights.shape for key, weights in views.weights.items()}
         if found != views._shapes():
             wrong = sorted(set(found.items()) ^ set(views._shapes().items()))[0]
             raise UserError(f"{folder / _WEIGHTS}: {wrong[0]!r} is missing, unknown or of another shape; train again")
+        if config["num_cohort"]:
+            buckets = {name: 2 ** _SPARSE[name].num_bits for name in views.names if name in _SPARSE}
+            columns = {name: len(views.weights[f"{name}.mean"]) for name in views.names if name not in _SPARSE}
+            try:
+                sparse, dense = cohort.unpacked(stored, config["num_cohort"], buckets, columns)
+            except ValueError as error:
+                raise UserError(f"{folder / _WEIGHTS}: {error}; train again") from error
+            views.cohort = views._among_cohort(Rows(config["num_cohort"], sparse, dense, {}))
         return views
 
     def save(self, folder: str | Path) -> None:
-        """Write views.safetensors and views.json, together under 3 MB."""
+        """Write views.safetensors and views.json, together under 3 MB and 20 kB for each text of the cohort."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: np.ascontiguousarray(weights) for key, weights in self.weights.items()}, folder / _WEIGHTS)
-        config = {"names": self.names, "vocabulary": self.vocabulary}
+        stored, others = dict(self.weights), self.cohort
+        if others:
+            stored |= cohort.packed(others.sparse, others.dense)
+        save_file({key: np.ascontiguousarray(weights) for key, weights in stored.items()}, folder / _WEIGHTS)
+        config = {"names": self.names, "vocabulary": self.vocabulary, "num_cohort": len(others) if others else 0}
         (folder / _CONFIG).write_text(json.dumps(config, sort_keys=True), "utf-8")
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -164,7 +206,7 @@ class Views:
         """What the F pair features are, such as `words.cosine`."""
         found: list[str] = []
         for name in self.names:
-            found.append(f"{name}.cosine")
+            found += [f"{name}.cosine", *([f"{name}.cohort"] if self.cohort else [])]
             if name == "names":
                 found += [f"names.{what}" for what in _NAME_FEATURES]
             found += [f"{name}.difference_{column}" for column in range(reading.NUM_COLUMNS.get(name, 0))]
@@ -173,21 +215,26 @@ class Views:
     def rows(self, texts: Sequence[str]) -> Rows:
         """N texts as their views: each text by itself, whatever stands beside it."""
         readings = [reading.read(text) for text in texts] if self.names else []
-        sparse = {name: self._weighted(name, _count(name, readings)) for name in self.names if name in _SPARSE}
+        sparse = {name: self._weighted(name, self._count(name, readings)) for name in self.names if name in _SPARSE}
         dense = {name: self._standard(name, readings) for name in self.names if name not in _SPARSE}
-        return Rows(len(texts), sparse, dense)
+        return self._among_cohort(Rows(len(texts), sparse, dense, {}))
+
+    def _among_cohort(self, rows: Rows) -> Rows:
+        """The same rows beside the cohort, where there is one."""
+        if self.cohort is None:
+            return rows
+        among = {name: cohort.moments(self._cosine(name, rows, self.cohort, _EACH)) for name in self.names}
+        return replace(rows, among=among)
 
     def pairs(self, a: Rows, b: Rows) -> np.ndarray:
         """Features (N, F) float32 of N pairs, row by row; (a, b) and (b, a) agree to the last bit."""
         if len(a) != len(b):
             raise UserError(f"a has {len(a)} texts, b {len(b)}: expected as many")
-        return self._compare(a, b, _row_products, lambda x: x, lambda x: x, (len(a),))
+        return self._compare(a, b, _BY_ROW, (len(a),))
 
     def all_pairs(self, a: Rows, b: Rows) -> np.ndarray:
         """Features (m, n, F) float32 of every text of `a` with every one of `b`, by matrix products."""
-        return self._compare(
-            a, b, lambda x, y: _dense(x @ y.T), lambda x: x[:, None], lambda x: x[None], (len(a), len(b))
-        )
+        return self._compare(a, b, _ALL, (len(a), len(b)))
 
     def compare(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:
         """Features (N, F) float32 of N pairs of texts; each distinct text is read once. UserError if not as many."""
@@ -199,28 +246,28 @@ class Views:
         blocks = [slice(start, start + PAIRS_PER_BLOCK) for start in range(0, max(1, len(a)), PAIRS_PER_BLOCK)]
         return np.concatenate([self.pairs(rows[a[block]], rows[b[block]]) for block in blocks])
 
-    def _compare(
-        self, a: Rows, b: Rows, product: Callable, lift_a: Callable, lift_b: Callable, shape: tuple[int, ...]
-    ) -> np.ndarray:
-        """`product` gives the dot products of rows; what the lifts give of values by row, numpy brings together."""
+    def _compare(self, a: Rows, b: Rows, how: _How, shape: tuple[int, ...]) -> np.ndarray:
         features: list[np.ndarray] = []  # of the shape of the pairs each
-        for name, matrix in a.sparse.items():
-            other = b.sparse[name]
-            features.append(self._sparse_cosine(name, matrix, other, product, lift_a, lift_b))
+        for name in self.names:
+            cosine = self._cosine(name, a, b, how)
+            features.append(cosine)
+            if self.cohort:
+                features.append(cohort.beside(cosine, how.lift_a(a.among[name]), how.lift_b(b.among[name])))
             if name == "names":
-                features += _name_features(matrix, other, product, lift_a, lift_b)
-        for name, matrix in a.dense.items():
-            other = b.dense[name]
-            features.append(product(_unit(matrix), _unit(other)))
+                features += _name_features(a.sparse[name], b.sparse[name], how)
             if name in reading.NUM_COLUMNS:
-                differences = np.abs(lift_a(matrix) - lift_b(other))
+                differences = np.abs(how.lift_a(a.dense[name]) - how.lift_b(b.dense[name]))
                 features += list(np.moveaxis(differences, -1, 0))
         return np.stack(features, -1).astype(np.float32) if features else np.zeros((*shape, 0), np.float32)
 
-    def _sparse_cosine(
-        self, name: str, x: sp.csr_matrix, y: sp.csr_matrix, product: Callable, lift_a: Callable, lift_b: Callable
-    ) -> np.ndarray:
+    def _cosine(self, name: str, a: Rows, b: Rows, how: _How) -> np.ndarray:
+        if name in _SPARSE:
+            return self._sparse_cosine(name, a.sparse[name], b.sparse[name], how)
+        return how.product(_unit(a.dense[name]), _unit(b.dense[name]))
+
+    def _sparse_cosine(self, name: str, x: sp.csr_matrix, y: sp.csr_matrix, how: _How) -> np.ndarray:
         """Cosine of two rows after the training mean is taken from both; 0 where one of them is empty."""
+        product, lift_a, lift_b = how
         if not _SPARSE[name].is_centred:
             return product(x, y)
         mean = self.weights[f"{name}.mean"]
@@ -251,15 +298,15 @@ class Views:
         mean, deviation = (self.weights[f"{name}.{part}"] for part in ("mean", "deviation"))
         return ((self._raw(name, readings) - mean) / deviation).clip(-_MAX_DEVIATION, _MAX_DEVIATION)
 
-
-def _count(name: str, readings: Sequence[Reading]) -> sp.csr_matrix:
-    view = _SPARSE[name]
-    hashing = HashingVectorizer(
-        analyzer=view.terms, n_features=2**view.num_bits, norm=None, alternate_sign=False, dtype=np.float32
-    )
-    if not readings:
-        return sp.csr_matrix((0, 2**view.num_bits), dtype=np.float32)
-    return hashing.transform(readings)
+    def _count(self, name: str, readings: Sequence[Reading]) -> sp.csr_matrix:
+        view = _SPARSE[name]
+        terms = partial(view.terms, frequent=frozenset(self.vocabulary)) if name == "distorted" else view.terms
+        hashing = HashingVectorizer(
+            analyzer=terms, n_features=2**view.num_bits, norm=None, alternate_sign=False, dtype=np.float32
+        )
+        if not readings:
+            return sp.csr_matrix((0, 2**view.num_bits), dtype=np.float32)
+        return hashing.transform(readings)
 
 
 def _sums(matrix: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
@@ -273,21 +320,30 @@ def _row_products(x: sp.csr_matrix | np.ndarray, y: sp.csr_matrix | np.ndarray) 
     return np.asarray(products.sum(1)).reshape(-1)
 
 
-def _dense(product: sp.csr_matrix | np.ndarray) -> np.ndarray:
+def _products(x: sp.csr_matrix | np.ndarray, y: sp.csr_matrix | np.ndarray) -> np.ndarray:
+    product = x @ y.T
     return product.toarray() if sp.issparse(product) else product
+
+
+def _each_product(x: sp.csr_matrix | np.ndarray, y: sp.csr_matrix | np.ndarray) -> np.ndarray:
+    """As `_products`, each by itself: the last bits of a matrix product depend on how many rows share it."""
+    return _products(x, y) if sp.issparse(x) else np.vecdot(x[:, None], y[None])
+
+
+_BY_ROW = _How(_row_products, lambda x: x, lambda x: x)
+_ALL = _How(_products, lambda x: x[:, None], lambda x: x[None])
+_EACH = _ALL._replace(product=_each_product)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 
 
-def _name_features(
-    x: sp.csr_matrix, y: sp.csr_matrix, product: Callable, lift_a: Callable, lift_b: Callable
-) -> list[np.ndarray]:
+def _name_features(x: sp.csr_matrix, y: sp.csr_matrix, how: _How) -> list[np.ndarray]:
     """How many names both have, as a share of the fewer, how many the one with fewer has, and the difference."""
     present = [sp.csr_matrix((np.ones_like(m.data), m.indices, m.indptr), shape=m.shape) for m in (x, y)]
-    shared = product(*present)
-    number_a, number_b = lift_a(np.diff(x.indptr)), lift_b(np.diff(y.indptr))
+    shared = how.product(*present)
+    number_a, number_b = how.lift_a(np.diff(x.indptr)), how.lift_b(np.diff(y.indptr))
     fewest = np.minimum(number_a, number_b)
     difference = np.abs(np.log1p(number_a) - np.log1p(number_b))
     return [np.log1p(shared), shared / np.maximum(fewest, 1), np.log1p(fewest), difference]
