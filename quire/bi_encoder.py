@@ -66,6 +66,11 @@ def pooling_of(model: SentenceTransformer) -> str:
     return next(module.pooling_mode for module in model if isinstance(module, Pooling))
 
 
+def part_weights(both: Regression) -> np.ndarray:
+    """How a regression over the views' part of a logit and the rest of it weighs the two: (2,)."""
+    return np.maximum(both.weights / both.deviation, LEAST_PART_WEIGHT)
+
+
 class PairHead(nn.Module):
     """Logit of "same book" from two embeddings and how their classical views compare, the same for (a, b) and (b, a).
 
@@ -110,7 +115,7 @@ class PairHead(nn.Module):
     @torch.no_grad()
     def weigh(self, both: Regression) -> None:
         """Take the views and all the rest as a regression over the two, in this order, weighs them."""
-        of_views, of_rest = np.maximum(both.weights / both.deviation, LEAST_PART_WEIGHT).tolist()
+        of_views, of_rest = part_weights(both).tolist()
         bias = both.bias - of_views * both.mean[0] - of_rest * both.mean[1]
         self.feature_weight.mul_(of_views)
         for part in (self.cosine_scale, self.cosine_bias, self.out.weight, self.out.bias):
@@ -229,13 +234,15 @@ class BiEncoder:
         weights and a bias are all that is fitted. Without views there is nothing to weigh. Raises UserError as
         `fit_regression`.
         """
-        if not self.head.num_features:
-            return
+        if self.head.num_features:
+            self.head.weigh(fit_regression(self.parts(texts_a, texts_b), labels, negative_types))
+
+    def parts(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:
+        """What the views add to the logits of N pairs, and all the rest of them: (N, 2), whose sum is `score`."""
         with torch.inference_mode():
             features = torch.from_numpy(self.views.compare(self._read(texts_a), self._read(texts_b)))
             of_views = self.head.of_views(features.to(self.head.out.weight.device)).double().cpu().numpy()
-        rest = self.score(texts_a, texts_b) - of_views
-        self.head.weigh(fit_regression(np.stack([of_views, rest], axis=1), labels, negative_types))
+        return np.stack([of_views, self.score(texts_a, texts_b) - of_views], axis=1)
 
     def start_head(
         self,

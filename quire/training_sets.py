@@ -16,7 +16,7 @@ from quire.evenly import evenly
 
 @dataclass(frozen=True)
 class PairSet:
-    """Pairs of one split: labels (n,), negative types (n,), and rows of both chunks in the chunk table."""
+    """Pairs of some splits: labels (n,), negative types (n,), and rows of both chunks in the chunk table."""
 
     labels: np.ndarray
     negative_types: np.ndarray
@@ -25,11 +25,14 @@ class PairSet:
     chunk_texts: pa.ChunkedArray
     chunk_ids: pa.Array
 
-    def __init__(self, chunks: Artifact, pairs: Artifact, split: str):
+    def __init__(self, chunks: Artifact, pairs: Artifact, *splits: str):
         table = pairs.read()
-        table = table.filter(pc.equal(table["split"], split))
-        if not table.num_rows:
-            raise UserError(f"pairs {pairs.name!r} has no pair in split {split!r}: change the shares of the chunk step")
+        for split in splits:
+            if not pc.any(pc.equal(table["split"], split)).as_py():
+                raise UserError(
+                    f"pairs {pairs.name!r} has no pair in split {split!r}: change the shares of the chunk step"
+                )
+        table = table.filter(pc.is_in(table["split"], pa.array(splits, table["split"].type)))
         mapped = chunks.memory_map(["chunk_id", "text"])
         ids = mapped["chunk_id"].combine_chunks()
         rows = [pc.index_in(table[side], value_set=ids) for side in ("chunk_a", "chunk_b")]

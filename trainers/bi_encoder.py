@@ -19,6 +19,7 @@ from quire import training_sets as sets
 from quire import views as view  # the config has a field of that name
 from quire.artifact import Artifact, Draft
 from quire.author_batches import AuthorBatches
+from quire.baselines import fit_regression
 from quire.bi_encoder import BiEncoder, PairHead
 from quire.contrastive import Module
 from quire.errors import UserError
@@ -84,6 +85,9 @@ class BiEncoderConfig(config.Config):
     max_start_encoded: int = Field(default=200, gt=1, description="of them, those that are encoded for it")
     dropout: float = Field(default=0.0, ge=0, lt=1)
     max_eval_pairs: int = Field(default=400, gt=0)
+    eval_splits: tuple[Literal["validation", "calibration"], ...] = Field(
+        default=("validation",), min_length=1, description="a sweep that is calibrated by others may look at both"
+    )
     loop: loop.LoopConfig
     runtime: BiEncoderRuntime = BiEncoderRuntime()
 
@@ -214,7 +218,7 @@ class BiEncoderTask:
             training = sets.PairSet(chunks, pairs, "train").spaced(settings.max_start_pairs)
             self.bi = begin(settings, self._sample(rows), training)
         sets.set_dropout(self.bi.model[0].model, settings.dropout)
-        self.validation = sets.PairSet(chunks, pairs, "validation").spaced(settings.max_eval_pairs)
+        self.validation = sets.PairSet(chunks, pairs, *settings.eval_splits).spaced(settings.max_eval_pairs)
         self.batches = batches(settings, rows, chunks, neighbors)
         self.mined = self._mined(chunks) if settings.negatives else None
         self.taught = self._taught(chunks) if settings.teacher else None
@@ -308,11 +312,21 @@ class BiEncoderTask:
         return self.flops_per_token(batch["attention_mask"].shape[1]) * self.num_tokens(batch)
 
     def evaluate(self, rank: int, world: int) -> dict[str, float]:
+        """AUC as the model would be saved now: its views and the rest weighed by these very pairs."""
         mine = range(rank, len(self.validation.labels), world)
         texts = [self.validation.texts(row) for row in mine]
-        logits = self.bi.score([a for a, _ in texts], [b for _, b in texts]) if texts else np.zeros(0)
-        scores = np.asarray(loop.over_ranks(dict(zip(mine, logits.tolist(), strict=True)), len(self.validation.labels)))
-        return sets.mean_auc(self.validation, scores)
+        parts = self.bi.parts([a for a, _ in texts], [b for _, b in texts]) if texts else np.zeros((0, 2))
+        whole = np.stack(
+            [
+                loop.over_ranks(dict(zip(mine, part.tolist(), strict=True)), len(self.validation.labels))
+                for part in parts.T
+            ],
+            axis=1,
+        )
+        if not self.bi.head.num_features:
+            return sets.mean_auc(self.validation, whole.sum(1))
+        both = fit_regression(whole, self.validation.labels, self.validation.negative_types)
+        return sets.mean_auc(self.validation, whole @ bi_encoder.part_weights(both))
 
     def save(self, folder: Path) -> None:
         self.module.eval()
