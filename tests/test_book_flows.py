@@ -1,15 +1,20 @@
 """Flows of books hold together: every artefact that a step reads is made before it, by settings that exist."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from quire import flow
+from quire.config import Config
+from tune import sweep
 
 ROOT = Path(__file__).parents[1]
 MADE_BY = {
     "pipelines.gutenberg": "documents",
     "pipelines.mine": "negatives",
+    "pipelines.teach": "predictions",
+    "tune.sweep": "sweeps",
     "trainers.evaluate": "reports",
     "serve.try_out": "reports",
 }
@@ -19,6 +24,7 @@ READ = {
     "bi_encoder": "models",
     "cross_encoder": "models",
     "start": "models",
+    "teacher": "predictions",
 }
 
 
@@ -28,26 +34,25 @@ def kind(run: str) -> str:
     return MADE_BY.get(run) or ("models" if room == "trainers" else made)
 
 
-@pytest.mark.parametrize("name", ["books", "books_large", "books_rounds", "gutenberg", "style"])
+def read(settings: Config) -> Iterator[tuple[str, str]]:
+    """Kind and name of each artefact that a step reads."""
+    kinds = {"documents", "chunks", "embeddings", "neighbors", "negatives", "pairs", "predictions", "models"}
+    for key, value in settings.model_dump(exclude={"runtime", "name"}, exclude_none=True).items():
+        if READ.get(key, key) in kinds:
+            yield READ.get(key, key), value
+        elif isinstance(value, str) and value.startswith("models/"):
+            yield "models", value.removeprefix("models/")
+
+
+@pytest.mark.parametrize("name", ["books", "books_ablation", "books_large", "books_rounds", "gutenberg", "style"])
 def test_what_a_step_reads_an_earlier_one_has_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     made: set[tuple[str, str]] = set()
     given = [] if name == "gutenberg" else ["documents.source.folder=books"]
     for step, _, settings in flow.configs(flow.load_flow(f"flows/{name}.toml", given)):
-        for key, value in settings.model_dump(exclude={"runtime", "name"}, exclude_none=True).items():
-            role = READ.get(key, key)
-            if role in {
-                "documents",
-                "chunks",
-                "embeddings",
-                "neighbors",
-                "negatives",
-                "pairs",
-                "predictions",
-                "models",
-            }:
-                assert (role, value) in made, f"{step.name}.{key} = {value}"
-            elif isinstance(value, str) and value.startswith("models/"):
-                assert tuple(value.split("/")) in made, f"{step.name}.{key} = {value}"
+        trials = sweep.configs(settings).values() if step.run == "tune.sweep" else ()
+        for asked in [trial.config for trial in trials] or [settings]:
+            for role, value in read(asked):
+                assert (role, value) in made, f"{step.name}: {role}/{value}"
         assert (kind(step.run), settings.name) not in made
         made.add((kind(step.run), settings.name))
