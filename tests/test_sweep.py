@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny_tokens
 
@@ -150,6 +151,24 @@ def test_a_trial_may_train_on_two_workers_and_learns_the_same(root: str, ray_wit
         return [record["loss"] for record in trial.read_json("history.json")["history"] if "loss" in record]
 
     assert losses("pair", 2) == pytest.approx(losses("alone", 1), rel=1e-4)
+
+
+def test_variants_meet_every_point_and_are_compared_at_the_same_points(root: str, ray_with_dashboard: None) -> None:
+    variants = {"as it ships": {}, "no step": {"loop": {"learning_rate": 1e-9}}}
+    made = sweep(root, name="ablation", grid={"loop.seed": [0, 1]}, variants=variants)
+    rows = made.read_json("trials.json")
+    assert [(row["values"]["variant"], row["values"]["loop.seed"]) for row in rows] == [
+        (variant, seed) for variant in variants for seed in (0, 1)
+    ]
+    best = np.asarray([row["best"] for row in rows]).reshape(2, 2)
+    lines = {line.split("  ")[0]: line.split() for line in made.manifest["summary"].splitlines()}
+    mean, sd, runs, gain, spread = map(float, lines["no step"][-5:])
+    gains = best[1] - best[0]
+    assert runs == 2 and gain > 0.1  # a loss: who takes no step has the higher one
+    expected = [best[1].mean(), best[1].std(ddof=1), gains.mean(), gains.std(ddof=1)]
+    assert [mean, sd, gain, spread] == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(UserError, match="steps: unknown key"):
+        sweep(root, name="wrong", variants={"more": {"steps": 3}})
 
 
 def test_trials_find_weights_in_a_relative_folder(root: str, ray_with_dashboard: None) -> None:

@@ -7,7 +7,9 @@ it was, its unfinished trials from their checkpoints; a trial that fails for goo
 """
 
 import importlib
+import itertools
 import json
+import statistics
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -21,6 +23,7 @@ from trainers import tracker
 from tune import trials as running
 
 Grid = dict[str, tuple[Any, ...]]
+VARIANT = "variant"  # the key of a point that names one
 
 
 class SweepConfig(config.Config):
@@ -32,6 +35,10 @@ class SweepConfig(config.Config):
     set: dict[str, Any] = Field(default_factory=dict, description="changes of the experiment for every trial")
     grid: Grid | tuple[Grid, ...] = Field(
         default=(), description="dotted key -> values, all combinations; or a list of grids, all of each"
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="by name, changes that each meet every point of the grid: an ablation; the first is compared to",
     )
     search: dict[str, sweeps.Search] = Field(
         default_factory=dict, description="dotted key -> choice, uniform, loguniform, int, logint or normal"
@@ -47,7 +54,8 @@ class SweepConfig(config.Config):
 
     def varied(self) -> list[str]:
         """The dotted keys that trials differ in."""
-        return [*dict.fromkeys(key for grid in self.grids() for key in grid), *self.search]
+        variant = [VARIANT] if self.variants else []
+        return [*variant, *dict.fromkeys(key for grid in self.grids() for key in grid), *self.search]
 
 
 CONFIG = SweepConfig
@@ -60,7 +68,7 @@ def run(settings: SweepConfig) -> Artifact:
     base = next(iter(trials.values())).config
     # The experiment's content counts, not where its file stands.
     recipe = {k: v for k, v in config.recipe(settings).items() if k != "experiment"} | {"base": config.recipe(base)}
-    draft = artifact.begin_step(settings, "sweeps", trainer.inputs(base), recipe=recipe)
+    draft = artifact.begin_step(settings, "sweeps", _inputs(trainer, base, trials), recipe=recipe)
     if draft.published:
         return draft.published
     published = {name for name, trial in trials.items() if _is_published(draft.storage, trainer, trial.config)}
@@ -77,6 +85,15 @@ def run(settings: SweepConfig) -> Artifact:
         raise UserError(f"{len(failed)} of {len(rows)} trials failed:\n{lines}\nThe others are kept; start it again.")
     summary, facts = table(settings, rows, base.loop.higher_is_better), {"tokens": _sum(rows, "tokens")}
     return draft.publish(summary=summary, facts=facts, cost={key: _sum(rows, key) for key in ("cpu", "gpu")})
+
+
+def _inputs(trainer: Any, base: Any, trials: dict[str, "Trial"]) -> dict[str, Any]:
+    """What the experiment is made from, and what a variant is beside that."""
+    found = trainer.inputs(base)
+    for variant, settings in {t.point[VARIANT]: t.config for t in trials.values() if VARIANT in t.point}.items():
+        more = trainer.inputs(settings).items()
+        found |= {f"{role} of {variant}": given for role, given in more if role not in found or found[role] != given}
+    return found
 
 
 class Trial(NamedTuple):
@@ -102,13 +119,16 @@ def configs(settings: SweepConfig) -> dict[str, Trial]:
         "max_failures": 0,  # Tune starts a failed trial again; both together would multiply the attempts
     }
     made: dict[str, Trial] = {}
-    for point in sweeps.points(settings.grids(), settings.search, settings.num_samples, settings.seed):
+    points = sweeps.points(settings.grids(), settings.search, settings.num_samples, settings.seed)
+    variants = [({VARIANT: name}, changes) for name, changes in settings.variants.items()] or [({}, {})]
+    for (variant, changes), values in itertools.product(variants, points):
+        point = variant | values
         name = sweeps.trial_name(settings.name, point)
         if name in made:
             raise UserError(
                 f"two trials would be called {name!r}: their varied values differ too little to be told apart"
             )
-        values = config.merge(base, sweeps.nested(point)) | {"name": name}
+        values = config.merge(config.merge(base, changes), sweeps.nested(values)) | {"name": name}
         values |= {"runtime": {**values.get("runtime", {}), **workers}}
         values["runtime"].setdefault("wandb_folder", str(tracker.folder(tracker.TrackedRuntime(root=runtime.root))))
         made[name] = Trial(point, config.build(trainer.CONFIG, values, source=f"trial {name}"))
@@ -184,8 +204,31 @@ def table(settings: SweepConfig, rows: list[dict[str, Any]], higher_is_better: b
         ended = f"{row['seconds']:>9.1f}" if row["state"] == "finished" else f"{row['state']:>9}"
         lines.append(f"{values}{row['best']:>10.4f}{row['best_step']:>8}{ended}")
     finished = [row for row in rows if row["state"] == "finished"]
+    if settings.variants:
+        lines += _compared(settings, finished)
     lines.append(f"{len(finished)} trials finished, {_sum(finished, 'tokens'):,} tokens")
     return "\n".join(lines)
+
+
+def _compared(settings: SweepConfig, finished: list[dict[str, Any]]) -> list[str]:
+    """Each variant's mean and standard deviation, and by how much it is above the first at the same points."""
+    first, *_ = settings.variants
+    best: dict[str, dict[str, float]] = {variant: {} for variant in settings.variants}
+    for row in finished:
+        point = {key: value for key, value in row["values"].items() if key != VARIANT}
+        best[row["values"][VARIANT]][json.dumps(point)] = row["best"]
+    lines = [f"{VARIANT:<30}{'mean':>9}{'sd':>8}{'runs':>6}   beside {first!r}, mean and sd"]
+    for variant, found in best.items():
+        gains = [found[point] - best[first][point] for point in found if point in best[first]]
+        beside = "" if variant == first or not gains else f"   {_mean_and_sd(gains, '+')}"
+        lines.append(f"{variant:<30}{_mean_and_sd(list(found.values())):>17}{len(found):>6}{beside}")
+    return lines
+
+
+def _mean_and_sd(values: list[float], sign: str = "") -> str:
+    if not values:
+        return ""
+    return f"{statistics.mean(values):{sign}.4f}" + (f"  {statistics.stdev(values):.4f}" if values[1:] else "")
 
 
 def _shown(value: Any) -> str:
