@@ -118,3 +118,10 @@ def test_the_flow_from_a_corpus_to_an_index_is_told_to_its_end(
     chunks, embedded, indexed = (numbers(part) for part in told.split("estimate from")[1:])
     assert chunks["rows"] == embedded["rows"] == indexed["rows"] > 480 and told.count("USD") == 3
     assert indexed["MB"] > 2 * embedded["MB"] and not (tmp_path / "root").exists()  # 4 bytes a value, not 2
+
+
+@pytest.mark.ray
+def test_a_worker_tells_what_the_index_would_take(tmp_path: Path, local_ray: None) -> None:
+    embedded(tmp_path, clustered(6_000), 500)
+    found = numbers(step.estimate(settings(tmp_path, "method=ivf")))
+    assert found["rows"] == 6_000 and 0 < found["CPU hours"] < 0.01 and found["GPU hours"] == 0
