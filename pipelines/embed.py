@@ -18,7 +18,19 @@ import torch
 from pydantic import Field
 
 from pipelines.shards import gpus, on_a_worker, run_shards, speed
-from quire import artifact, config, device, embedding_report, embeddings, encoder, hub, ledger, schema, token_chunks
+from quire import (
+    artifact,
+    config,
+    device,
+    embedding_report,
+    embeddings,
+    encoder,
+    hub,
+    ledger,
+    sampled,
+    schema,
+    token_chunks,
+)
 from quire.artifact import Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.packing import Budget
@@ -95,35 +107,36 @@ def estimate(settings: EmbedConfig, drawn: Mapping[str, ledger.Drawn] | None = N
     num_gpus = gpus(settings.runtime.num_gpus, can_use=True)
     known = (drawn or {}).get(f"chunks/{settings.chunks}")
     size = _SAMPLE_ROWS[num_gpus > 0]
-    texts, num_rows = _of_drawn(settings, known, size) if known else _of_published(settings, size)
-    sample = on_a_worker(_sample, texts, num_rows, settings, num_gpus, num_gpus=num_gpus)
+    rows, num_rows = _of_drawn(settings, known, size) if known else _of_published(settings, size)
+    sample, embedded = on_a_worker(_sample, rows, num_rows, settings, num_gpus, num_gpus=num_gpus)
+    if drawn is not None:
+        drawn[f"embeddings/{settings.name}"] = ledger.Drawn(embedded, sample.share)
     return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
 
 
-def _of_published(settings: EmbedConfig, size: int) -> tuple[list[str], float]:
-    """About `size` texts of chunks, and how many chunks there are to encode."""
+def _of_published(settings: EmbedConfig, size: int) -> tuple[pa.Table, float]:
+    """About `size` chunks, and how many there are to encode."""
     chunks = artifact.open_artifact(settings.runtime.root, "chunks", settings.chunks)
-    parts = chunks.parts[:: max(1, len(chunks.parts) // _SAMPLE_PARTS)][:_SAMPLE_PARTS]
-    tables = [chunks.storage.read_table(part, ["text"]) for part in parts]
-    each = size // len(tables) + 1
-    return [text for table in tables for text in _spread(table, each)], _num_rows(chunks, settings.max_chunks)
+    parts = sampled.spaced(chunks.parts, _SAMPLE_PARTS)
+    tables = [chunks.storage.read_table(part, ["chunk_id", "text"]) for part in parts]
+    rows = pa.concat_tables(sampled.rows(table, size // len(tables) + 1) for table in tables)
+    num_rows = _num_rows(chunks, settings.max_chunks)
+    return sampled.rows(rows, min(size, num_rows)), num_rows
 
 
-def _of_drawn(settings: EmbedConfig, known: ledger.Drawn, size: int) -> tuple[list[str], float]:
+def _of_drawn(settings: EmbedConfig, known: ledger.Drawn, size: int) -> tuple[pa.Table, float]:
     """`_of_published` of chunks that are not made yet."""
     rows = known.rows
     if settings.max_chunks is not None:
         rows = rows.take(pa.array(embeddings.spaced(rows["document_id"].to_pylist(), settings.max_chunks), pa.int64()))
     if not rows.num_rows:
         raise UserError(f"chunks = {settings.chunks!r}: the sample of the corpus gives no chunk; look at its estimate")
-    return _spread(rows, size), rows.num_rows / known.share
+    return sampled.rows(rows, size), rows.num_rows / known.share
 
 
-def _spread(table: pa.Table, size: int) -> list[str]:
-    return table["text"].to_pylist()[:: max(1, table.num_rows // size)][:size]
-
-
-def _sample(texts: list[str], num_rows: float, settings: EmbedConfig, num_gpus: float) -> ledger.Sample:
+def _sample(rows: pa.Table, num_rows: float, settings: EmbedConfig, num_gpus: float) -> tuple[ledger.Sample, pa.Table]:
+    """What it took, and the embeddings."""
+    texts = rows["text"].to_pylist()
     model, prompt, budget = _model(settings)
     encoder.encode_tokens(
         model, encoder.tokenize(model, texts[:1], prompt=prompt), budget, autocast=torch.float32, prompt=prompt
@@ -133,14 +146,17 @@ def _sample(texts: list[str], num_rows: float, settings: EmbedConfig, num_gpus: 
     vectors = encoder.encode_tokens(model, tokens, budget, autocast=torch.float32, prompt=prompt).astype(
         settings.stored
     )
-    return ledger.Sample(
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    sizes = [len(ids) for ids in tokens]
+    sample = ledger.Sample(
         share=len(texts) / max(1, num_rows),
         rows=len(texts),
-        tokens=sum(len(ids) for ids in tokens),
+        tokens=sum(sizes),
         bytes_out=vectors.nbytes,
-        cpu=time.process_time() - cpu,
-        gpu=num_gpus * (time.perf_counter() - wall),
+        cpu=cpu,
+        gpu=num_gpus * wall,
     )
+    return sample, embeddings.table(rows["chunk_id"].to_pylist(), vectors, sizes)
 
 
 def _num_rows(chunks: Artifact, max_chunks: int | None) -> int:

@@ -1,6 +1,6 @@
 """Embeddings to an index that is searched by `pipelines.search`: FAISS, in shards, its recall measured.
 
-    python -m pipelines.index pipelines/experiments/corpus/index.toml [key=value ...]
+    python -m pipelines.index pipelines/experiments/corpus/index.toml [key=value ...] [--estimate]
 
 Shard 0 is the training, on a seeded sample. Each of the others is filled by one worker, which also answers the sampled
 queries, exactly and through the index; merged, the answers are the recall of the whole. Where vectors are searched by
@@ -8,7 +8,9 @@ codes, the order of the candidates is made anew from the embeddings. Rows that h
 `part-*.parquet` says which chunk a row of the index is.
 """
 
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import faiss
@@ -16,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from pipelines.shards import run_shards, speed
-from quire import artifact, config, grouping, index, neighbors, schema
+from pipelines.shards import gpus, on_a_worker, run_shards, speed
+from quire import artifact, config, grouping, index, index_cost, ledger, neighbors, sampled, schema
 from quire.artifact import WORK, Artifact, Draft, Shard
+from quire.errors import UserError
 from quire.index import Plan
 
 K = 10  # recall@10
@@ -27,6 +30,8 @@ _QUERIES = f"{WORK}/queries.parquet"
 # A plateau: more lists than the fewest that come this near to the best recall are not worth their time.
 _PLATEAU = 0.005
 _MAX_POWER = 10  # of two: the most lists that are searched
+_SAMPLE_PARTS, _SAMPLE_ROWS = 3, 16384  # what an estimate reads; where there are fewer rows, they are used again
+_NEAREST_ROWS = 2048  # of them, that it looks for the nearest list of
 
 
 class IndexConfig(config.Config):
@@ -78,6 +83,84 @@ def run(settings: IndexConfig) -> Artifact:
     most = max(sum(sizes[part] for part in c.parts) for c in cuts[1:])
     run_shards(draft, cuts, _worker, arguments, memory=2**30 + 8 * most * dim, **options)
     return _publish(draft, plan, cuts, settings)
+
+
+def estimate(settings: IndexConfig, drawn: Mapping[str, ledger.Drawn] | None = None) -> str:
+    """What the whole would take, from rows of a few parts, indexed as a worker would and thrown away.
+
+    Embeddings that are not made yet are those that their own estimate has `drawn`.
+    """
+    known = (drawn or {}).get(f"embeddings/{settings.embeddings}")
+    rows, num_rows = (known.rows, round(known.rows.num_rows / known.share)) if known else _of_published(settings)
+    if not rows.num_rows:
+        raise UserError(f"embeddings = {settings.embeddings!r}: no rows to index")
+    plan = index.plan(num_rows, rows["embedding"].type.list_size, settings.method, settings.max_bytes)
+    num_gpus = gpus(settings.runtime.num_gpus, neighbors.built_for_gpus())
+    memory = 2**30 + 8 * plan.dim * (_SAMPLE_ROWS + 2 * plan.num_lists)
+    sample = on_a_worker(_measured, rows, plan, settings, num_gpus, num_gpus=num_gpus, memory=memory)
+    return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
+
+
+def _of_published(settings: IndexConfig) -> tuple[pa.Table, int]:
+    """Rows of embeddings, about `_SAMPLE_ROWS`, and how many there are."""
+    embeddings = artifact.open_artifact(settings.runtime.root, "embeddings", settings.embeddings)
+    parts = sampled.spaced(embeddings.parts, _SAMPLE_PARTS)
+    tables = [embeddings.storage.read_table(part, ["chunk_id", "embedding"]) for part in parts]
+    rows = pa.concat_tables(sampled.rows(table, _SAMPLE_ROWS // len(tables)) for table in tables)
+    return rows, embeddings.manifest["rows_out"]
+
+
+def _measured(rows: pa.Table, plan: Plan, settings: IndexConfig, num_gpus: float) -> ledger.Sample:
+    """Everything that a run does, with fewer rows and an untrained index of the whole's shape."""
+    vectors, good = index.unit(schema.matrix(rows["embedding"]))
+    if not good.any():
+        raise UserError(f"embeddings = {settings.embeddings!r}: none of {len(good):,} vectors has a direction")
+    vectors = index_cost.repeated(vectors[good], min(plan.rows, _SAMPLE_ROWS))
+    with tempfile.TemporaryDirectory() as scratch:
+        embeddings = _embedded(scratch, vectors, rows.filter(pa.array(good)))
+        draft = artifact.begin(scratch, "index", settings.name, recipe={}, inputs={})
+        flat = Plan("flat", len(vectors) + 1, plan.dim)  # with the row that is a shard of its own
+        read, _ = _taken(lambda: _train(embeddings, draft, flat, settings))
+        codes, trained = _taken(lambda: index_cost.stand_in(plan, vectors))
+        queries = schema.matrix(draft.storage.read_table(f"{draft.folder}/{_QUERIES}")["query"])
+
+        def filled(number: int) -> np.ndarray:
+            item = Cut(number, 0, (number,))
+            spent, shard = _taken(lambda: _fill(embeddings, draft, plan, item, trained, queries, settings.rerank))
+            size = draft.write_shard(number, shard)["bytes_out"] + draft.storage.size(f"{draft.folder}/{file(number)}")
+            return spent + [0, 0, size]
+
+        filled(0)  # what is done for the first time takes longer, here and below
+        training = np.zeros(3)
+        if trained is not None:
+            nearest, asked = index.lists_of(trained, None), vectors[:_NEAREST_ROWS]
+            nearest.search(asked, 1)
+            found, _ = _taken(lambda: nearest.search(asked, 1))
+            training = good.mean() * index_cost.training(plan, trained, found / len(asked), codes / len(vectors))
+            training[2] = faiss.serialize_index(trained).nbytes
+        measured = index_cost.Measured(len(vectors), read, filled(0), filled(1), training)
+    num_shards = max(1, -(-4 * plan.rows * plan.dim // settings.shard_bytes))
+    share = len(good) / plan.rows
+    cpu, wall, size = share * measured.whole(round(good.mean() * plan.rows), num_shards)
+    return ledger.Sample(share, rows=int(good.sum()), tokens=0, bytes_out=size, cpu=cpu, gpu=num_gpus * wall)
+
+
+def _embedded(root: str, vectors: np.ndarray, like: pa.Table) -> Artifact:
+    """Embeddings of two parts, one row and all `vectors` (n, d), with ids and numbers like those of some rows."""
+    ids, number = like["chunk_id"].to_pylist(), like["embedding"].type.value_type.to_pandas_dtype()
+    names = [f"{ids[row % len(ids)]}{row // len(ids) or ''}" for row in range(len(vectors))]
+    draft = artifact.begin(root, "embeddings", "sample", recipe={}, inputs={})
+    for part, rows in enumerate((1, len(vectors))):
+        columns = {"chunk_id": names[:rows], "embedding": schema.lists(vectors[:rows].astype(number))}
+        draft.write_shard(part, Shard(table=pa.table(columns)))
+    return draft.publish()
+
+
+def _taken(function: Callable[[], Any]) -> tuple[np.ndarray, Any]:
+    """Seconds of the processor and of the clock, and no bytes (3,); and what the function returns."""
+    begun = np.asarray([time.process_time(), time.perf_counter()])
+    made = function()
+    return np.asarray([*(np.asarray([time.process_time(), time.perf_counter()]) - begun), 0.0]), made
 
 
 def cut(sizes: list[int], max_rows: int) -> list[Cut]:
@@ -273,4 +356,4 @@ def _told(draft: Draft, facts: dict[str, Any], plan: Plan, settings: IndexConfig
 
 
 if __name__ == "__main__":
-    config.main(CONFIG, run)
+    config.main(CONFIG, run, estimate=estimate)

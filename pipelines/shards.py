@@ -26,7 +26,9 @@ from quire.errors import UserError
 
 Process = Callable[[Any], Shard]
 _DROPS = f"{WORK}/drops.json"
-_RETRIES = 3  # of a shard whose worker dies: one that kills every worker it meets must not be tried for ever
+# Of one worker: a shard that kills it each time must not be tried for ever. Failed calls are not counted: every call to
+# a node that is gone fails at once until Ray notices, and three were used up before that.
+_RESTARTS = 5
 # A worker's bars about loading a model say nothing here.
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
 # Ray sets this for a worker that holds GPUs, but leaves one that holds none every GPU of its node: torch would take the
@@ -144,7 +146,7 @@ def _first_failure(
     # Rows are indices alone: an item need not be anything Arrow can hold.
     dataset = ray.data.from_items([{"index": index} for index in pending], override_num_blocks=len(pending))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)  # Ray 2.60 has no named parameter for max_task_retries
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # Ray 2.60 has no named parameter for max_restarts
         dataset = dataset.map_batches(
             Worker,
             batch_size=1,
@@ -157,7 +159,7 @@ def _first_failure(
             num_cpus=1,
             memory=memory,
             **held,
-            max_task_retries=_RETRIES,
+            max_restarts=_RESTARTS,
         )
     for row in dataset.iter_rows():
         if row["mistake"] or row["trace"]:

@@ -87,6 +87,18 @@ def unit(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scaled, good
 
 
+def untrained(wanted: Plan, seed: int) -> faiss.IndexIVF:
+    """An inverted file that has no centroids yet, and no codes."""
+    sizes = (faiss.IndexFlatIP(wanted.dim), wanted.dim, wanted.num_lists)
+    if wanted.method == "ivf":
+        index = faiss.IndexIVFFlat(*sizes, faiss.METRIC_INNER_PRODUCT)
+    else:
+        index = faiss.IndexIVFPQ(*sizes, wanted.code_size, _CODE_BITS, faiss.METRIC_INNER_PRODUCT)
+        index.pq.cp.seed = seed
+    index.cp.seed = seed
+    return index
+
+
 def train(wanted: Plan, sample: np.ndarray, *, seed: int = 0, gpu: bool | None = False) -> faiss.IndexIVF | None:
     """An inverted file without vectors, trained on `sample` (n, d); None for a flat index, which needs no training.
 
@@ -96,15 +108,7 @@ def train(wanted: Plan, sample: np.ndarray, *, seed: int = 0, gpu: bool | None =
         return None
     if len(sample) < wanted.num_lists:
         raise UserError(f"{len(sample):,} vectors to train {wanted.num_lists:,} lists: the others have no direction")
-    metric = faiss.METRIC_INNER_PRODUCT
-    sizes = (wanted.dim, wanted.num_lists)
-    quantizer = faiss.IndexFlatIP(wanted.dim)
-    if wanted.method == "ivf":
-        index = faiss.IndexIVFFlat(quantizer, *sizes, metric)
-    else:
-        index = faiss.IndexIVFPQ(quantizer, *sizes, wanted.code_size, _CODE_BITS, metric)
-        index.pq.cp.seed = seed
-    index.cp.seed = seed
+    index = untrained(wanted, seed)
     assigner = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(wanted.dim)) if neighbors.use_gpu(gpu) else None
     index.clustering_index = assigner  # the index does not keep it alive
     index.train(np.ascontiguousarray(sample, np.float32))
@@ -122,12 +126,17 @@ def fill(
         index.add_with_ids(vectors, rows)
         return index
     index = faiss.clone_index(trained)
-    nearest = faiss.index_cpu_to_all_gpus(trained.quantizer) if neighbors.use_gpu(gpu) else trained.quantizer
+    nearest = lists_of(trained, gpu)
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
         lists = nearest.search(vectors[block], 1)[1].ravel()
         ivf_tools.add_preassigned(index, vectors[block], lists, rows[block])
     return index
+
+
+def lists_of(trained: faiss.IndexIVF, gpu: bool | None) -> faiss.Index:
+    """What finds the list that is nearest to a vector."""
+    return faiss.index_cpu_to_all_gpus(trained.quantizer) if neighbors.use_gpu(gpu) else trained.quantizer
 
 
 def search(

@@ -53,7 +53,7 @@ def estimate(sample: Sample, prices: Mapping[str, Any] | None) -> str:
     whole = {key: getattr(sample, key) / sample.share for key in ("rows", "tokens", "bytes_out", "cpu", "gpu")}
     if prices:
         whole |= {"money": money(whole, prices), "prices": prices}
-    made = (f"{_rounded(whole[key])} {key}" for key in ("rows", "tokens"))
+    made = (f"{_rounded(whole[key])} {key}" for key in ("rows", "tokens")[: 1 + bool(sample.tokens)])
     lines = [
         f"estimate from {sample.rows:,} rows, {sample.share:.1%} of the work:",
         f"  {', '.join(made)}, {_rounded(whole['bytes_out'] / 1e6)} MB",

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
+
 from quire import csv_rows, grouping, readers, streams
+from quire.evenly import evenly
 from quire.readers import Piece
 from quire.storage import Storage
 
@@ -19,7 +22,7 @@ def pieces(storage: Storage, files: Sequence[str], piece_bytes: int, count: int)
     with ThreadPoolExecutor(4) as pool:
         sizes = dict(zip(files, pool.map(storage.size, files), strict=True))
     together = grouping.groups([_text_bytes(file, sizes) for file in files], piece_bytes)
-    chosen = _spaced([[files[place] for place in group] for group in together], count)
+    chosen = spaced([[files[place] for place in group] for group in together], count)
     each = -(-count // len(chosen))
     found: list[Piece] = []
     read = 0.0
@@ -30,7 +33,7 @@ def pieces(storage: Storage, files: Sequence[str], piece_bytes: int, count: int)
             found, read = found + head, read + share * sizes[first]
             continue
         cut = readers.cut(storage, group, piece_bytes)
-        few = cut if len(group) > 1 else _spaced(cut, each)
+        few = cut if len(group) > 1 else spaced(cut, each)
         found, read = found + few, read + sum(sizes[file] for file in group) * len(few) / max(1, len(cut))
     whole = sum(sizes.values())
     return found, min(1.0, read / whole) if whole else 1.0
@@ -44,8 +47,14 @@ def _text_bytes(file: str, sizes: dict[str, int]) -> int:
     return sizes[file] * (_RATIO if _compressed(file) else 1)
 
 
-def _spaced(items: list[Any], count: int) -> list[Any]:
+def spaced(items: list[Any], count: int) -> list[Any]:
+    """At most `count` of the items, evenly spaced, the first among them."""
     return items[:: max(1, len(items) // count)][:count]
+
+
+def rows(table: pa.Table, count: int) -> pa.Table:
+    """At most `count` rows, evenly spaced."""
+    return table.take(pa.array(evenly(table.num_rows, count)))
 
 
 def _head(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], float]:

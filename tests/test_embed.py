@@ -160,19 +160,19 @@ def test_a_flow_tells_what_it_would_take_before_anything_runs(
     (tmp_path / "flow.toml").write_text(
         "".join(
             f'[[steps]]\nname = "{name}"\nrun = "pipelines.{run}"\n'
-            for name, run in {"chunks": "token_chunks", "index": "index", "lost": "embed", "embed": "embed"}.items()
+            for name, run in {"chunks": "token_chunks", "near": "neighbors", "lost": "embed", "embed": "embed"}.items()
         )
     )
     root, source = tmp_path / "root", tmp_path / "source"
     words = ["chunks.name=c", f"chunks.source.folder={source}", "chunks.source.shard_bytes=20_000"]
-    words += ["chunks.max_tokens=60", "chunks.overlap=10", "index.name=i", "index.embeddings=e"]
+    words += ["chunks.max_tokens=60", "chunks.overlap=10", "near.name=n", "near.chunks=c", "near.embeddings=e"]
     words += ["lost.name=l", "lost.chunks=nowhere", "embed.name=e", "embed.chunks=c"]
     words += [f"{step}.model={encoder_folder}" for step in ("chunks", "lost", "embed")]
     words += [f"embed.max_chunks={max_chunks}"] if max_chunks else []
     flow.main([str(tmp_path / "flow.toml"), f"root={root}", "prices.cpu_hour=1.0", *words, "--estimate"])
     told = capsys.readouterr().out
     assert not root.exists() and asked == [None, None]
-    assert "[2/4] index: pipelines.index\n      has no estimate" in told
+    assert "[2/4] near: pipelines.neighbors\n      has no estimate" in told
     assert "no estimate: " in told and "chunks/nowhere" in told
     chunks, embedded = (int(found.replace(",", "")) for found in re.findall(r"\n  ([\d,]+) rows", told))
     documents = 240
