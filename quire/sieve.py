@@ -13,11 +13,11 @@ import torch
 
 _BLOCK = 8192  # rows of a product
 _MEAN_ROWS = 4096  # or a little more, whose mean stands for that of all
-_ROUND_ROWS = 1024  # rounded at a time, so that they stay in the processor's cache: 1M x 384 in .4 s, in 8192s in .6 s
+_ROUND_ROWS = 1024  # rounded at a time, so that they stay in the processor's cache
 _CHUNK = 32  # rows of which only the highest score is looked at, unless it may be among a query's k best
 MAX_K = _BLOCK // _CHUNK // 2  # the first threshold is the k-th best chunk
 
-# More rows than this that may be among the k best cost more to order than a search in float32 (1M x 384).
+# A query with more rows than this that may be among its k best is handed on: it bounds memory (1M x 384: 16 are usual).
 MOST = 1024
 
 _ROUNDING = 2.0**-8  # of bfloat16, whose numbers have 8 binary digits
