@@ -134,7 +134,7 @@ def run(settings: MineConfig) -> Artifact:
         num_workers=settings.runtime.num_workers,
         num_gpus=settings.runtime.num_gpus,
         can_use_gpus=built_for_gpus() or inputs.cross_encoder is not None,
-        memory=2 * 2**30 + 2 * min(settings.runtime.block_bytes, 4 * corpus.num_rows * corpus.dim),
+        memory=2 * 2**30 + 5 * min(settings.runtime.block_bytes, 4 * corpus.num_rows * corpus.dim) // 2,
     )
     return _publish(draft, inputs, len(cuts), settings)
 

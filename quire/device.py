@@ -25,6 +25,13 @@ def for_threads() -> Callable[[], None]:
     return partial(torch.cuda.set_device, torch.cuda.current_device())
 
 
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor itself multiplies bfloat16 natively (AMX, AVX512-BF16), be there a GPU or not."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
 @lru_cache
 def precision() -> torch.dtype:
     """bfloat16 where the hardware multiplies it natively (Ampere and later, AMX, AVX512-BF16), else float32.
@@ -33,10 +40,7 @@ def precision() -> torch.dtype:
     """
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float32
-    native = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
 
 
 def inference_precision() -> torch.dtype:

@@ -1,16 +1,18 @@
 """Exact nearest neighbours outside one's own group, the same to the bit however the work is cut into blocks.
 
-FAISS finds candidates; which of them win is decided by inner products in double precision, because the last
-bits of a matrix product in single precision depend on how many queries share it. A query's answer stands once
-no vector that FAISS left out can still reach it, given the error bound of single precision; else FAISS is
-asked for more.
+Which candidates win is decided by inner products in double precision, because the last bits of a matrix product in
+single precision depend on how many queries share it. On processors that multiply bfloat16, `quire.sieve` finds the
+candidates; the queries for which it cannot, and all of them elsewhere, are FAISS's. A query's answer stands once no
+vector that FAISS left out can still reach it, given the error bound of single precision; else FAISS is asked for more.
 """
 
+from functools import cached_property
 from typing import Any
 
 import faiss
 import numpy as np
 
+from quire import device, sieve
 from quire.errors import UserError
 
 # FAISS's GPU indexes return at most 2,048 neighbours a query and take no selector. On a processor such a k
@@ -19,6 +21,11 @@ MAX_FETCH = 2048
 
 # Candidates beyond k, so that near-ties at the k-th place seldom need a second search.
 SLACK = 16
+
+# Fewer queries than this are answered by a FAISS index that is there before the corpus is rounded to bfloat16.
+SIEVE_QUERIES = 16
+_SIEVE_BLOCK = 1024  # queries at a time at most: their products take 16 MiB
+
 
 _RANK_VALUES = 2**22  # candidate values in double precision at a time: 32 MiB
 
@@ -58,8 +65,9 @@ def search(
 
     Ordered by (score descending, id ascending); padded with id -1 and score -inf only where fewer than k rows
     of other groups exist. `queries` (q, d) and `corpus` (n, d) float32, groups integers. `block_size` queries
-    are searched at a time and bound the memory beyond one copy of the corpus. `gpu`: None uses one where
-    FAISS finds one; True without one is a UserError.
+    are searched at a time and bound the memory beyond that of the corpus and half as much again where bfloat16 is
+    multiplied, as much again where FAISS searches. `gpu`: None uses one where FAISS finds one; True without one is a
+    UserError.
     """
     queries = np.ascontiguousarray(queries, np.float32)
     corpus = np.ascontiguousarray(corpus, np.float32)
@@ -77,10 +85,10 @@ def search_flat(
     queries: np.ndarray, flat: faiss.IndexFlatIP, *, k: int, gpu: bool | None = None, block_size: int = 1024
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of a flat FAISS index with the highest inner products, as `search` finds them among its corpus."""
-    queries, num_rows = np.ascontiguousarray(queries, np.float32), flat.ntotal
+    queries = np.ascontiguousarray(queries, np.float32)
     nobody = np.full(len(queries), -1)
     _check_matrix("queries", queries, nobody)
-    index = GroupedIndex(flat, np.arange(num_rows), np.zeros(num_rows, np.int8), use_gpu(gpu))
+    index = GroupedIndex(flat_vectors(flat), np.zeros(flat.ntotal, np.int8), use_gpu(gpu), flat)
     return search_grouped(index, queries, nobody, k=k, block_size=block_size)
 
 
@@ -94,7 +102,15 @@ def search_grouped(
     if not len(index.groups):
         return ids, scores
     order = np.argsort(query_groups, kind="stable")
-    pending = [(rows, k + SLACK) for rows in np.split(order, range(block_size, len(order), block_size))]
+    if index.sieves(len(queries), k):
+        unsure = [order[:0]]
+        for rows in _split(order, min(block_size, _SIEVE_BLOCK)):
+            row, position, sure = index.sieve.candidates(queries[rows], *index.ranges(query_groups[rows]), k)
+            top_ids, top_scores = _ranked(index, queries[rows], row, position, k)
+            ids[rows[sure]], scores[rows[sure]] = top_ids[sure], top_scores[sure]
+            unsure.append(rows[~sure])
+        order = np.concatenate(unsure)
+    pending = [(rows, k + SLACK) for rows in _split(order, block_size)]
     while pending:
         rows, fetch = pending.pop()
         top_ids, top_scores, certain = _rank(index, queries[rows], query_groups[rows], k, fetch)
@@ -106,28 +122,66 @@ def search_grouped(
     return ids, scores
 
 
+def _split(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
 def flat_vectors(flat: faiss.IndexFlatIP) -> np.ndarray:
     """The vectors of a flat index, (n, d) float32: its own memory, gone with it and moved by what is added to it."""
     return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
 
 
 def grouped(corpus: np.ndarray, groups: np.ndarray, *, gpu: bool | None = None) -> "GroupedIndex":
-    """A copy of the corpus (n, d), its groups (n,) integers, to be searched by `search_grouped`."""
-    row_id = np.argsort(groups, kind="stable")
-    flat = faiss.IndexFlatIP(corpus.shape[1])
-    for start in range(0, len(corpus), 65536):
-        flat.add(corpus[row_id[start : start + 65536]])
-    return GroupedIndex(flat, row_id, groups[row_id], use_gpu(gpu))
+    """The corpus (n, d) float32 and its groups (n,) integers, to be searched by `search_grouped`; it is not copied and
+    must stay as it is."""
+    return GroupedIndex(corpus, groups, use_gpu(gpu))
 
 
 class GroupedIndex:
-    """A flat FAISS index whose rows are sorted by group, so that a group is one range of it."""
+    """The corpus (n, d) and how its rows stand when sorted by group, so that a group is one range of positions.
 
-    def __init__(self, flat: faiss.IndexFlatIP, row_id: np.ndarray, groups: np.ndarray, gpu: bool) -> None:
-        self.flat, self.row_id, self.groups = flat, row_id, groups
-        self.vectors = flat_vectors(flat)
-        self.longest = float(np.sqrt(np.einsum("nd,nd->n", self.vectors, self.vectors).max(initial=0)))
-        self.fast: Any = faiss.index_cpu_to_all_gpus(self.flat) if gpu else self.flat
+    What searches it is made when it is first asked for. `flat`: an index that holds the corpus already, all of one
+    group.
+    """
+
+    def __init__(
+        self, corpus: np.ndarray, groups: np.ndarray, gpu: bool, flat: faiss.IndexFlatIP | None = None
+    ) -> None:
+        self.corpus, self.gpu, self.given = corpus, gpu, flat
+        self.row_id = np.argsort(groups, kind="stable")  # at each position
+        self.groups = groups[self.row_id]
+
+    def sieves(self, num_queries: int, k: int) -> bool:
+        """Whether so many queries are the sieve's first."""
+        worth_it = self.given is None or num_queries >= SIEVE_QUERIES
+        return worth_it and not self.gpu and k <= sieve.MAX_K and device.cpu_multiplies_bfloat16()
+
+    @cached_property
+    def sieve(self) -> sieve.Sieve:
+        return sieve.Sieve(self.corpus, self.row_id)
+
+    @cached_property
+    def flat(self) -> faiss.IndexFlatIP:
+        if self.given is not None:
+            return self.given
+        flat = faiss.IndexFlatIP(self.corpus.shape[1])
+        for start in range(0, len(self.corpus), 65536):
+            flat.add(self.corpus[self.row_id[start : start + 65536]])
+        return flat
+
+    @cached_property
+    def fast(self) -> Any:
+        return faiss.index_cpu_to_all_gpus(self.flat) if self.gpu else self.flat
+
+    @cached_property
+    def longest(self) -> float:
+        """The length of the longest vector, and what squares that were flushed to zero may have hidden of it."""
+        squares = np.einsum("nd,nd->n", self.corpus, self.corpus).max(initial=0)
+        return float(np.sqrt(squares)) + self.corpus.shape[1] ** 0.5 * 2.0**-62
+
+    def ranges(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where each of these groups (q,) begins and ends: positions (q,), (q,)."""
+        return np.searchsorted(self.groups, groups, side="left"), np.searchsorted(self.groups, groups, side="right")
 
     def candidates(self, queries: np.ndarray, groups: np.ndarray, fetch: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the `fetch` best rows of other groups (q, m), -1 where there is none; bound (q,).
@@ -136,8 +190,7 @@ class GroupedIndex:
         along and dropped from the answer, for all queries in one matrix product; else the rows before and
         those behind the group are searched.
         """
-        first = np.searchsorted(self.groups, groups, side="left")
-        last = np.searchsorted(self.groups, groups, side="right")
+        first, last = self.ranges(groups)
         num_others = len(self.groups) - (last - first)
         width = int(min(fetch, num_others.max(initial=0)))
         positions = np.full((len(queries), width), -1, np.int64)
@@ -180,31 +233,38 @@ def _best(scores: np.ndarray, positions: np.ndarray, width: int) -> tuple[np.nda
     return np.take_along_axis(positions, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
-def _rank(
-    index: GroupedIndex, queries: np.ndarray, groups: np.ndarray, k: int, fetch: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The k best candidates in the final order, and of which queries the answer is certain: (q,) bool."""
-    positions, bound = index.candidates(queries, groups, fetch)
+def _ranked(
+    index: GroupedIndex, queries: np.ndarray, row: np.ndarray, position: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best candidates in the final order, (q, k) and (q, k), of those at `position` (c,) for query `row` (c,)."""
     ids = np.full((len(queries), k), -1, np.int64)
     scores = np.full((len(queries), k), -np.inf, np.float32)
-    row, column = np.nonzero(positions >= 0)
-    position = positions[row, column]
-    exact = np.full(positions.shape, -np.inf, np.float32)
-    names = np.full(positions.shape, -1, np.int64)
-    names[row, column] = index.row_id[position]
-    width, dim = positions.shape[1], queries.shape[1]
-    step = max(1, _RANK_VALUES // dim)
+    names, exact = index.row_id[position], np.empty(len(row), np.float32)
+    step = max(1, _RANK_VALUES // queries.shape[1])
     for start in range(0, len(row), step):
         part = slice(start, start + step)
         # A sum in double precision of products of single ones is good to 1e-16: rounded, equal vectors tie.
-        ours, theirs = queries[row[part]].astype(np.float64), index.vectors[position[part]].astype(np.float64)
-        exact[row[part], column[part]] = np.vecdot(ours, theirs)
-    order = np.lexsort((names, -exact))[:, :k]
-    ids[:, :width] = np.take_along_axis(names, order, axis=1)
-    scores[:, :width] = np.take_along_axis(exact, order, axis=1)
+        ours, theirs = queries[row[part]].astype(np.float64), index.corpus[names[part]].astype(np.float64)
+        exact[part] = np.vecdot(ours, theirs)
+    order = np.lexsort((names, -exact, row))
+    row = row[order]
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    top = place < k
+    ids[row[top], place[top]] = names[order[top]]
+    scores[row[top], place[top]] = exact[order[top]]
+    return ids, scores
+
+
+def _rank(
+    index: GroupedIndex, queries: np.ndarray, groups: np.ndarray, k: int, fetch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The k best of FAISS's candidates in the final order, and of which queries the answer is certain: (q,) bool."""
+    positions, bound = index.candidates(queries, groups, fetch)
+    row, column = np.nonzero(positions >= 0)
+    ids, scores = _ranked(index, queries, row, positions[row, column], k)
     # The error of a product of length d in single precision, in any order of summation (Higham 2002, section
     # 3.1), that of rounding the score, and what a processor that flushes tiny numbers to zero may lose.
-    lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
+    lengths, dim = np.linalg.norm(queries.astype(np.float64), axis=1), queries.shape[1]
     error = 1.01 * (dim + 2) * (2.0**-24 * lengths * index.longest + 2.0**-126)
     certain = (bound == -np.inf) | (scores[:, -1] > bound + error)
     return ids, scores, certain
@@ -229,6 +289,9 @@ def _check_matrix(name: str, matrix: np.ndarray, groups: np.ndarray) -> None:
     if len(groups) and groups.dtype.kind not in "iu":
         raise UserError(f"{name}: groups of type {groups.dtype}, wanted integers")
     for start in range(0, len(matrix), 65536):
-        finite = np.isfinite(matrix[start : start + 65536]).all(axis=1)
-        if not finite.all():
+        block = matrix[start : start + 65536]
+        if np.isfinite(np.vdot(block, block)):  # several times faster than to look at each value
+            continue
+        finite = np.isfinite(block).all(axis=1)
+        if not finite.all():  # else the sum overflows
             raise UserError(f"{name}: row {start + int(np.argmin(finite))} is not finite; embed it again")
