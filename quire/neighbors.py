@@ -12,7 +12,6 @@ from typing import Any
 import faiss
 import numpy as np
 
-from quire import device, sieve
 from quire.errors import UserError
 
 # FAISS's GPU indexes return at most 2,048 neighbours a query and take no selector. On a processor such a k
@@ -153,12 +152,17 @@ class GroupedIndex:
 
     def sieves(self, num_queries: int, k: int) -> bool:
         """Whether so many queries are the sieve's first."""
-        worth_it = self.given is None or num_queries >= SIEVE_QUERIES
-        return worth_it and not self.gpu and k <= sieve.MAX_K and device.cpu_multiplies_bfloat16()
+        if self.gpu or (self.given is not None and num_queries < SIEVE_QUERIES):
+            return False
+        from quire import device, sieve  # these bring torch, which a search of a few queries does without
+
+        return k <= sieve.MAX_K and device.cpu_multiplies_bfloat16()
 
     @cached_property
-    def sieve(self) -> sieve.Sieve:
-        return sieve.Sieve(self.corpus, self.row_id)
+    def sieve(self) -> Any:
+        from quire.sieve import Sieve
+
+        return Sieve(self.corpus, self.row_id)
 
     @cached_property
     def flat(self) -> faiss.IndexFlatIP:

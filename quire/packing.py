@@ -33,9 +33,14 @@ def pack(lengths: np.ndarray, budget: Budget) -> Iterator[np.ndarray]:
         start += rows
 
 
-def pad(sequences: Sequence[np.ndarray | Sequence[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ragged token ids to (rows, longest) int64 and the attention mask of the same shape."""
-    longest = max(len(sequence) for sequence in sequences)
+def pad(
+    sequences: Sequence[np.ndarray | Sequence[int]], value: int, longest: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ragged token ids to (rows, longest) int64 and the attention mask of the same shape.
+
+    `longest` is that of the sequences if it is less.
+    """
+    longest = max(longest, *(len(sequence) for sequence in sequences))
     ids = np.full((len(sequences), longest), value, dtype=np.int64)
     mask = np.zeros((len(sequences), longest), dtype=np.int64)
     for row, sequence in enumerate(sequences):

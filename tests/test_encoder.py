@@ -114,6 +114,26 @@ def test_half_precision_keeps_the_direction_and_pools_in_float32(encoder_folder:
     np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "most", "expected"),
+    [(torch.bfloat16, 128, [40, 96, 112, 112, 128]), (torch.bfloat16, 107, [40, 96, 107, 107, 107])]
+    + [(torch.float32, 128, [40, 96, 97, 105, 113])],
+)
+def test_half_precision_on_a_cpu_pads_longer_texts_to_whole_registers(
+    encoder_folder: str, dtype: torch.dtype, most: int, expected: list[int]
+) -> None:
+    model = encoder.load_encoder(encoder_folder, most, dtype)
+    tokens = [np.full(min(size, most), 7, np.int32) for size in (40, 96, 97, 105, 113)]
+    shapes: list[tuple[int, ...]] = []
+    model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0]["input_ids"].shape)))
+    with sdpa_kernel(SDPBackend.MATH):
+        encoder.encode_tokens(model, tokens, packing.Budget(1), autocast=torch.float32)
+        assert sorted(shapes) == [(1, longest) for longest in expected]
+        shapes.clear()
+        encoder.encode_tokens(model, tokens * 4, packing.Budget(300), autocast=torch.float32)
+    assert all(rows * longest <= 300 for rows, longest in shapes)
+
+
 def test_a_length_beyond_the_models_positions_is_refused(encoder_folder: str) -> None:
     with pytest.raises(UserError, match="max_seq_length = 500: the model at .* has 128 positions"):
         encoder.load_encoder(encoder_folder, 500)
