@@ -20,7 +20,7 @@ import ray
 from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
-from quire import schema
+from quire import heap, schema
 from quire.artifact import WORK, Draft, Shard
 from quire.errors import UserError
 
@@ -60,6 +60,8 @@ class Worker:
                 shard.cpu += time.process_time() - cpu
                 shard.gpu += self.num_gpus * (time.perf_counter() - wall)
                 self.draft.write_shard(index, shard)
+                del shard
+                heap.give_back()
             # Nothing is lost: `run_shards` raises what is told here, and the shard stays undone. Raised here, it would
             # reach the user inside a long trace through Ray, and its frames would hold the CPUs of all workers for as
             # long as anything holds the exception.

@@ -1,5 +1,6 @@
 """Preparing tokens takes as much memory for a large corpus as for a small one."""
 
+import ctypes
 import subprocess
 import sys
 import tracemalloc
@@ -158,3 +159,27 @@ def test_ids_seen_do_not_fill_the_memory() -> None:
 
     grown = resident(200_000) - resident(1)
     assert grown < 8 * 2**20  # a set of them takes 25 MiB
+
+
+HOLES = """
+import os
+import numpy as np
+from quire import heap
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+blocks = [np.ones(100_000, np.uint8) for _ in range(1_000)]
+last = blocks.pop()
+del blocks
+before = resident()
+heap.give_back()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library keeps nothing to give back")
+def test_freed_memory_below_a_block_in_use_goes_back_to_the_system() -> None:
+    made = subprocess.run([sys.executable, "-c", HOLES], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(made.stdout) > 50_000_000
