@@ -30,12 +30,27 @@ class Shares(splits.Shares):
 
 
 class Split(config.Config):
-    """How groups go to splits: by hash alone (stable when the corpus grows), or balanced (for small corpora)."""
+    """How groups go to splits: by hash alone (stable when the corpus grows), or balanced (for small corpora).
+
+    With folds the groups of one are tested, and the shares are of the others: so every author can be tested once.
+    """
 
     by: Literal["author", "work"] = "author"
     method: Literal["hash", "balanced"] = "hash"
     seed: int = 0
     shares: Shares = Shares()
+    num_folds: int | None = Field(default=None, ge=2, description="that all groups are dealt into, evenly by size")
+    fold: int | None = Field(default=None, ge=0, description="the one that is tested, from 0")
+
+    @model_validator(mode="after")
+    def _a_fold_of_them(self) -> Self:
+        if (self.num_folds is None) != (self.fold is None):
+            raise ValueError(f"num_folds = {self.num_folds}, fold = {self.fold}: give both or neither")
+        if self.fold is not None and self.fold >= self.num_folds:
+            raise ValueError(f"fold = {self.fold}: folds are numbered 0 to {self.num_folds - 1}")
+        if self.fold is not None and self.shares.test:
+            raise ValueError(f"shares.test = {self.shares.test:g}: the fold is tested; set shares.test = 0")
+        return self
 
 
 class ChunkConfig(config.Config):
@@ -116,9 +131,22 @@ def assign(table: pa.Table, sizes: list[int], settings: ChunkConfig) -> dict[str
     work_ids = [work_of[document] for document in ids]
     author_groups = splits.split_groups(authors, work_ids)
     groups = author_groups if settings.split.by == "author" else splits.split_groups(authors, work_ids, by="work")
-    options = settings.split.model_dump(include={"seed", "method"})
-    assigned = splits.assign_splits(groups, sizes, settings.split.shares.model_dump(), **options, works=work_ids)
+    assigned = _assigned(groups, sizes, work_ids, settings.split)
     return dict(zip(ids, map(Work, work_ids, assigned, author_groups), strict=True))
+
+
+def _assigned(groups: list[str], sizes: list[int], works: list[str], asked: Split) -> list[str]:
+    """The split of each document."""
+    options = asked.model_dump(include={"seed", "method"}) | {"shares": asked.shares.model_dump()}
+    if asked.num_folds is None:
+        return splits.assign_splits(groups, sizes, **options, works=works)
+    folds = splits.deal(groups, sizes, asked.num_folds, asked.seed, works)
+    others = [row for row, fold in enumerate(folds) if fold != asked.fold]
+    found = splits.assign_splits(
+        *([given[row] for row in others] for given in (groups, sizes)), **options, works=[works[row] for row in others]
+    )
+    split_of = dict(zip(others, found, strict=True))
+    return [split_of.get(row, "test") for row in range(len(groups))]
 
 
 def _check_columns(documents: Artifact) -> None:

@@ -116,6 +116,22 @@ def assign_splits(
     return [split_of[group] for group in groups]
 
 
+def deal(
+    groups: Sequence[str], sizes: Sequence[float], num_folds: int, seed: int, works: Sequence[str] | None = None
+) -> list[int]:
+    """The fold of each document from 0, the same for all of a group: folds as even by size as the groups allow.
+
+    Dealt as `assign_splits` deals balanced splits. Raises UserError for fewer groups than folds.
+    """
+    folds = {f"{fold}": 1 / num_folds for fold in range(num_folds)}
+    position = {group: _position(seed, group) for group in groups}
+    if len(position) < num_folds:
+        raise UserError(f"num_folds = {num_folds}: there are {len(position)} groups of authors or works to deal")
+    ordered = sorted(position, key=lambda group: (position[group], group))
+    fold_of = _balanced(ordered, groups, sizes, folds, works)
+    return [int(fold_of[group]) for group in groups]
+
+
 def _codes(names: Sequence[str]) -> np.ndarray:
     return pa.array(names, pa.string()).dictionary_encode().indices.to_numpy()
 

@@ -82,6 +82,40 @@ def test_repeated_downloads_and_other_editions_are_one_work_in_one_split(made: t
     assert all(len(found) == 1 for found in splits_of.values())
 
 
+def test_every_author_is_tested_in_one_fold_and_shares_it_with_nobody_who_trains(
+    made: tuple[Artifact, Artifact],
+) -> None:
+    documents_made = made[0]
+    options = {"method": "balanced", "shares": {"train": 0.7, "validation": 0.3, "calibration": 0, "test": 0}}
+    tested: list[str] = []
+    for fold in range(3):
+        split = options | {"num_folds": 3, "fold": fold}
+        runtime = {"root": documents_made.storage.root}
+        settings = chunk.ChunkConfig(
+            name=f"fold-{fold}", documents="b", size=6, overlap=2, split=split, runtime=runtime
+        )
+        table = chunk.run(settings).read(["author_group", "split"])
+        groups = {split: set() for split in ("train", "validation", "test")}
+        for row in table.to_pylist():
+            groups[row["split"]].add(row["author_group"])
+        assert all(groups.values()) and sum(map(len, groups.values())) == len(set().union(*groups.values()))
+        tested += groups["test"]
+    assert sorted(tested) == sorted({row["author_group"] for row in made[1].read(["author_group"]).to_pylist()})
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({"num_folds": 3}, "fold = None: give both or neither"),
+        ({"num_folds": 3, "fold": 3}, "folds are numbered 0 to 2"),
+        ({"num_folds": 3, "fold": 0}, "set shares.test = 0"),
+    ],
+)
+def test_folds_that_make_no_sense_are_refused(split: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        chunk.Split(**split)
+
+
 def test_offsets_of_every_chunk_reproduce_its_text(made: tuple[Artifact, Artifact]) -> None:
     texts = {row["document_id"]: row["text"] for row in made[0].read().to_pylist()}
     rows = made[1].read().to_pylist()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quire.errors import UserError
-from quire.splits import SPLITS, assign_splits, split_groups
+from quire.splits import SPLITS, assign_splits, deal, split_groups
 
 SHARES = {"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1}
 
@@ -109,6 +109,22 @@ def test_balanced_splits_come_close_to_their_shares():
     for split, share in SHARES.items():
         filled = sum(size for size, s in zip(sizes, splits, strict=True) if s == split)
         assert filled / sum(sizes) == pytest.approx(share, abs=0.01)
+
+
+def test_folds_are_even_by_size_and_keep_groups_and_couples_of_works_together():
+    draw = random.Random(2)
+    sizes, groups = [draw.randint(50, 150) for _ in range(120)], [f"g{i // 2}" for i in range(120)]
+    works = [f"w{i}" for i in range(120)]
+    folds = deal(groups, sizes, 4, 0, works)
+    assert all(len({fold for fold, g in zip(folds, groups, strict=True) if g == group}) == 1 for group in groups)
+    filled = [sum(size for size, f in zip(sizes, folds, strict=True) if f == fold) for fold in range(4)]
+    assert max(filled) - min(filled) < 2 * 300
+    shuffled = list(range(120))
+    draw.shuffle(shuffled)
+    again = deal(*([column[i] for i in shuffled] for column in (groups, sizes)), 4, 0, [works[i] for i in shuffled])
+    assert [again[shuffled.index(i)] for i in range(120)] == folds
+    with pytest.raises(UserError, match="num_folds = 4: there are 3 groups"):
+        deal(["a", "b", "c", "a"], [1] * 4, 4, 0)
 
 
 def test_hashed_splits_stand_still_when_the_corpus_grows_and_follow_the_shares():
