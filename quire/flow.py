@@ -4,12 +4,16 @@
 
 `STEP.key=value` overrides a key of one step by its name; `root=`, `num_workers=` and `prices.cpu_hour=` (or `gpu_hour`,
 `currency`) reach every step. `--estimate` tells what steps would take, by a sample, and runs none.
+
+A flow may say `each.fold = [0, 1, 2]`: steps in a row whose names hold `{fold}` then stand once for each value, which
+is written for `{fold}` in all that they set. `chunk_{fold}.size=20` overrides all of them, `chunk_0.size=20` one.
 """
 
 import importlib
 import sys
 import time
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from pydantic import Field
@@ -39,6 +43,7 @@ class Flow(Config):
     root: str = "artifacts"
     num_workers: int | None = None
     prices: Prices | None = None
+    each: dict[str, tuple[Any, ...]] = Field(default_factory=dict, max_length=1)
     steps: list[Step]
 
 
@@ -47,16 +52,50 @@ def load_flow(path: str, overrides: Sequence[str] = ()) -> Flow:
     values, changes = read_toml(path), parse_overrides(overrides)
     shared = {key: changes.pop(key) for key in SHARED if key in changes}
     flow = build(Flow, merge(values, shared), source=path)
-    names = [step.name for step in flow.steps]
+    templates, names = {step.name for step in flow.steps}, [step.name for step in _expanded(flow)]
     if len(set(names)) != len(names):
         raise UserError(f"{path}: two steps share a name: {', '.join(names)}")
     for name, change in changes.items():
-        if name not in names or not isinstance(change, dict):
+        if name not in templates.union(names) or not isinstance(change, dict):
             raise UserError(
                 f"override {name!r}: expected {', '.join(SHARED)} or STEP.key= with STEP in {', '.join(names)}"
             )
+    flow = flow.model_copy(update={"steps": _expanded(_changed(flow, changes))})
+    return _changed(flow, {name: change for name, change in changes.items() if name not in templates})
+
+
+def _changed(flow: Flow, changes: dict[str, Any]) -> Flow:
+    """With the overrides of the steps that it has."""
     steps = [step.model_copy(update={"set": merge(step.set, changes.get(step.name, {}))}) for step in flow.steps]
     return flow.model_copy(update={"steps": steps})
+
+
+def _expanded(flow: Flow) -> list[Step]:
+    """The steps, those in a row that hold the key of `each` once for each of its values."""
+    if not flow.each:
+        return flow.steps
+    ((key, values),) = flow.each.items()
+    mark, steps = f"{{{key}}}", []
+    for repeated, block in groupby(flow.steps, lambda step: mark in step.name):
+        found = list(block)
+        for value in values if repeated else (None,):
+            steps += [Step(**_filled(step.model_dump(), mark, value)) if repeated else step for step in found]
+    return steps
+
+
+def _filled(found: Any, mark: str, value: Any) -> Any:
+    """With the value for the mark: itself where the mark stands alone, else within the text."""
+    match found:
+        case dict():
+            return {key: _filled(inner, mark, value) for key, inner in found.items()}
+        case list() | tuple():
+            return [_filled(inner, mark, value) for inner in found]
+        case str() if found == mark:
+            return value
+        case str():
+            return found.replace(mark, str(value))
+        case _:
+            return found
 
 
 def configs(flow: Flow) -> list[tuple[Step, Any, Config]]:
