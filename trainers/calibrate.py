@@ -10,7 +10,7 @@ cannot be certified ends the run, unless allow_uncertified=true publishes it as 
 
 import hashlib
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -175,7 +175,7 @@ def _fit_level(
     if asked.precisions:
         clusters = promises.clusters(table, groups)
         fitted, held = promises.divided(clusters, kinds, asked)
-    level, scales, report = _fit_stages(k, table.filter(pa.array(fitted)), prior, settings)
+    level, scales, report = fit_stages(k, table.filter(pa.array(fitted)), prior, settings)
     if held is not None:
         prior = prior or level.calibration_prior
         logits = [table[name].to_numpy() for name in ("bi_encoder", "cross_encoder")]
@@ -207,8 +207,16 @@ def _check_certified(level: Level, num_pairs: int, settings: CalibrateConfig) ->
         )
 
 
-def _fit_stages(
-    k: int, table: pa.Table, prior: float | None, settings: CalibrateConfig
+class Fitted(Protocol):
+    """What fitting a level asks of a config."""
+
+    objective: str
+    target: float | None
+    prefilter_recall: float
+
+
+def fit_stages(
+    k: int, table: pa.Table, prior: float | None, settings: Fitted
 ) -> tuple[Level, dict[str, Scale], dict[str, Any]]:
     """The level, the scale of every system, and the report. Without a prior, for that of the pairs themselves."""
     labels = table["label"].to_numpy()

@@ -8,6 +8,7 @@ fitted on texts as they are. The baselines have then seen masked training texts,
 single chunks; where the matcher has further levels, AUC, ECE and Brier stand against the number of chunks a side.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from quire import artifact, config, decisions, level_curve, levels, matcher, mat
 from quire.artifact import Artifact
 from quire.calibration import Scale, prior_weights
 from quire.errors import UserError
+from quire.levels import Level
 from quire.strata import Stratum
 from trainers.tracker import TrackedRuntime, log_report
 
@@ -67,25 +69,25 @@ def run(settings: EvaluateConfig) -> Artifact:
     table = inputs["predictions"].read()
     every = table.filter(pc.equal(table["split"], "test"))
     test = levels.of_level(every, 1)
-    topic = _topic(test, settings.topic)
-    authors = [np.asarray(test[side].to_pylist(), dtype=object) for side in ("author_a", "author_b")]
-    measure = _Measure(authors, settings, prior=_spec(inputs["matcher"]).level(1).calibration_prior)
+    topic = topic_of(test, settings.topic)
+    draws = {"num_samples": settings.num_bootstraps, "seed": settings.seed}
+    measure = Measure(test, draws, prior=_spec(inputs["matcher"]).level(1).calibration_prior)
     scores = system_scores(test, inputs["matcher"])
     found, types = strata.strata(test, topic), strata.pair_types(test)
     rows = measure.strata(scores, found)
     described = strata.described(found, topic)
     pair_types = {"raw": measure.rankings(scores, types)}
     if settings.masked:
-        hidden = system_scores(_same_pairs(test, inputs["masked"]), inputs["matcher"])
+        hidden = system_scores(same_pairs(test, inputs["masked"]), inputs["matcher"])
         title = "Names masked, against all negatives"
         everything = {"masked": found["overall"]._replace(title=title)}
         for system, values in measure.rankings(hidden, everything).items():  # their scales are those of raw texts
             rows[system] |= values
         described["masked"] = described["overall"] | {"title": title, "topic_auc": None}
         pair_types["names masked"] = measure.rankings(hidden, types)
-    curve = _curve(every, inputs["matcher"], settings)
+    rising = _curve(every, inputs["matcher"], settings)
     text = "\n".join([report.table(_main(rows, test)), "", matcher_report.pair_type_table(pair_types)])
-    text += level_curve.told(curve)
+    text += level_curve.told(rising)
     decided = decisions_on(every, inputs["matcher"])
     tables = [
         matcher_report.pair_type_section(pair_types),
@@ -93,8 +95,8 @@ def run(settings: EvaluateConfig) -> Artifact:
         matcher_report.decision_section(decided),
     ]
     made = _page(settings, rows, tables, test, scores, inputs["matcher"], ancestors(root, inputs))
-    page = report.render(level_curve.added(made, curve))
-    files = {"results": rows, "strata": described, "pair_types": pair_types, "decisions": decided, "levels": curve}
+    page = report.render(level_curve.added(made, rising))
+    files = {"results": rows, "strata": described, "pair_types": pair_types, "decisions": decided, "levels": rising}
     for name, content in files.items():
         draft.storage.write_json(f"{draft.folder}/{name}.json", content)
     draft.storage.write_bytes(f"{draft.folder}/table.txt", text.encode())
@@ -104,12 +106,11 @@ def run(settings: EvaluateConfig) -> Artifact:
     return draft.publish(summary=f"{text}\nreport: {where}", facts=files)
 
 
-class _Measure:
-    """Metrics and intervals, all by the same draws of authors."""
+class Measure:
+    """Metrics and intervals of a table of pairs, all by the same `draws` of authors (`metrics.author_bootstrap`)."""
 
-    def __init__(self, authors: list[np.ndarray], settings: EvaluateConfig, prior: float):
-        self.authors, self.prior = authors, prior
-        self.draws = {"num_samples": settings.num_bootstraps, "seed": settings.seed}
+    def __init__(self, table: pa.Table, draws: dict[str, int], prior: float):
+        self.authors, self.draws, self.prior = _authors(table), draws, prior
 
     def strata(self, scores: Scores, found: dict[str, Stratum]) -> dict[str, dict[str, dict[str, Any]]]:
         """system -> stratum -> metrics, with the interval of the AUC, and over all pairs that of every metric."""
@@ -141,24 +142,32 @@ class _Measure:
         return rows
 
 
-def _curve(test: pa.Table, made: Artifact, settings: EvaluateConfig) -> dict[str, dict[str, dict[str, Any]]]:
-    """system -> k, at the levels that the test pairs and the matcher have -> AUC and its interval, NLL, Brier, ECE."""
+def _curve(test: pa.Table, made: Artifact, settings: EvaluateConfig) -> level_curve.Curve:
+    """The curve over the levels that both the test pairs and the matcher have."""
     known = {level.k for level in _spec(made).levels}
     draws = {"num_samples": settings.num_bootstraps, "seed": settings.seed}
-    curve: dict[str, dict[str, dict[str, Any]]] = {}
-    for k in (k for k in levels.scored(test) if k in known):
-        table = levels.of_level(test, k)
-        labels, scores = table["label"].to_numpy(), system_scores(table, made, k)
-        authors = [np.asarray(table[side].to_pylist(), dtype=object) for side in ("author_a", "author_b")]
+    tables = {k: levels.of_level(test, k) for k in levels.scored(test) if k in known}
+    return curve({k: (table, system_scores(table, made, k)) for k, table in tables.items()}, draws)
+
+
+def curve(by_level: dict[int, tuple[pa.Table, Scores]], draws: dict[str, int]) -> level_curve.Curve:
+    """How good every system is at each level, from its pairs and what is said of them."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for k, (table, scores) in by_level.items():
+        labels, authors = table["label"].to_numpy(), _authors(table)
         for system, values in scores.rankings.items():
-            curve.setdefault(matcher_report.title(system), {})[str(k)] = {
+            found.setdefault(matcher_report.title(system), {})[str(k)] = {
                 "auc": metrics.auc(labels, values),
                 "auc_interval": list(metrics.author_bootstrap(labels, values, *authors, **draws)),
                 **metrics.quality(labels, scores.probabilities[system]),
                 "num_positives": int(labels.sum()),
                 "num_negatives": int((1 - labels).sum()),
             }
-    return curve
+    return found
+
+
+def _authors(table: pa.Table) -> list[np.ndarray]:
+    return [np.asarray(table[side].to_pylist(), dtype=object) for side in ("author_a", "author_b")]
 
 
 def _spec(made: Artifact) -> matcher.MatcherSpec:
@@ -170,18 +179,17 @@ def system_scores(table: pa.Table, made: Artifact, k: int = 1) -> Scores:
     calibration, spec = made.read_json("calibration.json")["levels"][str(k)], _spec(made)
     level = spec.level(k)
     scales = {name: Scale(**facts["scale"]) for name, facts in calibration["systems"].items()}
-    logits = {name: table[name].to_numpy() for name in scales}
-    both = matcher.two_stage(
-        scales["bi_encoder"],
-        level.fusion,
-        level.prefilter,
-        logits["bi_encoder"],
-        logits["cross_encoder"],
-    )
-    probabilities = {"two_stage": both, **{name: scale.probability(logits[name]) for name, scale in scales.items()}}
     # The same cut on the scores, on the scale of these probabilities, which are for the calibration pairs' own prior.
     threshold = decisions.at_prior(np.asarray(level.threshold), spec.prior, level.calibration_prior)
-    thresholds = {**calibration["thresholds"], "two_stage": float(threshold)}
+    return said(table, level, scales, {**calibration["thresholds"], "two_stage": float(threshold)})
+
+
+def said(table: pa.Table, level: Level, scales: Mapping[str, Scale], thresholds: dict[str, float]) -> Scores:
+    """What every system says of a table of predictions, on the scales that it was given; two-stage first."""
+    logits = {name: table[name].to_numpy() for name in scales}
+    stages = (logits[name] for name in ("bi_encoder", "cross_encoder"))
+    both = matcher.two_stage(scales["bi_encoder"], level.fusion, level.prefilter, *stages)
+    probabilities = {"two_stage": both, **{name: scale.probability(logits[name]) for name, scale in scales.items()}}
     return Scores(probabilities, {"two_stage": both, **logits}, thresholds)
 
 
@@ -222,13 +230,15 @@ def _check_models(inputs: dict[str, Artifact]) -> None:
                 )
 
 
-def _topic(test: pa.Table, system: str) -> np.ndarray:
+def topic_of(test: pa.Table, system: str) -> np.ndarray:
+    """The scores (n,) that say how alike two topics are. Raises UserError for a system that was not scored."""
     if system not in test.column_names:
         raise UserError(f"topic = {system!r}: predictions have no such system, but {', '.join(test.column_names)}")
     return test[system].to_numpy()
 
 
-def _same_pairs(test: pa.Table, masked: Artifact) -> pa.Table:
+def same_pairs(test: pa.Table, masked: Artifact) -> pa.Table:
+    """The masked test pairs of single chunks. Raises UserError when they are others."""
     table = masked.read()
     table = levels.of_level(table.filter(pc.equal(table["split"], "test")), 1)
     if table["pair_id"].to_pylist() != test["pair_id"].to_pylist():

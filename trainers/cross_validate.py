@@ -1,0 +1,213 @@
+"""Evaluate every system on authors who are each tested once: folds, and scales fitted on the other folds.
+
+    python -m trainers.cross_validate trainers/experiments/books/cross_validate.toml [key=value ...]
+
+Each of the predictions is of the test pairs of one fold (`pipelines.chunk split.num_folds`), by models that have seen
+none of its authors. What is calibrated for a fold, at every level, is fitted on the pairs of all other folds
+(cross-fitting), so no pair has a part in its own scale. All folds' pairs are then told as `trainers.evaluate` tells
+those of one split: single-chunk strata, pair types, a curve over chunks a side, intervals over all authors.
+
+Scores of several models rank together: cosines and logits of models of one recipe mean nearly the same, and what they
+do not counts against them. Decisions are those of probability .5.
+"""
+
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from quire import artifact, config, level_curve, levels, matcher_report, metrics, report, strata
+from quire.artifact import Artifact
+from quire.errors import UserError
+from quire.report import Section
+from trainers import evaluate
+from trainers.calibrate import fit_stages
+from trainers.evaluate import Scores
+from trainers.tracker import TrackedRuntime, log_report
+
+THRESHOLD = 0.5
+
+
+class CrossValidateConfig(config.Config):
+    """What `trainers.cross_validate` computes."""
+
+    name: str
+    predictions: tuple[str, ...] = Field(min_length=2, description="one a fold, of its test pairs")
+    masked: tuple[str, ...] = Field(default=(), description="of the same pairs with names masked, in the same order")
+    topic: str = Field(default="untrained", description="the system whose score says how alike two topics are")
+    objective: Literal["accuracy", "balanced_accuracy", "f1"] = "accuracy"
+    prefilter_recall: float = Field(default=0.95, gt=0, le=1, description="positives that must reach the cross-encoder")
+    num_bootstraps: int = Field(default=500, gt=0)
+    seed: int = 0
+    runtime: TrackedRuntime = TrackedRuntime()
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        if self.masked and len(self.masked) != len(self.predictions):
+            raise ValueError(f"masked: {len(self.masked)} names for {len(self.predictions)} predictions: one of each")
+        return self
+
+    @property
+    def target(self) -> None:
+        """None of these objectives has one."""
+        return None
+
+
+CONFIG = CrossValidateConfig
+
+
+def run(settings: CrossValidateConfig) -> Artifact:
+    """Make the `reports` artefact: results, strata, pair_types, levels and folds as JSON, table.txt, index.html.
+
+    Raises UserError where an author is tested in two folds, or masked predictions are of other pairs.
+    """
+    root = settings.runtime.root
+    folds = [artifact.open_artifact(root, "predictions", name) for name in settings.predictions]
+    masked = [artifact.open_artifact(root, "predictions", name) for name in settings.masked]
+    inputs = {f"fold {place}": made for place, made in enumerate(folds)}
+    inputs |= {f"fold {place}, masked": made for place, made in enumerate(masked)}
+    draft = artifact.begin_step(settings, "reports", inputs)
+    if draft.published:
+        return draft.published
+    every = [_tested(made) for made in folds]
+    check_apart(settings.predictions, every)
+    draws = {"num_samples": settings.num_bootstraps, "seed": settings.seed}
+    by_level = {k: cross_fitted([levels.of_level(table, k) for table in every], k, settings) for k in _levels(every)}
+    test, scores = by_level[1]
+    measure = evaluate.Measure(test, draws, prior=float(test["label"].to_numpy().mean()))
+    topic = evaluate.topic_of(test, settings.topic)
+    found, types = strata.strata(test, topic), strata.pair_types(test)
+    rows, described = measure.strata(scores, found), strata.described(found, topic)
+    pair_types = {"raw": measure.rankings(scores, types)}
+    if masked:
+        singles = [levels.of_level(table, 1) for table in every]
+        hidden = [evaluate.same_pairs(table, made) for table, made in zip(singles, masked, strict=True)]
+        _, values = cross_fitted(singles, 1, settings, said_of=hidden)
+        pair_types["names masked"] = measure.rankings(values, types)
+    rising = evaluate.curve(by_level, draws)
+    ends = np.cumsum([levels.of_level(table, 1).num_rows for table in every])
+    by_fold = [
+        _fold(name, test.take(rows), scores.probabilities["two_stage"][rows])
+        for name, rows in zip(settings.predictions, np.split(np.arange(test.num_rows), ends[:-1]), strict=True)
+    ]
+    main = {system: {k: v for k, v in cells.items() if k == "overall" or k in KINDS} for system, cells in rows.items()}
+    text = "\n".join([report.table(main), "", matcher_report.pair_type_table(pair_types)]) + level_curve.told(rising)
+    page = _page(settings, main, [rows, described, pair_types, by_fold], test, scores, inputs)
+    page = report.render(level_curve.added(page, rising))
+    files = {"results": rows, "strata": described, "pair_types": pair_types, "levels": rising, "folds": by_fold}
+    for name, content in files.items():
+        draft.storage.write_json(f"{draft.folder}/{name}.json", content)
+    draft.storage.write_bytes(f"{draft.folder}/table.txt", text.encode())
+    draft.storage.write_bytes(f"{draft.folder}/index.html", page.encode())
+    log_report(settings, draft, page, rows)
+    where = draft.storage.uri(f"{draft.folder}/index.html")
+    return draft.publish(summary=f"{text}\nreport: {where}", facts=files)
+
+
+KINDS = ("random", "same_author", "neighbor")  # of negatives
+
+
+def check_apart(names: tuple[str, ...], folds: list[pa.Table]) -> None:
+    """Raise UserError where an author has test pairs in two folds: a model may have seen whom it is tested on."""
+    seen: dict[str, str] = {}
+    for name, table in zip(names, folds, strict=True):
+        authors = {author for side in ("author_a", "author_b") for author in table[side].to_pylist()}
+        for author in sorted(authors & seen.keys()):
+            raise UserError(
+                f"predictions: {author!r} is tested in {seen[author]!r} and in {name!r}; give folds of one deal "
+                "(pipelines.chunk split.num_folds, the same seed)"
+            )
+        seen |= dict.fromkeys(authors, name)
+
+
+def cross_fitted(
+    folds: list[pa.Table], k: int, settings: CrossValidateConfig, said_of: list[pa.Table] | None = None
+) -> tuple[pa.Table, Scores]:
+    """All folds' pairs of one level, one after the other, and what every system says of them on the others' scales.
+
+    `said_of`: the same pairs with other scores, which are put on the scales of `folds`.
+    """
+    said = []
+    for place, table in enumerate(said_of or folds):
+        others = pa.concat_tables([fold for other, fold in enumerate(folds) if other != place])
+        level, scales, _ = fit_stages(k, others, None, settings)
+        said.append(evaluate.said(table, level, scales, {}))
+    names = list(said[0].probabilities)
+    probabilities, rankings = (
+        {name: np.concatenate([getattr(scores, kind)[name] for scores in said]) for name in names}
+        for kind in ("probabilities", "rankings")
+    )
+    return pa.concat_tables(said_of or folds), Scores(probabilities, rankings, dict.fromkeys(names, THRESHOLD))
+
+
+def _tested(made: Artifact) -> pa.Table:
+    table = made.read()
+    table = table.filter(pc.equal(table["split"], "test"))
+    if not table.num_rows:
+        raise UserError(f"predictions = {made.name!r}: no test pair; chunk with split.fold and score again")
+    return table
+
+
+def _levels(folds: list[pa.Table]) -> list[int]:
+    """Those that every fold was scored at."""
+    return [k for k in levels.scored(folds[0]) if all(k in levels.scored(table) for table in folds)]
+
+
+def _fold(name: str, table: pa.Table, probabilities: np.ndarray) -> dict[str, Any]:
+    labels = table["label"].to_numpy()
+    authors = {author for side in ("author_a", "author_b") for author in table[side].to_pylist()}
+    return {
+        "predictions": name,
+        "authors": len(authors),
+        "pairs": table.num_rows,
+        "auc": metrics.auc(labels, probabilities),
+        **metrics.quality(labels, probabilities),
+    }
+
+
+def _page(
+    settings: CrossValidateConfig,
+    main: dict[str, Any],
+    told: list[Any],
+    test: pa.Table,
+    scores: Scores,
+    inputs: dict[str, Artifact],
+) -> report.Report:
+    rows, described, pair_types, by_fold = told
+    two, ancestry = rows["two-stage"]["overall"], evaluate.ancestors(settings.runtime.root, inputs)
+    low, high = two["auc_interval"]
+    columns = ("predictions", "authors", "pairs", "auc", "brier", "ece")
+    folds = Section(
+        "Folds",
+        "What the final answer is worth on each; its scale is fitted on all others.",
+        columns,
+        [
+            tuple(f"{row[key]:.3f}" if isinstance(row[key], float) else str(row[key]) for key in columns)
+            for row in by_fold
+        ],
+    )
+    return report.Report(
+        title=f"Book matcher, every author tested once: {settings.name}",
+        question="Do two passages come from the same book?",
+        headline=(
+            f"Two-stage AUC {two['auc']:.3f} (95 % interval over authors {low:.3f} to {high:.3f}) on {test.num_rows:,} "
+            f"pairs in {len(by_fold)} folds, each by models that saw none of its authors; ECE {two['ece']:.3f}."
+        ),
+        rows=main,
+        plots=matcher_report.figures(
+            test["label"].to_numpy(), strata.negative_types(test), scores.probabilities, scores.rankings, ancestry
+        ),
+        tables=[
+            matcher_report.pair_type_section(pair_types),
+            matcher_report.stratum_section(rows, described),
+            folds,
+        ],
+        sections=matcher_report.making_sections(ancestry),
+        details={},
+    )
+
+
+if __name__ == "__main__":
+    config.main(CONFIG, run)
