@@ -29,7 +29,8 @@ def predictions(root: str, name: str, fold: int, *, masked: bool = False, flippe
             label = int((kind == "positive") != (flipped and number % 4 == 0))
             row = {"pair_id": f"{fold}-{k}-{number}", "split": "test", "k": k, "label": label}
             row |= {"negative_type": None if label else "random" if kind == "positive" else kind}
-            row |= {"author_a": a, "author_b": b, "distance": int(draw.integers(9000)) if label else None}
+            distance = int(draw.integers(9000))
+            row |= {"author_a": a, "author_b": b, "distance": distance if label else None}
             row |= {"chars_a": int(draw.integers(200, 2000)), "chars_b": int(draw.integers(200, 2000))}
             row |= {system: signal + 0.2 * fold + error for system, error in zip(SYSTEMS, noise, strict=True)}
             rows.append(row | dict.fromkeys(("chunk_a", "chunk_b", "work_a", "work_b"), ""))
