@@ -22,6 +22,7 @@ from quire import artifact, baselines, config, encoder, hub, levels, proper_name
 from quire.artifact import Artifact, Shard
 from quire.bi_encoder import BiEncoder
 from quire.cross_encoder import CrossEncoder
+from quire.errors import UserError
 from quire.stretches import stretches, told
 from quire.training_sets import PairSet
 
@@ -76,10 +77,13 @@ def run(settings: ScoreConfig) -> Artifact:
         return draft.published
     counts = pc.value_counts(inputs["pairs"].read(["split"])["split"]).to_pylist()
     sizes = {count["values"]: count["counts"] for count in counts}
-    items = [
-        ("chunks", split, start) for split in SPLITS for start in range(0, sizes.get(split, 0), settings.shard_size)
-    ]
-    drawn = {split: draw(inputs["chunks"], inputs["pairs"], split, settings) for split in SPLITS}
+    judged = [split for split in SPLITS if split in sizes]  # folds have none for calibration
+    if not judged:
+        raise UserError(
+            f"pairs = {settings.pairs!r}: none for calibration or test; change the shares of the chunk step"
+        )
+    items = [("chunks", split, start) for split in judged for start in range(0, sizes[split], settings.shard_size)]
+    drawn = {split: draw(inputs["chunks"], inputs["pairs"], split, settings) for split in judged}
     items += [
         ("stretches", split, start)
         for split, (table, _) in drawn.items()

@@ -10,7 +10,7 @@ import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.compute as pc
 import ray
@@ -31,12 +31,13 @@ class TryOutRuntime(config.Runtime):
 
 
 class TryOutConfig(config.Config):
-    """What `serve.try_out` asks: a positive pair of the test split."""
+    """What `serve.try_out` asks: a positive pair."""
 
     name: str
     matcher: str
     chunks: str
     pairs: str
+    split: Literal["test", "validation"] = Field(default="test", description="that the pair is of")
     runtime: TryOutRuntime = TryOutRuntime()
 
 
@@ -55,7 +56,7 @@ def run(settings: TryOutConfig) -> Artifact:
     draft = artifact.begin_step(settings, "reports", inputs)
     if draft.published:
         return draft.published
-    question, same = _question(inputs["chunks"], inputs["pairs"])
+    question, same = _question(inputs["chunks"], inputs["pairs"], settings.split)
     answer = ask(_matcher_uri(root, inputs["matcher"]), question, settings.runtime)
     exchange = {"request": question, "answer": answer, "same_book_in_truth": same}
     draft.storage.write_json(f"{draft.folder}/exchange.json", exchange)
@@ -71,11 +72,11 @@ def _matcher_uri(root: str, matcher: Artifact) -> str:
     return f"{base}/{matcher.folder}" + (f"?{query}" if query else "")
 
 
-def _question(chunks: Artifact, pairs: Artifact) -> tuple[dict[str, str], bool]:
-    """A typical pair: two passages of one test book, at the middle of all distances. The farthest would be its title
-    page and its end."""
+def _question(chunks: Artifact, pairs: Artifact, split: str) -> tuple[dict[str, str], bool]:
+    """A typical pair: two passages of one book of a split, at the middle of all distances. The farthest would be its
+    title page and its end."""
     table = pairs.read(["split", "chunk_a", "chunk_b", "label", "distance"])
-    table = table.filter(pc.and_(pc.equal(table["split"], "test"), pc.equal(table["label"], 1)))
+    table = table.filter(pc.and_(pc.equal(table["split"], split), pc.equal(table["label"], 1)))
     table = table.sort_by([("distance", "descending"), ("chunk_a", "ascending")])
     pair = table.slice(table.num_rows // 2, 1).to_pylist()[0]
     texts = chunks.read(["chunk_id", "text"])

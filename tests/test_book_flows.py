@@ -14,6 +14,7 @@ MADE_BY = {
     "pipelines.gutenberg": "documents",
     "pipelines.mine": "negatives",
     "pipelines.teach": "predictions",
+    "trainers.cross_validate": "reports",
     "tune.sweep": "sweeps",
     "trainers.evaluate": "reports",
     "serve.try_out": "reports",
@@ -37,14 +38,17 @@ def kind(run: str) -> str:
 def read(settings: Config) -> Iterator[tuple[str, str]]:
     """Kind and name of each artefact that a step reads."""
     kinds = {"documents", "chunks", "embeddings", "neighbors", "negatives", "pairs", "predictions", "models"}
-    for key, value in settings.model_dump(exclude={"runtime", "name"}, exclude_none=True).items():
+    given = settings.model_dump(exclude={"runtime", "name"}, exclude_none=True).items()
+    for key, value in ((key, one) for key, some in given for one in (some if isinstance(some, tuple) else (some,))):
         if READ.get(key, key) in kinds:
             yield READ.get(key, key), value
         elif isinstance(value, str) and value.startswith("models/"):
             yield "models", value.removeprefix("models/")
 
 
-@pytest.mark.parametrize("name", ["books", "books_ablation", "books_large", "books_rounds", "gutenberg", "style"])
+@pytest.mark.parametrize(
+    "name", ["books", "books_ablation", "books_folds", "books_large", "books_rounds", "gutenberg", "style"]
+)
 def test_what_a_step_reads_an_earlier_one_has_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     made: set[tuple[str, str]] = set()

@@ -1,5 +1,9 @@
 """Fit the matcher's probabilities and thresholds on the calibration split, and publish what is served.
 
+With several predictions, one a fold (`pipelines.chunk split.num_folds`), it is fitted on the test pairs of all folds:
+each was scored by models that had not seen its authors. What is served is then trained on all authors by one recipe
+with them (cross-fitting: every author calibrates, none by a model that knows him); `trainers.cross_validate` judges.
+
     python -m trainers.calibrate trainers/experiments/books/calibrate.toml [key=value ...]
     ... same_precision=0.95 different_precision=0.95 confidence=0.95    # decide only what is certified
 
@@ -17,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from quire import artifact, baselines, calibration, certify, config, decisions, hub, levels, matcher, promises
+from quire import artifact, baselines, calibration, certify, config, decisions, folds, hub, levels, matcher, promises
 from quire.artifact import Artifact
 from quire.calibration import Scale
 from quire.errors import UserError
@@ -32,7 +36,7 @@ class CalibrateConfig(config.Config):
     """What `trainers.calibrate` computes."""
 
     name: str
-    predictions: str
+    predictions: str | tuple[str, ...] = Field(description="or several, of the test pairs of a fold each")
     chunks: str
     bi_encoder: str
     cross_encoder: str
@@ -65,6 +69,11 @@ class CalibrateConfig(config.Config):
             raise ValueError(f"target = {self.target}: objective = {self.objective!r} has none; leave it out")
         return self
 
+    @property
+    def by_fold(self) -> tuple[str, ...]:
+        """The predictions of folds, if it is fitted on those."""
+        return () if isinstance(self.predictions, str) else self.predictions
+
     def asked(self) -> Promises:
         """What is to be certified."""
         targets = {"same": self.same_precision, "different": self.different_precision}
@@ -78,8 +87,10 @@ CONFIG = CalibrateConfig
 def run(settings: CalibrateConfig) -> Artifact:
     """Make the `models` artefact with `matcher.json`. Raises UserError when the objective's target cannot be met."""
     root = settings.runtime.root
-    inputs = {
-        "predictions": artifact.open_artifact(root, "predictions", settings.predictions),
+    names = settings.by_fold or (settings.predictions,)
+    scored = [artifact.open_artifact(root, "predictions", name) for name in names]
+    roles = [f"fold {place}" for place in range(len(names))] if settings.by_fold else ["predictions"]
+    inputs = dict(zip(roles, scored, strict=True)) | {
         "chunks": artifact.open_artifact(root, "chunks", settings.chunks),
         "bi_encoder": artifact.open_artifact(root, "models", settings.bi_encoder),
         "cross_encoder": artifact.open_artifact(root, "models", settings.cross_encoder),
@@ -87,9 +98,18 @@ def run(settings: CalibrateConfig) -> Artifact:
     draft = artifact.begin_step(settings, "models", inputs)
     if draft.published:
         return draft.published
-    _check_scored(inputs)
-    table = inputs["predictions"].read()
-    spec, report = _fit(table.filter(pc.equal(table["split"], "calibration")), inputs, settings)
+    for made in scored:
+        _check_scored(made, inputs, by_fold=bool(settings.by_fold))
+    if settings.by_fold:
+        folds.check_models(scored, {role: inputs[role] for role in folds.ROLES})
+        tables = [folds.tested(made) for made in scored]
+        folds.check_apart(names, tables)
+        table = pa.concat_tables(tables)
+    else:
+        table = scored[0].read()
+        table = table.filter(pc.equal(table["split"], "calibration"))
+    max_cross_pairs = scored[0].manifest["recipe"]["max_cross_pairs"]  # as the logits were made
+    spec, report = _fit(table, inputs, settings, max_cross_pairs)
     draft.storage.write_json(f"{draft.folder}/matcher.json", matcher.spec_dict(spec))
     draft.storage.write_json(f"{draft.folder}/calibration.json", report)
     lines = [line for level in spec.levels for line in _told(level, report["levels"][str(level.k)], settings)]
@@ -121,14 +141,25 @@ def _told(level: Level, report: dict[str, Any], settings: CalibrateConfig) -> li
     return lines if level.k == 1 else [f"k = {level.k:<2} {line}" for line in lines]
 
 
-def _check_scored(inputs: dict[str, Artifact]) -> None:
-    """Scales and promises hold for the very models that made the predictions, on texts as they are."""
-    predictions = inputs["predictions"]
+def _check_scored(predictions: Artifact, inputs: dict[str, Artifact], *, by_fold: bool) -> None:
+    """Scales and promises hold for the very models that made the predictions, on texts as they are.
+
+    Of folds the models are others, and only the texts must be cut alike.
+    """
+    if by_fold:
+        described = predictions.manifest["inputs"]["chunks"]
+        cut = artifact.open_artifact(predictions.storage, described["kind"], described["name"]).manifest["recipe"]
+        for key in ("size", "overlap", "min_chars"):
+            if cut[key] != inputs["chunks"].manifest["recipe"][key]:
+                raise UserError(
+                    f"chunks = {inputs['chunks'].name!r}: {key} = {inputs['chunks'].manifest['recipe'][key]}, but "
+                    f"{cut[key]} in {described['name']!r}, of which {predictions.name!r} is; chunk both alike"
+                )
     if predictions.manifest["recipe"].get("mask_names"):
         raise UserError(
             f"predictions = {predictions.name!r}: scored with names masked; name those of texts as they are"
         )
-    for role in ("chunks", "bi_encoder", "cross_encoder"):
+    for role in () if by_fold else ("chunks", "bi_encoder", "cross_encoder"):
         scored = predictions.manifest["inputs"].get(role)
         if scored and scored["content"] != inputs[role].content:
             raise UserError(
@@ -138,7 +169,7 @@ def _check_scored(inputs: dict[str, Artifact]) -> None:
 
 
 def _fit(
-    table: pa.Table, inputs: dict[str, Artifact], settings: CalibrateConfig
+    table: pa.Table, inputs: dict[str, Artifact], settings: CalibrateConfig, max_cross_pairs: int
 ) -> tuple[matcher.MatcherSpec, dict[str, Any]]:
     """Every level by itself, all for the prior that is asked for, or else the first level's own."""
     asked = settings.asked()
@@ -161,6 +192,7 @@ def _fit(
         data_sha256=data_sha256(table.filter(pc.is_in(table["k"], pa.array(wanted, table["k"].type)))),
         levels=tuple(fitted),
         prior=settings.prior or fitted[0].calibration_prior,
+        max_cross_pairs=max_cross_pairs,
     )
     return spec, {"levels": reports}
 
@@ -286,7 +318,6 @@ def _spec(inputs: dict[str, Artifact], settings: CalibrateConfig, **fitted: Any)
         **{key: recipe[key] for key in ("size", "overlap", "min_chars")},
         **fitted,
         objective=settings.objective,
-        max_cross_pairs=inputs["predictions"].manifest["recipe"]["max_cross_pairs"],  # as the logits were made
     )
 
 

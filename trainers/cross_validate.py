@@ -15,12 +15,10 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from quire import artifact, config, level_curve, levels, matcher_report, metrics, report, strata
+from quire import artifact, config, folds, level_curve, levels, matcher_report, metrics, report, strata
 from quire.artifact import Artifact
-from quire.errors import UserError
 from quire.report import Section
 from trainers import evaluate
 from trainers.calibrate import fit_stages
@@ -64,15 +62,15 @@ def run(settings: CrossValidateConfig) -> Artifact:
     Raises UserError where an author is tested in two folds, or masked predictions are of other pairs.
     """
     root = settings.runtime.root
-    folds = [artifact.open_artifact(root, "predictions", name) for name in settings.predictions]
+    scored = [artifact.open_artifact(root, "predictions", name) for name in settings.predictions]
     masked = [artifact.open_artifact(root, "predictions", name) for name in settings.masked]
-    inputs = {f"fold {place}": made for place, made in enumerate(folds)}
+    inputs = {f"fold {place}": made for place, made in enumerate(scored)}
     inputs |= {f"fold {place}, masked": made for place, made in enumerate(masked)}
     draft = artifact.begin_step(settings, "reports", inputs)
     if draft.published:
         return draft.published
-    every = [_tested(made) for made in folds]
-    check_apart(settings.predictions, every)
+    every = [folds.tested(made) for made in scored]
+    folds.check_apart(settings.predictions, every)
     draws = {"num_samples": settings.num_bootstraps, "seed": settings.seed}
     by_level = {k: cross_fitted([levels.of_level(table, k) for table in every], k, settings) for k in _levels(every)}
     test, scores = by_level[1]
@@ -109,29 +107,16 @@ def run(settings: CrossValidateConfig) -> Artifact:
 KINDS = ("random", "same_author", "neighbor")  # of negatives
 
 
-def check_apart(names: tuple[str, ...], folds: list[pa.Table]) -> None:
-    """Raise UserError where an author has test pairs in two folds: a model may have seen whom it is tested on."""
-    seen: dict[str, str] = {}
-    for name, table in zip(names, folds, strict=True):
-        authors = {author for side in ("author_a", "author_b") for author in table[side].to_pylist()}
-        for author in sorted(authors & seen.keys()):
-            raise UserError(
-                f"predictions: {author!r} is tested in {seen[author]!r} and in {name!r}; give folds of one deal "
-                "(pipelines.chunk split.num_folds, the same seed)"
-            )
-        seen |= dict.fromkeys(authors, name)
-
-
 def cross_fitted(
-    folds: list[pa.Table], k: int, settings: CrossValidateConfig, said_of: list[pa.Table] | None = None
+    tables: list[pa.Table], k: int, settings: CrossValidateConfig, said_of: list[pa.Table] | None = None
 ) -> tuple[pa.Table, Scores]:
     """All folds' pairs of one level, one after the other, and what every system says of them on the others' scales.
 
-    `said_of`: the same pairs with other scores, which are put on the scales of `folds`.
+    `tables`: one a fold. `said_of`: the same pairs with other scores, which are put on those scales.
     """
     said = []
-    for place, table in enumerate(said_of or folds):
-        others = pa.concat_tables([fold for other, fold in enumerate(folds) if other != place])
+    for place, table in enumerate(said_of or tables):
+        others = pa.concat_tables([fold for other, fold in enumerate(tables) if other != place])
         level, scales, _ = fit_stages(k, others, None, settings)
         said.append(evaluate.said(table, level, scales, {}))
     names = list(said[0].probabilities)
@@ -139,20 +124,12 @@ def cross_fitted(
         {name: np.concatenate([getattr(scores, kind)[name] for scores in said]) for name in names}
         for kind in ("probabilities", "rankings")
     )
-    return pa.concat_tables(said_of or folds), Scores(probabilities, rankings, dict.fromkeys(names, THRESHOLD))
+    return pa.concat_tables(said_of or tables), Scores(probabilities, rankings, dict.fromkeys(names, THRESHOLD))
 
 
-def _tested(made: Artifact) -> pa.Table:
-    table = made.read()
-    table = table.filter(pc.equal(table["split"], "test"))
-    if not table.num_rows:
-        raise UserError(f"predictions = {made.name!r}: no test pair; chunk with split.fold and score again")
-    return table
-
-
-def _levels(folds: list[pa.Table]) -> list[int]:
+def _levels(tables: list[pa.Table]) -> list[int]:
     """Those that every fold was scored at."""
-    return [k for k in levels.scored(folds[0]) if all(k in levels.scored(table) for table in folds)]
+    return [k for k in levels.scored(tables[0]) if all(k in levels.scored(table) for table in tables)]
 
 
 def _fold(name: str, table: pa.Table, probabilities: np.ndarray) -> dict[str, Any]:
@@ -179,7 +156,7 @@ def _page(
     two, ancestry = rows["two-stage"]["overall"], evaluate.ancestors(settings.runtime.root, inputs)
     low, high = two["auc_interval"]
     columns = ("predictions", "authors", "pairs", "auc", "brier", "ece")
-    folds = Section(
+    worth = Section(
         "Folds",
         "What the final answer is worth on each; its scale is fitted on all others.",
         columns,
@@ -202,7 +179,7 @@ def _page(
         tables=[
             matcher_report.pair_type_section(pair_types),
             matcher_report.stratum_section(rows, described),
-            folds,
+            worth,
         ],
         sections=matcher_report.making_sections(ancestry),
         details={},
