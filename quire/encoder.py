@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, normalizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from quire import device
+from quire import device, heap
 from quire.errors import UserError
 from quire.packing import Budget, pack, pad
 from quire.proper_names import masked
@@ -110,6 +110,7 @@ def load_encoder(
     that reads texts with their names masked. Raises UserError for a model that does not begin with a transformer, and
     for a `max_seq_length` beyond its positions.
     """
+    heap.few_kernels()
     model = SentenceTransformer(folder, device=str(device.device()), local_files_only=True, trust_remote_code=False)
     if not isinstance(model[0], Transformer):
         raise UserError(

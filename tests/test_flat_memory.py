@@ -1,6 +1,7 @@
 """Preparing tokens takes as much memory for a large corpus as for a small one."""
 
 import ctypes
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from pipelines import labelled, token_chunks, tokenize
-from quire import artifact, bpe, tokens
+from quire import artifact, bpe, encoder, tokens
 from quire.artifact import WORK, Draft, Shard
 from quire.seen import Seen
 
@@ -183,3 +184,12 @@ print(before - resident())
 def test_freed_memory_below_a_block_in_use_goes_back_to_the_system() -> None:
     made = subprocess.run([sys.executable, "-c", HOLES], cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(made.stdout) > 50_000_000
+
+
+def test_an_encoder_keeps_the_kernels_of_few_shapes_unless_told_otherwise(
+    encoder_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    encoder.load_encoder(encoder_folder)
+    assert (os.environ["LRU_CACHE_CAPACITY"], os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == ("7", "64")
