@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import pyarrow as pa
 
-# torch on a CPU keeps compiled kernels of 1,024 shapes of products in its own cache and as many in oneDNN's: 110 MB after
+# torch on a CPU keeps compiled kernels of 1,024 shapes in its own cache and as many in oneDNN's: 110 MB after
 # 80,000 texts of many lengths. A shard has some thirty shapes (LOG, 2026-11-22; oneDNN's guide, "Primitive Cache").
 _CACHES = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 
