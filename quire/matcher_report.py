@@ -21,7 +21,8 @@ TITLES = {
     "all_views": "regression over all views",
     "cohort_views": "the same beside a cohort",
 }
-_PLOTTED = 7  # as many colours as there are
+# As many as there are colours.
+_PLOTTED = ("two_stage", "bi_encoder", "cross_encoder", "untrained", "word_tfidf", "char_4gram", "all_views")
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]  # system -> stratum or pair type -> metrics
 SB_SA_DA = (
     "SB: two passages of the same book; SA: of two books of the same author; DA: of books of different authors, drawn "
@@ -128,7 +129,7 @@ def figures(
 ) -> list[report.Plot]:
     """Plots of probabilities (n,) by system, and of the scores (n,) that rank; `kinds` (n,): types of the negatives."""
     trained = {title(name): (labels, probabilities[name]) for name in ("two_stage", "bi_encoder", "cross_encoder")}
-    shown = {title(name): (labels, rankings[name]) for name in list(rankings)[:_PLOTTED]}
+    shown = {title(name): (labels, rankings[name]) for name in _PLOTTED if name in rankings}
     made = [a for a in ancestry if "history.json" in a.manifest["files"]]
     histories = {a.name: a.read_json("history.json")["history"] for a in made}
     scores = plots.score_histograms(labels, kinds, probabilities["two_stage"])
