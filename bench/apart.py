@@ -27,10 +27,12 @@ def apart(run: Callable[..., Result], *args: Any) -> tuple[Result, dict[str, flo
 
 
 def on_ray(run: Callable[..., Result], *args: Any) -> Result:
-    """`run(*args)` with a Ray of its own, up before it begins and down once it has ended."""
+    """`run(*args)` with a Ray of its own, up before it begins as a flow starts it, and down once it has ended."""
     import ray
 
-    ray.init(address="local", log_to_driver=False, logging_level="WARNING")
+    from pipelines.shards import connect
+
+    connect()
     try:
         return run(*args)
     finally:

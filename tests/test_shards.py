@@ -3,6 +3,8 @@
 import gc
 import itertools
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +22,8 @@ from quire import artifact, config, schema
 from quire.artifact import Draft, Shard
 from quire.errors import UserError
 from quire.storage import Storage
+
+ROOT = Path(__file__).parents[1]
 
 
 class Killed(BaseException):
@@ -154,6 +158,37 @@ def test_a_worker_holds_a_gpu_where_the_cluster_has_one_and_the_step_can_use_it(
     assert shards.gpus(asked, can_use) == held
     hidden = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
     assert shards._holding(held, can_use) == ({"num_gpus": held} if held else hidden if can_use else {})
+
+
+@pytest.mark.parametrize(("cluster", "hides"), [({"CPU": 4.0}, False), ({"CPU": 4.0, "GPU": 1.0}, True)])
+def test_a_ray_of_its_own_without_a_gpu_has_none_to_hide(
+    cluster: dict[str, float], hides: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_alone", True)
+    monkeypatch.setattr(shards.ray, "cluster_resources", lambda: cluster)
+    assert bool(shards._holding(0, can_use=True)) == hides
+
+
+QUIET_WORKERS = """
+import os
+import subprocess
+import sys
+import ray
+from pipelines import shards
+
+shards.connect()
+told = ray.get(ray.remote(lambda: [os.environ.get(name) for name in shards.QUIET]).remote())
+print(told, [name in os.environ for name in shards.QUIET], shards._alone)
+"""
+
+
+@pytest.mark.ray
+def test_workers_are_quiet_and_the_driver_s_environment_stays_as_it_was(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in (*shards.QUIET, "RAY_ADDRESS")}
+    found = subprocess.run(
+        [sys.executable, "-c", QUIET_WORKERS], capture_output=True, text=True, env=environment, cwd=ROOT, check=True
+    )
+    assert found.stdout.strip().splitlines()[-1] == "['1', '1'] [False, False] True"
 
 
 @pytest.mark.parametrize("step", [embed, index, mine, neighbors, pan, score, teach])
