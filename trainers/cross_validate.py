@@ -23,7 +23,7 @@ from quire.report import Section
 from trainers import evaluate
 from trainers.calibrate import fit_stages
 from trainers.evaluate import Scores
-from trainers.tracker import TrackedRuntime, log_report
+from trainers.tracker import TrackedRuntime
 
 THRESHOLD = 0.5
 
@@ -95,13 +95,7 @@ def run(settings: CrossValidateConfig) -> Artifact:
     page = _page(settings, main, [rows, described, pair_types, by_fold], test, scores, inputs)
     page = report.render(level_curve.added(page, rising))
     files = {"results": rows, "strata": described, "pair_types": pair_types, "levels": rising, "folds": by_fold}
-    for name, content in files.items():
-        draft.storage.write_json(f"{draft.folder}/{name}.json", content)
-    draft.storage.write_bytes(f"{draft.folder}/table.txt", text.encode())
-    draft.storage.write_bytes(f"{draft.folder}/index.html", page.encode())
-    log_report(settings, draft, page, rows)
-    where = draft.storage.uri(f"{draft.folder}/index.html")
-    return draft.publish(summary=f"{text}\nreport: {where}", facts=files)
+    return evaluate.published(settings, draft, text, page, files)
 
 
 KINDS = ("random", "same_author", "neighbor")  # of negatives

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from quire import artifact, config, decisions, level_curve, levels, matcher, matcher_report, metrics, report, strata
-from quire.artifact import Artifact
+from quire.artifact import Artifact, Draft
 from quire.calibration import Scale, prior_weights
 from quire.errors import UserError
 from quire.levels import Level
@@ -97,11 +97,16 @@ def run(settings: EvaluateConfig) -> Artifact:
     made = _page(settings, rows, tables, test, scores, inputs["matcher"], ancestors(root, inputs))
     page = report.render(level_curve.added(made, rising))
     files = {"results": rows, "strata": described, "pair_types": pair_types, "decisions": decided, "levels": rising}
+    return published(settings, draft, text, page, files)
+
+
+def published(settings: Any, draft: Draft, text: str, page: str, files: dict[str, Any]) -> Artifact:
+    """The report of a draft: what was measured as JSON, the table, the page; the tracker sees its results, too."""
     for name, content in files.items():
         draft.storage.write_json(f"{draft.folder}/{name}.json", content)
     draft.storage.write_bytes(f"{draft.folder}/table.txt", text.encode())
     draft.storage.write_bytes(f"{draft.folder}/index.html", page.encode())
-    log_report(settings, draft, page, rows)
+    log_report(settings, draft, page, files["results"])
     where = draft.storage.uri(f"{draft.folder}/index.html")
     return draft.publish(summary=f"{text}\nreport: {where}", facts=files)
 
