@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from ray._private import services
 from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
@@ -85,7 +86,7 @@ def connect() -> None:
     """Attach to the cluster of RAY_ADDRESS or of the job, or start a local Ray; nothing when already attached."""
     global _alone
     if not ray.is_initialized():
-        _alone = "RAY_ADDRESS" not in os.environ
+        _alone = services.canonicalize_bootstrap_address(None) is None  # as ray.init looks for one that runs
         if _alone:  # workers inherit what this process hands to the Ray that it starts
             with _environment(QUIET):
                 ray.init(log_to_driver=True, logging_level="ERROR")
