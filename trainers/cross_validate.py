@@ -90,15 +90,17 @@ def run(settings: CrossValidateConfig) -> Artifact:
         _fold(name, test.take(rows), scores.probabilities["two_stage"][rows])
         for name, rows in zip(settings.predictions, np.split(np.arange(test.num_rows), ends[:-1]), strict=True)
     ]
-    main = {system: {k: v for k, v in cells.items() if k == "overall" or k in KINDS} for system, cells in rows.items()}
+    main = evaluate.main_strata(rows, test)
     text = "\n".join([report.table(main), "", matcher_report.pair_type_table(pair_types)]) + level_curve.told(rising)
-    page = _page(settings, main, [rows, described, pair_types, by_fold], test, scores, inputs)
+    tables = [
+        matcher_report.pair_type_section(pair_types),
+        matcher_report.stratum_section(rows, described),
+        _fold_section(by_fold),
+    ]
+    page = _page(settings, main, tables, test, scores, evaluate.ancestors(root, inputs))
     page = report.render(level_curve.added(page, rising))
     files = {"results": rows, "strata": described, "pair_types": pair_types, "levels": rising, "folds": by_fold}
     return evaluate.published(settings, draft, text, page, files)
-
-
-KINDS = ("random", "same_author", "neighbor")  # of negatives
 
 
 def cross_fitted(
@@ -138,45 +140,37 @@ def _fold(name: str, table: pa.Table, probabilities: np.ndarray) -> dict[str, An
     }
 
 
+def _fold_section(by_fold: list[dict[str, Any]]) -> Section:
+    columns = ("predictions", "authors", "pairs", "auc", "brier", "ece")
+    lines = [
+        tuple(f"{row[key]:.3f}" if isinstance(row[key], float) else str(row[key]) for key in columns) for row in by_fold
+    ]
+    text = "What the final answer is worth on each; its scale is fitted on all others."
+    return Section("Folds", text, columns, lines)
+
+
 def _page(
     settings: CrossValidateConfig,
     main: dict[str, Any],
-    told: list[Any],
+    tables: list[Section],
     test: pa.Table,
     scores: Scores,
-    inputs: dict[str, Artifact],
+    ancestry: list[Artifact],
 ) -> report.Report:
-    rows, described, pair_types, by_fold = told
-    two, ancestry = rows["two-stage"]["overall"], evaluate.ancestors(settings.runtime.root, inputs)
+    two, num_folds = main["two-stage"]["overall"], len(settings.predictions)
     low, high = two["auc_interval"]
-    columns = ("predictions", "authors", "pairs", "auc", "brier", "ece")
-    worth = Section(
-        "Folds",
-        "What the final answer is worth on each; its scale is fitted on all others.",
-        columns,
-        [
-            tuple(f"{row[key]:.3f}" if isinstance(row[key], float) else str(row[key]) for key in columns)
-            for row in by_fold
-        ],
-    )
+    labels, kinds = test["label"].to_numpy(), strata.negative_types(test)
     return report.Report(
         title=f"Book matcher, every author tested once: {settings.name}",
         question="Do two passages come from the same book?",
         headline=(
             f"Two-stage AUC {two['auc']:.3f} (95 % interval over authors {low:.3f} to {high:.3f}) on {test.num_rows:,} "
-            f"pairs in {len(by_fold)} folds, each by models that saw none of its authors; ECE {two['ece']:.3f}."
+            f"pairs in {num_folds} folds, each by models that saw none of its authors; ECE {two['ece']:.3f}."
         ),
         rows=main,
-        plots=matcher_report.figures(
-            test["label"].to_numpy(), strata.negative_types(test), scores.probabilities, scores.rankings, ancestry
-        ),
-        tables=[
-            matcher_report.pair_type_section(pair_types),
-            matcher_report.stratum_section(rows, described),
-            worth,
-        ],
+        plots=matcher_report.figures(labels, kinds, scores.probabilities, scores.rankings, ancestry),
+        tables=tables,
         sections=matcher_report.making_sections(ancestry),
-        details={},
     )
 
 

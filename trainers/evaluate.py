@@ -86,7 +86,7 @@ def run(settings: EvaluateConfig) -> Artifact:
         described["masked"] = described["overall"] | {"title": title, "topic_auc": None}
         pair_types["names masked"] = measure.rankings(hidden, types)
     rising = _curve(every, inputs["matcher"], settings)
-    text = "\n".join([report.table(_main(rows, test)), "", matcher_report.pair_type_table(pair_types)])
+    text = "\n".join([report.table(main_strata(rows, test)), "", matcher_report.pair_type_table(pair_types)])
     text += level_curve.told(rising)
     decided = decisions_on(every, inputs["matcher"])
     tables = [
@@ -253,7 +253,7 @@ def same_pairs(test: pa.Table, masked: Artifact) -> pa.Table:
     return table
 
 
-def _main(rows: dict[str, dict[str, Any]], test: pa.Table) -> dict[str, dict[str, Any]]:
+def main_strata(rows: dict[str, dict[str, Any]], test: pa.Table) -> dict[str, dict[str, Any]]:
     """The strata of the first table: all pairs, and each negative type."""
     kinds = set(strata.negative_types(test).tolist())
     return {system: {k: v for k, v in cells.items() if k == "overall" or k in kinds} for system, cells in rows.items()}
@@ -294,7 +294,7 @@ def _page(
             f"Two-stage AUC {two['auc']:.3f} (95 % interval over authors {low:.3f} to {high:.3f}) on {test.num_rows} "
             f"pairs of {matcher_report.split_by(ancestry)}s that no model has seen; ECE {two['ece']:.3f}."
         ),
-        rows=_main(rows, test),
+        rows=main_strata(rows, test),
         plots=matcher_report.figures(test["label"].to_numpy(), kinds, scores.probabilities, scores.rankings, ancestry),
         tables=tables,
         sections=[
