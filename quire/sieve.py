@@ -17,7 +17,7 @@ _ROUND_ROWS = 1024  # rounded at a time, so that they stay in the processor's ca
 _CHUNK = 32  # rows of which only the highest score is looked at, unless it may be among a query's k best
 MAX_K = _BLOCK // _CHUNK // 2  # the first threshold is the k-th best chunk
 
-# A query with more rows than this that may be among its k best is handed on: it bounds memory (500k x 384: 16 are usual).
+# A query with more rows than this that may be among its k best is handed on: it bounds memory (of 500k, 16 are usual).
 MOST = 1024
 
 _ROUNDING = 2.0**-8  # of bfloat16, whose numbers have 8 binary digits
