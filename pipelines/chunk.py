@@ -8,7 +8,6 @@ chunks whose text occurs in more than `max_repeats` works.
 
 from typing import Any, Literal, NamedTuple, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -85,8 +84,8 @@ def run(settings: ChunkConfig) -> Artifact:
     if draft.published:
         return draft.published
     works = _works(documents, draft, settings)
-    items = list(documents.parts)
-    run_shards(draft, items, _chunker, (documents, settings, works), num_workers=settings.runtime.num_workers)
+    items = list(enumerate(documents.parts))
+    run_shards(draft, items, _chunker, (documents, settings, works, draft), num_workers=settings.runtime.num_workers)
     _drop_repeated(draft, len(items), settings.max_repeats)
     return _publish(draft, documents, len(items), works)
 
@@ -159,8 +158,9 @@ def _check_columns(documents: Artifact) -> None:
         )
 
 
-def _chunker(documents: Artifact, settings: ChunkConfig, works: dict[str, Work]) -> Any:
-    def process(part: str) -> Shard:
+def _chunker(documents: Artifact, settings: ChunkConfig, works: dict[str, Work], draft: Draft) -> Any:
+    def process(item: tuple[int, str]) -> Shard:
+        index, part = item
         rows, dropped, size = [], [], 0
         for document in documents.storage.read_table(part).to_pylist():
             size += len(document["text"].encode())
@@ -169,6 +169,7 @@ def _chunker(documents: Artifact, settings: ChunkConfig, works: dict[str, Work])
             dropped += rejected
         columns = {name: [row[name] for row in rows] for name in schema.CHUNKS.names}
         table = pa.table(columns, schema=schema.CHUNKS)
+        _mark(draft, index, table)
         return Shard(table=table, rows_in=len(rows) + len(dropped), rejects=schema.rejects(dropped), bytes_in=size)
 
     return process
@@ -208,21 +209,29 @@ def chunk_document(document: dict, settings: ChunkConfig, work: Work) -> tuple[l
     return rows, dropped
 
 
+def _mark(draft: Draft, index: int, table: pa.Table) -> None:
+    """Leave beside a shard what `_drop_repeated` asks of it."""
+    marks = dedup.chunk_fingerprints(table["text"].to_pylist())
+    seen = table.select(["work_id", "chunk_id", "start", "end"]).append_column("mark", pa.array(marks))
+    draft.storage.write_table(_marked(draft, index), seen)
+
+
+def _marked(draft: Draft, index: int) -> str:
+    return f"{draft.folder}/{WORK}/{index:05d}.parquet"
+
+
 def _drop_repeated(draft: Draft, num_shards: int, max_repeats: int) -> None:
-    """Rewrite the shards without the chunks that too many works share. Repeated, it finds nothing new."""
-    names = [f"{draft.folder}/part-{index:05d}.parquet" for index in range(num_shards)]
-    marks, works = [], []
-    for name in names:
-        table = draft.storage.read_table(name, ["text", "work_id"])
-        marks.append(dedup.chunk_fingerprints(table["text"].to_pylist()))
-        works += table["work_id"].to_pylist()
-    repeated = dedup.repeated(np.concatenate(marks), works, max_repeats)
-    start, drops = 0, {}
-    for index, name in enumerate(names):
-        mask = repeated[start : start + len(marks[index])]
-        start += len(marks[index])
-        if mask.any():
-            gone = draft.storage.read_table(name, ["chunk_id", "start", "end"]).filter(pa.array(mask)).to_pylist()
+    """Rewrite the shards without the chunks that too many works share. Killed, a run finds the same again."""
+    tables = [draft.storage.read_table(_marked(draft, index), ["mark", "work_id"]) for index in range(num_shards)]
+    every = pa.concat_tables(tables)
+    repeated = dedup.repeated(every["mark"].to_numpy(), every["work_id"].to_pylist(), max_repeats)
+    start, drops, records = 0, {}, draft.finished_shards()
+    for index, table in enumerate(tables):
+        mask = repeated[start : start + table.num_rows]
+        start += table.num_rows
+        if mask.any() and records[index]["rows_out"] == table.num_rows:  # else it has had its turn
+            seen = draft.storage.read_table(_marked(draft, index), ["chunk_id", "start", "end"])
+            gone = seen.filter(pa.array(mask)).to_pylist()
             rows = [{"id": r["chunk_id"], "reason": "repeated", "start": r["start"], "end": r["end"]} for r in gone]
             drops[index] = (mask, rows)
     drop_all(draft, drops)  # decided for all before any is rewritten: a text is in too many works, or no longer

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from quire import checkpoint, device, gradcache
+from quire import checkpoint, cpu_attention, device, gradcache
 from quire.ahead import Ahead
 from quire.artifact import Draft
 from quire.errors import UserError
@@ -134,6 +134,7 @@ def train(task: Task, config: LoopConfig, draft: Draft, log: Any = print) -> Sta
         raise UserError("loop.max_tokens: this trainer's batches differ in size; set loop.max_steps")
     rank, world = rank_and_world()
     module = task.module.to(device.device()).train()
+    cpu_attention.use(module)
     optimizer = optimizer_for(module, config)
     state = checkpoint.load_latest(draft, module, optimizer, State) or State()
     wrapped = distributed(module)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -53,7 +54,14 @@ def chunked(part: int) -> Shard:
     return Shard(table=pa.table(rows), rows_in=len(texts) + part % 2, rejects=rejects, facts={"part": part})
 
 
-def named(part: int) -> Shard:
+def marked(draft: Draft, part: int) -> Shard:
+    """`chunked`, with what the step leaves beside a shard."""
+    shard = chunked(part)
+    chunk._mark(draft, part, shard.table)
+    return shard
+
+
+def named(_draft: Draft, part: int) -> Shard:
     """Documents of which two share an id inside the shard, and one with the shard before."""
     return Shard(table=pa.table({"document_id": [f"d{part}", f"e{part}", f"e{part}", f"d{part - 1}"]}))
 
@@ -61,7 +69,7 @@ def named(part: int) -> Shard:
 @pytest.mark.parametrize(
     ("process", "drop", "reason"),
     [
-        (chunked, lambda draft: chunk._drop_repeated(draft, 4, 3), "repeated"),
+        (marked, lambda draft: chunk._drop_repeated(draft, 4, 3), "repeated"),
         (named, lambda draft: labelled.drop_repeated(draft, 4), "repeated_id"),
     ],
 )
@@ -72,7 +80,7 @@ def test_rows_dropped_over_several_shards_are_the_same_wherever_the_run_is_kille
 
     def run(name: str, writes: int) -> dict[str, bytes]:
         draft = begun(tmp_path / name)
-        work(draft, items, process, monkeypatch)
+        work(draft, items, partial(process, draft), monkeypatch)
         left, write = iter(range(writes)), Storage.write_bytes
 
         def dying(*arguments: object) -> None:
@@ -86,14 +94,14 @@ def test_rows_dropped_over_several_shards_are_the_same_wherever_the_run_is_kille
                 drop(draft)
             except Killed:
                 patch.setattr(Storage, "write_bytes", write)
-                shards.run_shards(draft, items, lambda: process)
+                shards.run_shards(draft, items, lambda: partial(process, draft))
                 drop(draft)
         return {name: data for name, data in bytes_of(draft).items() if name != "_draft.json"}
 
     whole = run("whole", 1_000)
     record = begun(tmp_path / "whole").finished_shards()[1]
-    assert record["dropped"][reason] == (1 if process is chunked else 2)
-    assert record["facts"] == ({"part": 1} if process is chunked else {})
+    assert record["dropped"][reason] == (1 if process is marked else 2)
+    assert record["facts"] == ({"part": 1} if process is marked else {})
     for writes in range(20):
         assert run(str(writes), writes) == whole, writes
 

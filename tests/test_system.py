@@ -149,7 +149,7 @@ def test_killed_workers_of_ray_data_are_replaced_and_the_bytes_are_the_same(
         folder = root / STEPS[step]
         begun = lambda: any(folder.glob("_shards/*.json")) or (folder / "manifest.json").exists()  # noqa: B023, E731
         wait_for(begun, 240, f"stage {step}")
-        for worker in ray_head.workers("MapWorker"):
+        for worker in ray_head.workers("MapBatches("):
             worker.kill()
             found[step] += 1
     output, _ = driver.communicate(timeout=600)
