@@ -142,9 +142,6 @@ def connect() -> None:
             ray.init(log_to_driver=True, logging_level="ERROR", runtime_env={"env_vars": QUIET})
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts shards, which is what resumes
-    # A step is one operator, so there is nothing to reserve for another. With reservations Ray Data learns only after a
-    # second what it may use, and gives a process its next shard up to .2 s after the last; without, Ray queues them.
-    context.op_resource_reservation_enabled = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
@@ -217,11 +214,15 @@ def run_shards(
 
 def _by_actors(constructor: tuple[Any, ...], places: int, most: int) -> dict[str, Any]:
     """As many as there is room for now; more as an autoscaling cluster grows, which Ray Data asks it to."""
+    ray.data.DataContext.get_current().op_resource_reservation_enabled = True
     pool = ray.data.ActorPoolStrategy(min_size=places, max_size=most)
     return {"fn": Worker, "fn_constructor_args": constructor, "compute": pool, "max_restarts": _RESTARTS}
 
 
 def _by_tasks(constructor: tuple[Any, ...], most: int) -> dict[str, Any]:
+    # A step is one operator, so there is nothing to reserve for another. With reservations Ray Data learns only after a
+    # second what it may use, and gives a process its next shard up to .2 s after the last; without, Ray queues them.
+    ray.data.DataContext.get_current().op_resource_reservation_enabled = False
     given = ray.put(constructor)  # as an argument it would be read again for every shard
 
     def make_shards(batch: dict[str, Any]) -> dict[str, Any]:
