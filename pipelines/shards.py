@@ -60,26 +60,37 @@ class Worker:
         self.process, self.draft, self.items, self.num_gpus = make(*arguments), draft, items, num_gpus
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for index in batch["index"].tolist():
+        return _told(batch, lambda: self.make_shards(batch["index"].tolist()))
+
+    def make_shards(self, indices: Sequence[int]) -> None:
+        for index in indices:
             if self.draft.has_shard(index):  # by a worker that died before it could tell: Ray asks another again
                 continue
             wall, cpu = time.perf_counter(), time.process_time()
-            try:
-                shard = self.process(self.items[index])
-                shard.item = _digest(self.items[index])
-                shard.cpu += time.process_time() - cpu
-                shard.gpu += self.num_gpus * (time.perf_counter() - wall)
-                self.draft.write_shard(index, shard)
-                del shard
-                heap.give_back()
-            # Nothing is lost: `run_shards` raises what is told here, and the shard stays undone. Raised here, it would
-            # reach the user inside a long trace through Ray, and its frames would hold the CPUs of all workers for as
-            # long as anything holds the exception.
-            except UserError as error:
-                return _told(batch, mistake=str(error))
-            except Exception:
-                return _told(batch, trace=traceback.format_exc())
-        return _told(batch)
+            shard = self.process(self.items[index])
+            shard.item = _digest(self.items[index])
+            shard.cpu += time.process_time() - cpu
+            shard.gpu += self.num_gpus * (time.perf_counter() - wall)
+            self.draft.write_shard(index, shard)
+            del shard
+            heap.give_back()
+
+
+def _told(batch: dict[str, Any], work: Callable[[], None]) -> dict[str, Any]:
+    """The row of a batch, with what `work` raised.
+
+    Nothing is lost: `run_shards` raises what is told here, and the shard stays undone. Raised here, it would reach the
+    user inside a long trace through Ray, and its frames would hold the CPUs of all workers for as long as anything
+    holds the exception.
+    """
+    mistake = trace = ""
+    try:
+        work()
+    except UserError as error:
+        mistake = str(error)
+    except Exception:
+        trace = traceback.format_exc()
+    return {"index": batch["index"], "mistake": np.asarray([mistake]), "trace": np.asarray([trace])}
 
 
 class _Lent:
@@ -99,15 +110,18 @@ class _Lent:
         with self.lock:
             if self.timer:
                 self.timer.cancel()
-            if given.hex() != self.given:
-                self._let_go()
-                self.worker, self.given = Worker(*ray.get(given)), given.hex()
             try:
-                return self.worker(batch)
+                return _told(batch, lambda: self._worker(given).make_shards(batch["index"].tolist()))
             finally:
                 self.timer = threading.Timer(_KEPT, self.let_go)
                 self.timer.daemon = True
                 self.timer.start()
+
+    def _worker(self, given: ray.ObjectRef) -> Worker:
+        if given.hex() != self.given:
+            self._let_go()
+            self.worker, self.given = Worker(*ray.get(given)), given.hex()
+        return self.worker
 
     def let_go(self) -> None:
         with self.lock:
@@ -124,10 +138,6 @@ _lent = _Lent()
 def _by_lent(given: ray.ObjectRef, batch: dict[str, Any]) -> dict[str, Any]:
     """Found by name in the process that runs it, so that it is that process's own `_Lent`."""
     return _lent(given, batch)
-
-
-def _told(batch: dict[str, Any], mistake: str = "", trace: str = "") -> dict[str, Any]:
-    return {"index": batch["index"], "mistake": np.asarray([mistake]), "trace": np.asarray([trace])}
 
 
 def connect() -> None:

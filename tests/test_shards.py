@@ -217,6 +217,86 @@ def test_the_ledger_bills_the_gpus_that_a_worker_holds(
     assert draft.finished_shards()[0]["gpu"] == 10 * num_gpus
 
 
+class Given:
+    """Stands for a reference to what a step's worker is made of."""
+
+    def __init__(self, *constructor: object):
+        self.constructor = constructor
+
+    def hex(self) -> str:
+        return str(id(self))
+
+
+def lent(monkeypatch: pytest.MonkeyPatch) -> shards._Lent:
+    monkeypatch.setattr(shards.ray, "get", lambda given: given.constructor)
+    return shards._Lent()
+
+
+def test_a_lent_process_loads_once_for_a_step_and_again_at_another_s_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, here = [], lent(monkeypatch)
+
+    def make(name: str) -> Callable[[int], Shard]:
+        loaded.append(name)
+        return lambda item: Shard(facts={"by": name})
+
+    drafts = {name: begun(tmp_path / name) for name in "ab"}
+    steps = {name: Given(make, (name,), draft, [0, 1, 2]) for name, draft in drafts.items()}
+    for name, shard in [("a", 0), ("a", 1), ("b", 0), ("a", 2)]:
+        here(steps[name], {"index": np.array([shard])})
+    assert loaded == ["a", "b", "a"]
+    found = {
+        name: [record["facts"]["by"] for record in draft.finished_shards().values()] for name, draft in drafts.items()
+    }
+    assert found == {"a": ["a", "a", "a"], "b": ["b"]}
+
+
+def test_a_lent_process_lets_go_of_what_it_loaded_when_no_shard_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_KEPT", 0.05)
+    here, given = lent(monkeypatch), Given(lambda: lambda item: Shard(), (), begun(tmp_path), [0])
+    here(given, {"index": np.array([0])})
+    here.timer.join(5)
+    assert here.worker is None
+
+
+def test_a_lent_process_tells_what_kept_it_from_loading_and_loads_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised, here = [UserError("no such column"), OSError("the disk is busy")], lent(monkeypatch)
+
+    def make() -> Callable[[int], Shard]:
+        if raised:
+            raise raised.pop(0)
+        return lambda item: Shard()
+
+    given, draft = Given(make, (), begun(tmp_path), [0]), begun(tmp_path)
+    told = [here(given, {"index": np.array([0])}) for _ in range(3)]
+    assert told[0]["mistake"].tolist() == ["no such column"] and not told[0]["trace"][0]
+    assert "the disk is busy" in told[1]["trace"][0] and not told[1]["mistake"][0]
+    assert not told[2]["trace"][0] and len(draft.finished_shards()) == 1
+
+
+@pytest.mark.ray
+def test_one_step_after_another_is_done_by_the_processes_that_are_there(tmp_path: Path, local_ray: None) -> None:
+    def make() -> Callable[[int], Shard]:
+        def process(item: int) -> Shard:
+            time.sleep(0.3)
+            return Shard(facts={"process": os.getpid()})
+
+        return process
+
+    def processes(name: str) -> set[int]:
+        draft = begun(tmp_path / name)
+        shards.run_shards(draft, list(range(6)), make)
+        return {record["facts"]["process"] for record in draft.finished_shards().values()}
+
+    first = processes("first")
+    assert len(first) == 2 and processes("second") == first
+
+
 @pytest.mark.ray
 def test_a_worker_without_gpus_sees_none(tmp_path: Path, local_ray: None) -> None:
     def seen(item: int = 0) -> Shard:
