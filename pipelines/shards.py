@@ -12,9 +12,10 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,6 @@ _DROPS = f"{WORK}/drops.json"
 # for ever. An actor's failed calls are not counted: every call to a node that is gone fails at once until Ray notices,
 # and three were used up before that.
 _RESTARTS = 5
-_QUEUED = 4096  # tasks that Ray is given at a time, so that it need not hold those of a million shards
 _KEPT = 5.0  # seconds without a shard after which a process that Ray lends lets go of what a step has loaded
 # Whether this process has started the Ray that it is attached to, and no other node can join it. A `runtime_env` wants
 # processes of its own: a flow's first step began 1.4 s later for it, each other .5 s (LOG, 2026-11-22).
@@ -102,42 +102,43 @@ class _Lent:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()  # of the thread that makes shards and that of the timer
-        self.given = ""  # not the reference itself, which would keep what it refers to
+        self.step = ""
         self.worker: Worker | None = None
         self.timer: threading.Timer | None = None
 
-    def __call__(self, given: ray.ObjectRef, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, step: str, given: np.ndarray, batch: dict[str, Any]) -> dict[str, Any]:
         with self.lock:
             if self.timer:
                 self.timer.cancel()
             try:
-                return _told(batch, lambda: self._worker(given).make_shards(batch["index"].tolist()))
+                return _told(batch, lambda: self._worker(step, given).make_shards(batch["index"].tolist()))
             finally:
                 self.timer = threading.Timer(_KEPT, self.let_go)
                 self.timer.daemon = True
                 self.timer.start()
 
-    def _worker(self, given: ray.ObjectRef) -> Worker:
-        if given.hex() != self.given:
+    def _worker(self, step: str, given: np.ndarray) -> Worker:
+        if step != self.step:
             self._let_go()
-            self.worker, self.given = Worker(*ray.get(given)), given.hex()
+            self.worker, self.step = Worker(*ray.cloudpickle.loads(given)), step
         return self.worker
 
     def let_go(self) -> None:
         with self.lock:
-            self._let_go()
+            if threading.current_thread() is self.timer:  # else a shard came while this timer waited for the lock
+                self._let_go()
 
     def _let_go(self) -> None:
-        self.worker, self.given = None, ""
+        self.worker, self.step = None, ""
         heap.give_back()
 
 
 _lent = _Lent()
 
 
-def _by_lent(given: ray.ObjectRef, batch: dict[str, Any]) -> dict[str, Any]:
+def _by_lent(step: str, given: np.ndarray, batch: dict[str, Any]) -> dict[str, Any]:
     """Found by name in the process that runs it, so that it is that process's own `_Lent`."""
-    return _lent(given, batch)
+    return _lent(step, given, batch)
 
 
 def connect() -> None:
@@ -188,8 +189,8 @@ def run_shards(
     (and what `gpus` makes of `num_gpus`); `num_workers` is the most at a time, by default as many as the cluster has or
     gets room for.
 
-    A step that can use GPUs has actors. Any other is done by the processes that Ray keeps for tasks, which have begun
-    and imported already: on 2 cores it begins in .4 s where actors took 2.4 (LOG, 2026-11-22).
+    A step that can use GPUs or is given some has actors. Any other is done by the processes that Ray keeps for tasks,
+    which have begun and imported already: on 2 cores it begins in .4 s where actors took 2.4 (LOG, 2026-11-22).
     """
     _finish_drops(draft)
     done = draft.finished_shards()
@@ -210,9 +211,10 @@ def run_shards(
         constructor = (make, arguments, draft, items, share)
         most = min(len(pending), num_workers or len(pending))
         places = min(most, _places(share, num_workers, memory))
-        how = _by_actors(constructor, places, most) if can_use_gpus else _by_tasks(constructor, min(most, _QUEUED))
+        how = _by_actors(constructor, places, most) if can_use_gpus or share else _by_tasks(constructor, most)
         held = _holding(share, can_use_gpus) | {"num_cpus": 1, "memory": memory}
-        failed = _first_failure(pending, how | held, bar)
+        with _unreserved() if how["fn"] is not Worker else nullcontext():
+            failed = _first_failure(pending, how | held, bar)
     if failed is None:
         return
     if failed["mistake"]:
@@ -224,21 +226,35 @@ def run_shards(
 
 def _by_actors(constructor: tuple[Any, ...], places: int, most: int) -> dict[str, Any]:
     """As many as there is room for now; more as an autoscaling cluster grows, which Ray Data asks it to."""
-    ray.data.DataContext.get_current().op_resource_reservation_enabled = True
     pool = ray.data.ActorPoolStrategy(min_size=places, max_size=most)
     return {"fn": Worker, "fn_constructor_args": constructor, "compute": pool, "max_restarts": _RESTARTS}
 
 
 def _by_tasks(constructor: tuple[Any, ...], most: int) -> dict[str, Any]:
-    # A step is one operator, so there is nothing to reserve for another. With reservations Ray Data learns only after a
-    # second what it may use, and gives a process its next shard up to .2 s after the last; without, Ray queues them.
-    ray.data.DataContext.get_current().op_resource_reservation_enabled = False
-    given = ray.put(constructor)  # as an argument it would be read again for every shard
+    """As many as Ray Data finds room for."""
+    # Bytes, which are read where they lie: unpickled for every shard, they would cost as much as a small shard does. A
+    # reference would have to be fetched inside the task, which meanwhile would give its CPU to others.
+    given = np.frombuffer(ray.cloudpickle.dumps(constructor), np.uint8)
+    step = uuid.uuid4().hex
 
     def make_shards(batch: dict[str, Any]) -> dict[str, Any]:
-        return _by_lent(given, batch)
+        return _by_lent(step, given, batch)
 
     return {"fn": make_shards, "compute": ray.data.TaskPoolStrategy(size=most), "max_retries": _RESTARTS}
+
+
+@contextmanager
+def _unreserved() -> Iterator[None]:
+    """Without Ray Data's reservations where there is one node and no other can join.
+
+    A step is one operator, so there is nothing to reserve for another. With reservations Ray Data learns only after a
+    second what it may use, and gives a process its next shard up to .2 s after the last; without, it hands all shards
+    to Ray, which queues them. An autoscaling cluster would take so many for its demand.
+    """
+    context = ray.data.DataContext.get_current().copy()
+    context.op_resource_reservation_enabled &= not _alone
+    with ray.data.DataContext.current(context):
+        yield
 
 
 def _first_failure(pending: Sequence[int], how: dict[str, Any], bar: tqdm) -> dict[str, Any] | None:
@@ -314,7 +330,7 @@ def _check_items(draft: Draft, done: Mapping[int, dict[str, Any]], items: Sequen
         raise UserError(
             f"{draft.storage.uri(draft.folder)}: {len(other)} of {len(done)} finished shards hold other items than "
             f"they would now, first shard {other[0]}: give the setting that cuts shards (shard_bytes, shard_rows, "
-            "shard_size) the value it had, or delete that folder to begin anew"
+            "shard_size) the value it had, or, where an older version cut them, delete that folder to begin anew"
         )
 
 

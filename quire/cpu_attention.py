@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -16,19 +17,22 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from quire import device
 
 NAME = "sdpa_gradient_in_float32"
-_SPECIAL = ("position_bias", "softcap", "cache")
+# Models whose attention is transformers' own and no more: some others ask whether theirs is called "sdpa".
+_MODELS = ("bert", "roberta", "xlm-roberta", "distilbert", "electra", "gpt_neox", "gpt2", "llama", "mistral", "qwen2")
 _ATEN = torch.ops.aten
 
 
 def use(module: nn.Module) -> None:
-    """Where training is in bfloat16 on a CPU, have every transformer of a module that attends by "sdpa" attend so.
+    """Where training is in bfloat16 on a CPU, have each of `_MODELS` in a module that attends by "sdpa" attend so.
 
     Nothing of it is saved: a config is written without the name of its attention.
     """
     if device.device().type != "cpu" or device.precision() != torch.bfloat16:
         return
     for part in module.modules():
-        if isinstance(part, PreTrainedModel) and part.config._attn_implementation == "sdpa":
+        if not isinstance(part, PreTrainedModel) or part.config.model_type not in _MODELS:
+            continue
+        if part.config._attn_implementation == "sdpa":
             part.set_attn_implementation(NAME)
 
 
@@ -46,14 +50,21 @@ def attention(
     """As transformers' "sdpa", whose function of this signature it calls for all but what is told above: (B, H, T, D)
     each to (B, T, H, D)."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    special = dropout or key.shape[1] != query.shape[1] or any(others.get(name) is not None for name in _SPECIAL)
-    if dtype != torch.bfloat16 or special or not (query.requires_grad and torch.is_grad_enabled()):
-        kept = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kept, **others)
-    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    causal = bool(causal) and attention_mask is None and query.shape[2] > 1  # as transformers decides it
-    inputs = (x.to(dtype) for x in (query, key, value))
-    return _Attention.apply(*inputs, _added(attention_mask, dtype), causal, scaling).transpose(1, 2).contiguous(), None
+    if dtype == torch.bfloat16 and query.requires_grad and torch.is_grad_enabled() and not others.get("softcap"):
+        inputs = tuple(x.to(dtype) for x in (query, key, value))
+        causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+        causal = bool(causal) and attention_mask is None and query.shape[2] > 1  # as transformers decides it
+        added = _added(attention_mask, dtype)
+        if _is_torch_s_choice(inputs, added, dropout, causal, scaling) and others.get("position_bias") is None:
+            return _Attention.apply(*inputs, added, causal, scaling).transpose(1, 2).contiguous(), None
+    kept = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kept, **others)
+
+
+def _is_torch_s_choice(inputs: tuple, added: torch.Tensor | None, *how: Any) -> bool:
+    """Whether torch itself would use the operator: not for dropout, fewer key heads, a mask that learns."""
+    dropout, causal, scale = how
+    return torch._fused_sdp_choice(*inputs, added, dropout, causal, scale=scale) == SDPBackend.FLASH_ATTENTION.value
 
 
 def _added(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:

@@ -106,7 +106,7 @@ def test_it_is_used_only_where_training_is_in_bfloat16_on_a_cpu_and_attention_is
         assert model.config._attn_implementation == kind
 
 
-@pytest.mark.parametrize("other", ["float32", "dropout", "fewer key heads", "no gradient"])
+@pytest.mark.parametrize("other", ["float32", "dropout", "fewer key heads", "no gradient", "a mask that learns"])
 def test_all_else_is_left_to_transformers(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
     monkeypatch.setattr(
@@ -119,5 +119,16 @@ def test_all_else_is_left_to_transformers(other: str, monkeypatch: pytest.Monkey
     if other == "fewer key heads":
         key, value, module = key[:, :2], value[:, :2], SimpleNamespace(is_causal=False, num_key_value_groups=2)
     query.requires_grad_(other != "no gradient")
-    made, _ = cpu_attention.attention(module, query, key, value, None, dropout=0.5 * (other == "dropout"))
+    mask = torch.zeros(2, 1, 8, 8, dtype=query.dtype).requires_grad_() if other == "a mask that learns" else None
+    made, _ = cpu_attention.attention(module, query, key, value, mask, dropout=0.5 * (other == "dropout"))
     assert called and made.shape == (2, 8, 4, 16)
+    if mask is not None:
+        made.sum().backward()
+        assert mask.grad is not None
+
+
+def test_a_model_that_may_ask_for_the_name_of_its_attention_keeps_it(multiplies_bfloat16: None) -> None:
+    model = model_of("bert")
+    model.config.model_type = "another"
+    cpu_attention.use(model)
+    assert model.config._attn_implementation == "sdpa"

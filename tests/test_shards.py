@@ -217,66 +217,63 @@ def test_the_ledger_bills_the_gpus_that_a_worker_holds(
     assert draft.finished_shards()[0]["gpu"] == 10 * num_gpus
 
 
-class Given:
-    """Stands for a reference to what a step's worker is made of."""
+def given(draft: Draft, log: Path, mistakes: int = 0) -> np.ndarray:
+    """What a lent process is given of a step: loading it adds to a log, and the first `mistakes` times it fails."""
 
-    def __init__(self, *constructor: object):
-        self.constructor = constructor
+    def make() -> Callable[[int], Shard]:
+        log.write_text((log.read_text() if log.exists() else "") + "loaded ")
+        if log.read_text().count("loaded") <= mistakes:
+            raise UserError("no such column") if log.read_text() == "loaded " else OSError("the disk is busy")
+        return lambda item: Shard(facts={"item": item})
 
-    def hex(self) -> str:
-        return str(id(self))
-
-
-def lent(monkeypatch: pytest.MonkeyPatch) -> shards._Lent:
-    monkeypatch.setattr(shards.ray, "get", lambda given: given.constructor)
-    return shards._Lent()
+    return np.frombuffer(ray.cloudpickle.dumps((make, (), draft, ["x", "y", "z"])), np.uint8)
 
 
-def test_a_lent_process_loads_once_for_a_step_and_again_at_another_s_turn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded, here = [], lent(monkeypatch)
-
-    def make(name: str) -> Callable[[int], Shard]:
-        loaded.append(name)
-        return lambda item: Shard(facts={"by": name})
-
-    drafts = {name: begun(tmp_path / name) for name in "ab"}
-    steps = {name: Given(make, (name,), draft, [0, 1, 2]) for name, draft in drafts.items()}
+def test_a_lent_process_loads_once_for_a_step_and_again_after_another_s_turn(tmp_path: Path) -> None:
+    here, drafts = shards._Lent(), {name: begun(tmp_path / name) for name in "ab"}
+    logs = {name: tmp_path / f"{name}.log" for name in "ab"}
     for name, shard in [("a", 0), ("a", 1), ("b", 0), ("a", 2)]:
-        here(steps[name], {"index": np.array([shard])})
-    assert loaded == ["a", "b", "a"]
-    found = {
-        name: [record["facts"]["by"] for record in draft.finished_shards().values()] for name, draft in drafts.items()
-    }
-    assert found == {"a": ["a", "a", "a"], "b": ["b"]}
+        here(name, given(drafts[name], logs[name]), {"index": np.array([shard])})
+    assert [log.read_text() for log in logs.values()] == ["loaded loaded ", "loaded "]
+    assert [sorted(draft.finished_shards()) for draft in drafts.values()] == [[0, 1, 2], [0]]
 
 
 def test_a_lent_process_lets_go_of_what_it_loaded_when_no_shard_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "_KEPT", 0.05)
-    here, given = lent(monkeypatch), Given(lambda: lambda item: Shard(), (), begun(tmp_path), [0])
-    here(given, {"index": np.array([0])})
+    here = shards._Lent()
+    here("a", given(begun(tmp_path), tmp_path / "log"), {"index": np.array([0])})
     here.timer.join(5)
     assert here.worker is None
+    here("a", given(begun(tmp_path), tmp_path / "log"), {"index": np.array([1])})
+    assert sorted(begun(tmp_path).finished_shards()) == [0, 1]
 
 
-def test_a_lent_process_tells_what_kept_it_from_loading_and_loads_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raised, here = [UserError("no such column"), OSError("the disk is busy")], lent(monkeypatch)
+def test_a_timer_that_comes_late_takes_nothing_away(tmp_path: Path) -> None:
+    here = shards._Lent()
+    here("a", given(begun(tmp_path), tmp_path / "log"), {"index": np.array([0])})
+    here.let_go()  # as by a timer of before, which had waited for the lock
+    assert here.worker is not None
 
-    def make() -> Callable[[int], Shard]:
-        if raised:
-            raise raised.pop(0)
-        return lambda item: Shard()
 
-    given, draft = Given(make, (), begun(tmp_path), [0]), begun(tmp_path)
-    told = [here(given, {"index": np.array([0])}) for _ in range(3)]
+def test_a_lent_process_tells_what_kept_it_from_loading_and_loads_again(tmp_path: Path) -> None:
+    here, draft = shards._Lent(), begun(tmp_path)
+    step = given(draft, tmp_path / "log", mistakes=2)
+    told = [here("a", step, {"index": np.array([0])}) for _ in range(3)]
     assert told[0]["mistake"].tolist() == ["no such column"] and not told[0]["trace"][0]
     assert "the disk is busy" in told[1]["trace"][0] and not told[1]["mistake"][0]
-    assert not told[2]["trace"][0] and len(draft.finished_shards()) == 1
+    assert not told[2]["trace"][0] and sorted(draft.finished_shards()) == [0]
+
+
+@pytest.mark.parametrize(("alone", "reserves"), [(True, False), (False, True)])
+def test_reservations_are_left_out_only_where_no_other_node_can_join(
+    alone: bool, reserves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_alone", alone)
+    with shards._unreserved():
+        assert ray.data.DataContext.get_current().op_resource_reservation_enabled == reserves
+    assert ray.data.DataContext.get_current().op_resource_reservation_enabled
 
 
 @pytest.mark.ray
