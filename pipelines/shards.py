@@ -15,7 +15,7 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -211,9 +211,10 @@ def run_shards(
         constructor = (make, arguments, draft, items, share)
         most = min(len(pending), num_workers or len(pending))
         places = min(most, _places(share, num_workers, memory))
-        how = _by_actors(constructor, places, most) if can_use_gpus or share else _by_tasks(constructor, most)
+        by_tasks = not (can_use_gpus or share)
+        how = _by_tasks(constructor, most) if by_tasks else _by_actors(constructor, places, most)
         held = _holding(share, can_use_gpus) | {"num_cpus": 1, "memory": memory}
-        with _unreserved() if how["fn"] is not Worker else nullcontext():
+        with _reservations(not (by_tasks and _alone)):
             failed = _first_failure(pending, how | held, bar)
     if failed is None:
         return
@@ -244,15 +245,15 @@ def _by_tasks(constructor: tuple[Any, ...], most: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _unreserved() -> Iterator[None]:
-    """Without Ray Data's reservations where there is one node and no other can join.
+def _reservations(kept: bool) -> Iterator[None]:
+    """With Ray Data's reservations, or without: for tasks, where there is one node and no other can join.
 
     A step is one operator, so there is nothing to reserve for another. With reservations Ray Data learns only after a
     second what it may use, and gives a process its next shard up to .2 s after the last; without, it hands all shards
     to Ray, which queues them. An autoscaling cluster would take so many for its demand.
     """
     context = ray.data.DataContext.get_current().copy()
-    context.op_resource_reservation_enabled &= not _alone
+    context.op_resource_reservation_enabled = kept
     with ray.data.DataContext.current(context):
         yield
 

@@ -266,13 +266,24 @@ def test_a_lent_process_tells_what_kept_it_from_loading_and_loads_again(tmp_path
     assert not told[2]["trace"][0] and sorted(draft.finished_shards()) == [0]
 
 
-@pytest.mark.parametrize(("alone", "reserves"), [(True, False), (False, True)])
-def test_reservations_are_left_out_only_where_no_other_node_can_join(
-    alone: bool, reserves: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("alone", "options", "kept"),
+    [(True, {}, False), (False, {}, True), (True, {"can_use_gpus": True}, True), (True, {"num_gpus": 0.5}, True)],
+)
+def test_ray_queues_all_shards_only_where_no_node_can_join_and_no_gpu_is_used(
+    alone: bool, options: dict[str, object], kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def first_failure(pending: list[int], how: dict[str, object], bar: object) -> None:
+        seen.append((ray.data.DataContext.get_current().op_resource_reservation_enabled, how["fn"] is shards.Worker))
+
+    seen: list[tuple[bool, bool]] = []
     monkeypatch.setattr(shards, "_alone", alone)
-    with shards._unreserved():
-        assert ray.data.DataContext.get_current().op_resource_reservation_enabled == reserves
+    monkeypatch.setattr(shards, "connect", lambda: None)
+    monkeypatch.setattr(shards.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
+    monkeypatch.setattr(shards.ray, "nodes", lambda: [{"Alive": True, "Resources": {"memory": 2.0**40}}])
+    monkeypatch.setattr(shards, "_first_failure", first_failure)
+    shards.run_shards(begun(tmp_path), [1, 2], lambda: None, **options)
+    assert seen == [(kept, bool(options))]
     assert ray.data.DataContext.get_current().op_resource_reservation_enabled
 
 
