@@ -182,7 +182,9 @@ def _chunker(
 ) -> Callable[[tuple[int, Piece]], Shard]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker has one CPU
     source, backend = settings.source, token_chunks.whole(tokenizer)
-    words = word_tokens.WordTokens(backend) if word_tokens.reads_by_words(backend) else None
+    how: dict[str, Any] = {"max_tokens": settings.max_tokens, "overlap": settings.overlap}
+    how["words"] = word_tokens.WordTokens(backend) if word_tokens.reads_by_words(backend) else None
+    how["cut"] = token_chunks.cutting(backend)
     columns = [name for name in (source.text, source.key, *source.keep) if name]
     empty = token_chunks.chunk_schema(source.types).empty_table()
 
@@ -191,9 +193,7 @@ def _chunker(
         tables, rejects, places, read, size = [empty], [], [], 0, 0
         for batch in _batches(readers.records(storage, piece, columns), source):
             documents, where, bad = _documents(batch, source)
-            made, counts = token_chunks.chunk_table(
-                documents, backend, max_tokens=settings.max_tokens, overlap=settings.overlap, words=words
-            )
+            made, counts = token_chunks.chunk_table(documents, backend, **how)
             tables.append(made)
             found = list(zip(documents["document_id"].to_pylist(), where, counts, strict=True))
             rejects += bad + [

@@ -94,7 +94,13 @@ def cuts_at_blanks(tokenizer: Tokenizer) -> bool:
 
 
 def chunk_texts(
-    texts: Sequence[str], tokenizer: Tokenizer, *, max_tokens: int, overlap: int, words: WordTokens | None = None
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    overlap: int,
+    words: WordTokens | None = None,
+    cut: "Cutting | None" = None,
 ) -> TokenChunks:
     """Windows of `max_tokens` tokens, special ones not counted, each starting `max_tokens - overlap` after the last.
 
@@ -103,7 +109,8 @@ def chunk_texts(
     one whose bytes are several tokens. A text's first window begins at 0 and its last ends where the text ends, so a
     text of one window is its own chunk. A text without a token has no chunk.
 
-    `tokenizer` as made by `whole`; with `words` of the same tokenizer the result is the same, sooner. Memory beside
+    `tokenizer` as made by `whole`; with `words` of the same tokenizer and its `cutting`, `cut`, the result is the same,
+    sooner. Memory beside
     the result holds the encodings of about a million characters, of some four million where `cuts_at_blanks` does not
     hold: there a longer text is cut at blanks all the same, and beside such a cut a token may be another than if all
     were read at once. So it may be, for any tokenizer but those that take an overlong word for one unknown token, in a
@@ -116,7 +123,7 @@ def chunk_texts(
     firsts: list[list[int]] = [[] for _ in texts]  # characters where windows may start and end, by document
     lasts: list[list[int]] = [[] for _ in texts]
     found = [np.zeros(0, np.int32)]
-    for group in _groups(texts, cutting(tokenizer)):
+    for group in _groups(texts, cut or cutting(tokenizer)):
         pieces = [texts[document][start:end] for document, start, end in group]
         for (document, at, _), tokens in zip(group, _read(pieces, tokenizer, words), strict=True):
             done, size = int(lengths[document]), len(tokens.ids)
@@ -253,15 +260,14 @@ def chunk_schema(keep: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
     return pa.schema([*columns, *(keep or {}).items()])
 
 
-def chunk_table(
-    documents: pa.Table, tokenizer: Tokenizer, *, max_tokens: int, overlap: int, words: WordTokens | None = None
-) -> tuple[pa.Table, np.ndarray]:
-    """Chunks of d documents (columns document_id, text and whatever is to be kept), in their order, by `chunk_schema`.
+def chunk_table(documents: pa.Table, tokenizer: Tokenizer, **how: Any) -> tuple[pa.Table, np.ndarray]:
+    """Chunks of d documents (columns document_id, text and whatever is to be kept), in their order, by `chunk_schema`,
+    made by `chunk_texts`, which says how.
 
     And (d,) int64, how many each has: 0 for one without a token.
     """
     texts = documents["text"].to_pylist()
-    chunks = chunk_texts(texts, tokenizer, max_tokens=max_tokens, overlap=overlap, words=words)
+    chunks = chunk_texts(texts, tokenizer, **how)
     kept = [name for name in documents.column_names if name not in ("document_id", "text")]
     rows = documents.select(["document_id", *kept]).take(pa.array(chunks.document))
     spans = zip(chunks.document.tolist(), chunks.start.tolist(), chunks.end.tolist(), strict=True)
