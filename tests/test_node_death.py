@@ -3,19 +3,22 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pytest
 import ray
 from cluster import ROOT, below, wait_for
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from pipelines import token_chunks
+from pipelines import shards, token_chunks
 from quire import config
-from quire.artifact import open_artifact
+from quire.artifact import Shard, begin, open_artifact
 
 pytestmark = pytest.mark.system
 
@@ -90,3 +93,27 @@ def test_a_node_that_dies_while_texts_are_encoded_costs_no_finished_shard_and_no
     assert made.manifest["files"] == whole.manifest["files"]
     after = {name: (folder / name).stat() for name in before}
     assert before == {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in after.items()}
+
+
+def test_a_node_that_dies_under_processes_that_ray_lends_costs_no_finished_shard(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    def make() -> Callable[[int], Shard]:
+        def process(item: int) -> Shard:
+            time.sleep(1)
+            return Shard(table=pa.table({"a": [item]}), facts={"node": ray.get_runtime_context().get_node_id()})
+
+        return process
+
+    draft, (node,) = begin(str(tmp_path), "chunks", "c", recipe={}, inputs={}), cluster.worker_nodes
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(shards.run_shards, draft, range(16), make)
+        made_there = lambda: node.node_id in {r["facts"]["node"] for r in draft.finished_shards().values()}  # noqa: E731
+        wait_for(lambda: run.done() or made_there(), 120, "a shard made on the node that is to die")
+        before = parts(tmp_path / "chunks/c")
+        lose(cluster, node)
+        assert len(before) < 12  # there is work left, some of it under way on that node
+        run.result(180)
+    assert sorted(draft.finished_shards()) == list(range(16))
+    after = parts(tmp_path / "chunks/c")
+    assert {name: after[name] for name in before} == before
