@@ -27,7 +27,7 @@ from bench import token_chunks as source
 from bench.apart import apart, on_ray
 from bench.contest import contest, options
 from pipelines import embed, token_chunks
-from pipelines.shards import Process
+from pipelines.workers import Process
 from quire.artifact import Artifact, Draft, open_artifact
 
 _held: list[Any] = []  # what a plain process makes shards with

@@ -5,13 +5,9 @@ otherwise is refused. Ray Data's own checkpointing is not used: it knows no fing
 chunks straddle two write blocks.
 """
 
-import hashlib
 import logging
 import os
 import sys
-import threading
-import time
-import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,17 +21,16 @@ from ray._private import services
 from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
-from quire import heap, schema
+from pipelines.workers import Process, Worker, by_lent, digest
+from quire import schema
 from quire.artifact import WORK, Draft, Shard
 from quire.errors import UserError
 
-Process = Callable[[Any], Shard]
 _DROPS = f"{WORK}/drops.json"
 # Of one worker, or of one shard where Ray lends processes: a shard that kills its process each time must not be tried
 # for ever. An actor's failed calls are not counted: every call to a node that is gone fails at once until Ray notices,
 # and three were used up before that.
 _RESTARTS = 5
-_KEPT = 5.0  # seconds without a shard after which a process that Ray lends lets go of what a step has loaded
 # Whether this process has started the Ray that it is attached to, and no other node can join it. A `runtime_env` wants
 # processes of its own: a flow's first step began 1.4 s later for it, each other .5 s (LOG, 2026-11-22).
 _alone = False
@@ -44,101 +39,6 @@ QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
 # Ray sets this for a worker that holds GPUs, but leaves one that holds none every GPU of its node: torch would take the
 # first, and no ledger would know. (ray/_private/accelerators/accelerator.py, RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO)
 _HIDDEN = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-
-
-class Worker:
-    """Holds what a step loads once (a model, a table) and writes one shard after another."""
-
-    def __init__(
-        self,
-        make: Callable[..., Process],
-        arguments: tuple[Any, ...],
-        draft: Draft,
-        items: Sequence[Any],
-        num_gpus: float = 0.0,
-    ):
-        self.process, self.draft, self.items, self.num_gpus = make(*arguments), draft, items, num_gpus
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return _told(batch, lambda: self.make_shards(batch["index"].tolist()))
-
-    def make_shards(self, indices: Sequence[int]) -> None:
-        for index in indices:
-            if self.draft.has_shard(index):  # by a worker that died before it could tell: Ray asks another again
-                continue
-            wall, cpu = time.perf_counter(), time.process_time()
-            shard = self.process(self.items[index])
-            shard.item = _digest(self.items[index])
-            shard.cpu += time.process_time() - cpu
-            shard.gpu += self.num_gpus * (time.perf_counter() - wall)
-            self.draft.write_shard(index, shard)
-            del shard
-            heap.give_back()
-
-
-def _told(batch: dict[str, Any], work: Callable[[], None]) -> dict[str, Any]:
-    """The row of a batch, with what `work` raised.
-
-    Nothing is lost: `run_shards` raises what is told here, and the shard stays undone. Raised here, it would reach the
-    user inside a long trace through Ray, and its frames would hold the CPUs of all workers for as long as anything
-    holds the exception.
-    """
-    mistake = trace = ""
-    try:
-        work()
-    except UserError as error:
-        mistake = str(error)
-    except Exception:
-        trace = traceback.format_exc()
-    return {"index": batch["index"], "mistake": np.asarray([mistake]), "trace": np.asarray([trace])}
-
-
-class _Lent:
-    """The `Worker` of a process that Ray lends to one step after another.
-
-    It stays from shard to shard, until another step's turn or `_KEPT` seconds without a shard: an idle process must not
-    hold memory that the next step needs.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()  # of the thread that makes shards and that of the timer
-        self.step = ""
-        self.worker: Worker | None = None
-        self.timer: threading.Timer | None = None
-
-    def __call__(self, step: str, given: np.ndarray, batch: dict[str, Any]) -> dict[str, Any]:
-        with self.lock:
-            if self.timer:
-                self.timer.cancel()
-            try:
-                return _told(batch, lambda: self._worker(step, given).make_shards(batch["index"].tolist()))
-            finally:
-                self.timer = threading.Timer(_KEPT, self.let_go)
-                self.timer.daemon = True
-                self.timer.start()
-
-    def _worker(self, step: str, given: np.ndarray) -> Worker:
-        if step != self.step:
-            self._let_go()
-            self.worker, self.step = Worker(*ray.cloudpickle.loads(given)), step
-        return self.worker
-
-    def let_go(self) -> None:
-        with self.lock:
-            if threading.current_thread() is self.timer:  # else a shard came while this timer waited for the lock
-                self._let_go()
-
-    def _let_go(self) -> None:
-        self.worker, self.step = None, ""
-        heap.give_back()
-
-
-_lent = _Lent()
-
-
-def _by_lent(step: str, given: np.ndarray, batch: dict[str, Any]) -> dict[str, Any]:
-    """Found by name in the process that runs it, so that it is that process's own `_Lent`."""
-    return _lent(step, given, batch)
 
 
 def connect() -> None:
@@ -239,7 +139,7 @@ def _by_tasks(constructor: tuple[Any, ...], most: int) -> dict[str, Any]:
     step = uuid.uuid4().hex
 
     def make_shards(batch: dict[str, Any]) -> dict[str, Any]:
-        return _by_lent(step, given, batch)
+        return by_lent(step, given, batch)
 
     return {"fn": make_shards, "compute": ray.data.TaskPoolStrategy(size=most), "max_retries": _RESTARTS}
 
@@ -321,12 +221,8 @@ def _holding(num_gpus: float, can_use: bool) -> dict[str, Any]:
     return {"runtime_env": _HIDDEN} if can_use and not has_none else {}
 
 
-def _digest(item: Any) -> str:
-    return hashlib.sha256(repr(item).encode()).hexdigest()
-
-
 def _check_items(draft: Draft, done: Mapping[int, dict[str, Any]], items: Sequence[Any]) -> None:
-    other = [i for i, record in done.items() if i >= len(items) or record.get("item") != _digest(items[i])]
+    other = [i for i, record in done.items() if i >= len(items) or record.get("item") != digest(items[i])]
     if other:
         raise UserError(
             f"{draft.storage.uri(draft.folder)}: {len(other)} of {len(done)} finished shards hold other items than "

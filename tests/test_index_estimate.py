@@ -11,7 +11,7 @@ from test_embed import write
 from test_index import DIM, clustered, one_thread  # noqa: F401
 from test_index_step import embedded, settings
 
-from pipelines import embed, shards
+from pipelines import embed, workers
 from pipelines import index as step
 from quire import embeddings, flow, index, index_cost, ledger
 from quire.artifact import Draft
@@ -24,7 +24,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run_shards(draft: Draft, items: list, make: Callable, arguments: tuple, **_: object) -> None:
         pending = np.asarray(sorted(set(range(len(items))) - set(draft.finished_shards())))
-        told = shards.Worker(make, arguments, draft, items)({"index": pending})
+        told = workers.Worker(make, arguments, draft, items)({"index": pending})
         assert not told["mistake"][0] + told["trace"][0]
 
     monkeypatch.setattr(step, "run_shards", run_shards)
