@@ -92,6 +92,7 @@ class Lent:
     def _worker(self, step: str, given: np.ndarray) -> Worker:
         if step != self.step:
             self._let_go()
+            # What the driver of this very job sent, as Ray itself sends functions; no user's file is ever unpickled.
             self.worker, self.step = Worker(*ray.cloudpickle.loads(given)), step
         return self.worker
 

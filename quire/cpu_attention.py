@@ -50,12 +50,13 @@ def attention(
     """As transformers' "sdpa", whose function of this signature it calls for all but what is told above: (B, H, T, D)
     each to (B, T, H, D)."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    if dtype == torch.bfloat16 and query.requires_grad and torch.is_grad_enabled() and not others.get("softcap"):
+    special = any(others.get(name) is not None for name in ("softcap", "position_bias"))  # not of torch's operator
+    if dtype == torch.bfloat16 and query.requires_grad and torch.is_grad_enabled() and not special:
         inputs = tuple(x.to(dtype) for x in (query, key, value))
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         causal = bool(causal) and attention_mask is None and query.shape[2] > 1  # as transformers decides it
         added = _added(attention_mask, dtype)
-        if _is_torch_s_choice(inputs, added, dropout, causal, scaling) and others.get("position_bias") is None:
+        if _is_torch_s_choice(inputs, added, dropout, causal, scaling):
             return _Attention.apply(*inputs, added, causal, scaling).transpose(1, 2).contiguous(), None
     kept = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kept, **others)
