@@ -252,10 +252,17 @@ class BiEncoder:
         negative_types: np.ndarray,
         num_encoded: int,
     ) -> None:
-        """Start the head from N training pairs: the views' weights from all of them, the cosine's, which takes
-        embeddings, from `num_encoded` evenly spaced ones. Raises UserError as `fit_regression`."""
+        """Start the head from N training pairs: the views' weights from all of them, and from the same pairs with names
+        masked where those have weights of their own; the cosine's, which takes embeddings, from `num_encoded` evenly
+        spaced ones. Raises UserError as `fit_regression`."""
         features = self.views.compare(self._read(texts_a), self._read(texts_b))
-        regression = fit_regression(features, labels, negative_types)
+        if self.views.masked_apart:
+            hidden = {text: masked(text) for text in {*texts_a, *texts_b}}
+            apart = self.views.compare([hidden[text] for text in texts_a], [hidden[text] for text in texts_b])
+            twice = (np.concatenate([part, part]) for part in (labels, negative_types))
+            regression = fit_regression(np.concatenate([features, apart]), *twice)
+        else:
+            regression = fit_regression(features, labels, negative_types)
         few = np.unique(np.linspace(0, len(labels) - 1, num_encoded).astype(int))
         sides = (self.encode([texts[row] for row in few]) for texts in (texts_a, texts_b))
         both = np.stack([regression.logits(features[few]), np.multiply(*sides).sum(1)], axis=1)

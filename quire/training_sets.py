@@ -140,11 +140,14 @@ def authors_of_works(chunks: Artifact, split: str) -> dict[str, tuple[str | None
     return found
 
 
-def mined_negatives(chunks: Artifact, negatives: Artifact, split: str = "train") -> dict[int, np.ndarray]:
+def mined_negatives(
+    chunks: Artifact, negatives: Artifact, split: str = "train", relative_margin: float | None = None
+) -> dict[int, np.ndarray]:
     """row of a query -> rows of its mined negatives, (m,) int64, the nearest first; rows of the chunk table.
 
-    A chunk without mined negatives is not in it. Raises UserError when the negatives are of other chunks, or hold a
-    chunk outside `split`.
+    With a margin, of them those that `pipelines.mine` would have kept with it: `score` at most the positive score less
+    that part of it. A chunk without mined negatives is not in it. Raises UserError when the negatives are of other
+    chunks, or hold a chunk outside `split`.
     """
     if negatives.manifest["inputs"]["chunks"]["content"] != chunks.content:
         raise UserError(
@@ -159,6 +162,11 @@ def mined_negatives(chunks: Artifact, negatives: Artifact, split: str = "train")
         raise UserError(
             f"negatives {negatives.name!r}: {row['chunk_id']} or {row['negative_id']} is not in split {split!r}"
         )
+    if relative_margin is not None:
+        scores = negatives.read(["score", "positive_score"])
+        exact, near = (scores[name].to_numpy().astype(np.float64) for name in ("score", "positive_score"))
+        kept = exact <= near - np.abs(near) * relative_margin  # never for a document of one chunk: no positive score
+        query, negative = query[kept], negative[kept]
     order = np.argsort(query, kind="stable")
     queries, first = np.unique(query[order], return_index=True)
     lists = np.split(negative[order].astype(np.int64), first[1:])

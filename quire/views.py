@@ -22,6 +22,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from quire import cohort, reading
 from quire.errors import UserError
 from quire.evenly import evenly
+from quire.proper_names import shows_masks
 from quire.reading import Reading
 
 # The sparse ones first, as their features stand.
@@ -63,12 +64,13 @@ _NAME_FEATURES = ("shared", "overlap", "fewest", "difference")  # beside the cos
 @dataclass(frozen=True)
 class Rows:
     """N texts as their views: L2-normalised sparse rows (N, buckets), standardised dense rows (N, columns); by view the
-    mean and deviation (N, 2) of the cosines with the cohort."""
+    mean and deviation (N, 2) of the cosines with the cohort; whether a text has its names masked (N,)."""
 
     count: int
     sparse: Mapping[str, sp.csr_matrix]
     dense: Mapping[str, np.ndarray]
     among: Mapping[str, np.ndarray]
+    masked: np.ndarray
 
     def __len__(self) -> int:
         return self.count
@@ -79,7 +81,7 @@ class Rows:
         sparse, dense, among = (
             {name: matrix[rows] for name, matrix in found.items()} for found in (self.sparse, self.dense, self.among)
         )
-        return Rows(len(rows), sparse, dense, among)
+        return Rows(len(rows), sparse, dense, among, self.masked[rows])
 
     @staticmethod
     def joined(parts: Sequence["Rows"]) -> "Rows":
@@ -87,7 +89,7 @@ class Rows:
         sparse = {name: sp.vstack([part.sparse[name] for part in parts], "csr") for name in parts[0].sparse}
         dense = {name: np.concatenate([part.dense[name] for part in parts]) for name in parts[0].dense}
         among = {name: np.concatenate([part.among[name] for part in parts]) for name in parts[0].among}
-        return Rows(sum(map(len, parts)), sparse, dense, among)
+        return Rows(sum(map(len, parts)), sparse, dense, among, np.concatenate([part.masked for part in parts]))
 
 
 class _How(NamedTuple):
@@ -99,28 +101,40 @@ class _How(NamedTuple):
 
 
 class Views:
-    """Some of the views with what they learnt from the training split. `Views()` has none: no pair feature at all."""
+    """Some of the views with what they learnt from the training split. `Views()` has none: no pair feature at all.
+
+    `masked_apart`: every feature stands a second time for pairs of which a text has its names masked, and is 0 for all
+    others, so that a regression gives those pairs weights of their own: words and characters mean other things there.
+    """
 
     def __init__(
         self,
         names: Sequence[Name] = (),
         vocabulary: Sequence[str] = (),
         weights: Mapping[str, np.ndarray] | None = None,
+        masked_apart: bool = False,
     ):
         unknown = sorted(set(names) - set(NAMES))
         if unknown or len(set(names)) != len(names):
             raise UserError(f"views = {list(names)}: each of {', '.join(NAMES)} at most once")
         self.names = tuple(name for name in NAMES if name in names)  # one order, however they are asked for
         self.vocabulary, self.weights = tuple(vocabulary), dict(weights or {})
+        self.masked_apart = masked_apart
         self.cohort: Rows | None = None
 
     @classmethod
-    def fit(cls, texts: Sequence[str], names: Sequence[Name] = DEFAULT, num_cohort: int = NUM_COHORT) -> "Views":
+    def fit(
+        cls,
+        texts: Sequence[str],
+        names: Sequence[Name] = DEFAULT,
+        num_cohort: int = NUM_COHORT,
+        masked_apart: bool = False,
+    ) -> "Views":
         """From the texts of the training split, of which `num_cohort` evenly spaced ones are the cohort; 0: none.
 
         Raises UserError when no text has a word.
         """
-        views = cls(names)
+        views = cls(names, masked_apart=masked_apart)
         if not views.names:
             return views
         readings = [reading.read(text) for text in texts]
@@ -157,14 +171,15 @@ class Views:
         folder = Path(folder)
         if not (folder / _CONFIG).is_file():
             raise UserError(f"{folder}: no {_CONFIG}; the model was saved without its views, train it again")
-        config = json.loads((folder / _CONFIG).read_text("utf-8"))
-        if set(config) != {"names", "vocabulary", "num_cohort"}:
+        config = {"masked_apart": False} | json.loads((folder / _CONFIG).read_text("utf-8"))  # older ones lack the key
+        if set(config) != {"names", "vocabulary", "num_cohort", "masked_apart"}:
             raise UserError(
-                f"{folder / _CONFIG}: expected the keys names, vocabulary and num_cohort, found {sorted(config)}; "
-                "train again"
+                f"{folder / _CONFIG}: expected the keys names, vocabulary, num_cohort and masked_apart, "
+                f"found {sorted(config)}; train again"
             )
         stored = load_file(folder / _WEIGHTS)
-        views = cls(config["names"], config["vocabulary"], {k: v for k, v in stored.items() if not cohort.is_part(k)})
+        weights = {key: stored[key] for key in stored if not cohort.is_part(key)}
+        views = cls(config["names"], config["vocabulary"], weights, config["masked_apart"])
         found = {key: weights.shape for key, weights in views.weights.items()}
         if found != views._shapes():
             wrong = sorted(set(found.items()) ^ set(views._shapes().items()))[0]
@@ -176,7 +191,8 @@ class Views:
                 sparse, dense = cohort.unpacked(stored, config["num_cohort"], buckets, columns)
             except ValueError as error:
                 raise UserError(f"{folder / _WEIGHTS}: {error}; train again") from error
-            views.cohort = views._among_cohort(Rows(config["num_cohort"], sparse, dense, {}))
+            unmasked = np.zeros(config["num_cohort"], bool)  # nobody asks
+            views.cohort = views._among_cohort(Rows(config["num_cohort"], sparse, dense, {}, unmasked))
         return views
 
     def save(self, folder: str | Path) -> None:
@@ -187,7 +203,8 @@ class Views:
         if others:
             stored |= cohort.packed(others.sparse, others.dense)
         save_file({key: np.ascontiguousarray(weights) for key, weights in stored.items()}, folder / _WEIGHTS)
-        config = {"names": self.names, "vocabulary": self.vocabulary, "num_cohort": len(others) if others else 0}
+        config = {key: getattr(self, key) for key in ("names", "vocabulary", "masked_apart")}
+        config["num_cohort"] = len(others) if others else 0
         (folder / _CONFIG).write_text(json.dumps(config, sort_keys=True), "utf-8")
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -210,6 +227,8 @@ class Views:
             if name == "names":
                 found += [f"names.{what}" for what in _NAME_FEATURES]
             found += [f"{name}.difference_{column}" for column in range(reading.NUM_COLUMNS.get(name, 0))]
+        if self.masked_apart and found:
+            found += ["masked", *(f"masked.{name}" for name in found)]
         return tuple(found)
 
     def rows(self, texts: Sequence[str]) -> Rows:
@@ -217,7 +236,8 @@ class Views:
         readings = [reading.read(text) for text in texts] if self.names else []
         sparse = {name: self._weighted(name, self._count(name, readings)) for name in self.names if name in _SPARSE}
         dense = {name: self._standard(name, readings) for name in self.names if name not in _SPARSE}
-        return self._among_cohort(Rows(len(texts), sparse, dense, {}))
+        masked = np.fromiter(map(shows_masks, texts), bool, len(texts))
+        return self._among_cohort(Rows(len(texts), sparse, dense, {}, masked))
 
     def _among_cohort(self, rows: Rows) -> Rows:
         """The same rows beside the cohort, where there is one."""
@@ -258,7 +278,13 @@ class Views:
             if name in reading.NUM_COLUMNS:
                 differences = np.abs(how.lift_a(a.dense[name]) - how.lift_b(b.dense[name]))
                 features += list(np.moveaxis(differences, -1, 0))
-        return np.stack(features, -1).astype(np.float32) if features else np.zeros((*shape, 0), np.float32)
+        if not features:
+            return np.zeros((*shape, 0), np.float32)
+        found = np.stack(features, -1).astype(np.float32)
+        if not self.masked_apart:
+            return found
+        apart = (how.lift_a(a.masked) | how.lift_b(b.masked))[..., None].astype(np.float32)
+        return np.concatenate([found, apart, found * apart], -1)
 
     def _cosine(self, name: str, a: Rows, b: Rows, how: _How) -> np.ndarray:
         if name in _SPARSE:

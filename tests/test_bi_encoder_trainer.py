@@ -273,6 +273,38 @@ def test_a_model_of_masked_names_says_so_in_its_folder_and_masks_wherever_it_rea
         bi_encoder.BiEncoder.load(tmp_path / "m")
 
 
+def test_a_share_of_the_batches_is_masked_on_every_rank_alike(root: str, encoder_folder: str) -> None:
+    made = task(settings(root, encoder_folder, mask_share=0.5))
+    assert made.bi.views.masked_apart and not encoder.masks_names(made.bi.model)
+    apart = made.bi.views.feature_names.index("masked")
+    for step in range(12):
+        hidden = made._is_masked(step, 0)
+        ranks = [made.batch(step, 0, rank, 2) for rank in (0, 1)]
+        assert all(bool(batch["features"][..., apart].any()) <= hidden for batch in ranks)
+        rows, _ = made.batches.plan(step, 0)
+        read = [proper_names.masked(text) if hidden else text for text in made._texts(rows)]
+        expected = list(encoder.tokenize(made.bi.model, read, made.length))
+        given = [
+            ids[kept].tolist()
+            for batch in ranks
+            for ids, kept in zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+        ]
+        assert given == [list(ids) for ids in expected]
+    assert {made._is_masked(step, 0) for step in range(12)} == {True, False}
+    never = task(settings(root, encoder_folder))
+    assert not any(never._is_masked(step, 0) for step in range(100)) and not never.bi.views.masked_apart
+
+
+def test_a_margin_without_mined_negatives_is_refused(root: str, encoder_folder: str) -> None:
+    with pytest.raises(ValueError, match=r"relative_margin = 0\.1: of mined negatives"):
+        settings(root, encoder_folder, relative_margin=0.1)
+
+
+def test_masked_batches_beside_masked_names_are_refused(root: str, encoder_folder: str) -> None:
+    with pytest.raises(ValueError, match="mask_share = 0.5: mask_names masks all there is"):
+        settings(root, encoder_folder, mask_share=0.5, mask_names=True)
+
+
 def test_pairs_and_positives_must_agree_and_what_tells_books_apart_is_refused(root: str, encoder_folder: str) -> None:
     with pytest.raises(UserError, match="positives = 'author': pairs 'tiny' have positives by work"):
         inputs(settings(root, encoder_folder, positives="author"))

@@ -11,7 +11,7 @@ from test_mine_step import books, corpus, publish, serially
 
 from pipelines import mine, neighbors
 from pipelines import pairs as step
-from quire import artifact, config, hub, schema
+from quire import artifact, config, hub, mining, schema
 from quire.artifact import Artifact
 from quire.errors import UserError
 from quire.mined_pairs import mined_pairs
@@ -147,6 +147,21 @@ def test_a_trainer_reads_mined_negatives_by_row(tmp_path: Path, serial: None) ->
     assert found == expected
     with pytest.raises(UserError, match="is not in split 'test'"):
         mined_negatives(chunks, made, "test")
+
+
+def test_a_trainer_keeps_of_mined_negatives_what_mining_with_its_margin_keeps(tmp_path: Path, serial: None) -> None:
+    made = mined(tmp_path)
+    chunks = artifact.open_artifact(str(tmp_path), "chunks", "c")
+    ids, rows = chunks.read(["chunk_id"])["chunk_id"].to_pylist(), made.read().to_pylist()
+    gaps = sorted((row["positive_score"] - row["score"]) / abs(row["positive_score"]) for row in rows)
+    margin = float(np.mean(gaps[len(gaps) // 2 - 1 : len(gaps) // 2 + 1]))
+    assert gaps[0] < margin < gaps[-1]
+    found = mined_negatives(chunks, made, relative_margin=margin)
+    kept = {(ids[row], ids[other]) for row, others in found.items() for other in others}
+    score = np.asarray([[row["score"], row["positive_score"]] for row in rows], np.float32)
+    judged = mining.judge(score[:, :1], score[:, 1], mining.Rules(relative_margin=margin))[:, 0]
+    expected = {(r["chunk_id"], r["negative_id"]) for r, j in zip(rows, judged, strict=True) if j == mining.CHOSEN}
+    assert kept == expected and 0 < len(kept) < len(rows)
 
 
 def test_a_model_of_the_root_is_found_by_its_name(tmp_path: Path) -> None:

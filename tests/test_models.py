@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from quire import bi_encoder, cross_encoder, encoder, hub, losses, packing, sampler, views
 from quire.baselines import Regression, fit_regression
 from quire.errors import UserError
+from quire.proper_names import masked
 
 TEXTS = [
     "The ship and the sail.",
@@ -125,6 +126,29 @@ def test_views_are_weighed_against_the_encoder_by_texts_that_it_was_not_trained_
     wanted = expected.logits(np.stack([of_views, before - of_views], axis=1))
     np.testing.assert_allclose(made.score(a, b)[inside], wanted[inside], atol=1e-4)
     assert inside.sum() > 40 and balanced_loss(labels, wanted) < balanced_loss(labels, before)
+
+
+def test_a_head_starts_with_weights_of_their_own_for_masked_pairs(encoder_folder: str) -> None:
+    names = ["Ahab", "Emma", "Pip", "Dorian"]
+    texts = [f"Then {name} saw the {word} and {name} said so." for name in names for word in ("rose", "ship", "oven")]
+    a, b = (list(side) for side in zip(*((x, y) for x in texts for y in texts if x != y), strict=True))
+    labels = np.array([x.split()[1] == y.split()[1] for x, y in zip(a, b, strict=True)], np.int64)  # names say it all
+    kinds = np.array(["random"] * len(labels))
+    fitted = views.Views.fit(texts, ["words", "names"], num_cohort=0, masked_apart=True)
+    model = bi_encoder.build_encoder(encoder_folder, pooling="mean", max_seq_length=64).eval()
+    made = bi_encoder.BiEncoder(model, bi_encoder.PairHead(32, num_features=len(fitted.feature_names)).eval(), fitted)
+    made.start_head(a, b, labels, kinds, len(labels))
+    hidden = [[masked(text) for text in side] for side in (a, b)]
+    plain, apart = fitted.compare(a, b), fitted.compare(*hidden)
+    expected = fit_regression(np.concatenate([plain, apart]), np.tile(labels, 2), np.tile(kinds, 2))
+    both = np.stack([expected.logits(plain), np.multiply(made.encode(a), made.encode(b)).sum(1)], axis=1)
+    both = fit_regression(both, labels, kinds)
+    of_views = both.weights[0] / both.deviation[0]
+    np.testing.assert_allclose(made.head.feature_weight.detach(), of_views * expected.weights, rtol=1e-4, atol=1e-6)
+    with torch.inference_mode():
+        logits, of_hidden = (made.head.of_views(torch.from_numpy(some)).numpy() for some in (plain, apart))
+    assert logits[labels == 1].min() > logits[labels == 0].max()
+    assert np.ptp(of_hidden) < np.ptp(logits) / 2  # of which nothing can be known
 
 
 def balanced_loss(labels: np.ndarray, logits: np.ndarray) -> float:

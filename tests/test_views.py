@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from quire import baselines, metrics, views
 from quire.errors import UserError
-from quire.proper_names import masked, proper_names
+from quire.proper_names import masked, proper_names, shows_masks
 from quire.views import Rows, Views
 
 BOOKS = [tiny.book(topic, f"w{chr(97 + place)}", 40, seed=place) for place, topic in enumerate(sorted(tiny.TOPICS) * 2)]
@@ -106,6 +106,27 @@ def test_beside_a_cohort_equals_its_naive_twin() -> None:
     np.testing.assert_array_equal(np.delete(found, columns), plain.compare([a], [b])[0])
 
 
+def test_pairs_with_masked_names_have_features_of_their_own(tmp_path: Path) -> None:
+    plain, apart = (Views.fit(BOOKS, ["words", "names"], masked_apart=flag) for flag in (False, True))
+    text, other = "Then old Ahab met Starbuck and Peleg.", "The sea was calm, and Queequeg slept by old Ishmael."
+    hidden, count = masked(text), len(plain.feature_names)
+    assert apart.feature_names[count:] == ("masked", *(f"masked.{name}" for name in plain.feature_names))
+    without = plain.compare([text, hidden, other, hidden], [other, other, hidden, hidden])
+    found = apart.compare([text, hidden, other, hidden], [other, other, hidden, hidden])
+    np.testing.assert_array_equal(found[:, :count], without)
+    assert not found[0, count:].any()
+    np.testing.assert_array_equal(found[1:, count], 1)
+    np.testing.assert_array_equal(found[1:, count + 1 :], without[1:])
+    rows = apart.rows([text, hidden])
+    np.testing.assert_allclose(apart.all_pairs(rows, rows)[0, 1], apart.compare([text], [hidden])[0], atol=1e-5)
+    apart.save(tmp_path)
+    assert np.array_equal(Views.load(tmp_path).compare([hidden], [other]), found[1:2])
+    config = json.loads((tmp_path / "views.json").read_text())
+    del config["masked_apart"]  # as models were saved before they knew of it
+    (tmp_path / "views.json").write_text(json.dumps(config))
+    assert Views.load(tmp_path).feature_names == plain.feature_names
+
+
 def test_the_distorted_view_does_not_see_content_words() -> None:
     texts = [f"The cat sat on the {word}." for word in ("mat", "hat", "bed")] + ["Of the and."]
     made = Views.fit(texts, ["distorted"], num_cohort=0)
@@ -158,6 +179,13 @@ def test_damaged_or_misnamed_views_are_refused(fitted: Views, tmp_path: Path) ->
 def test_names_are_found_where_capitals_show_them() -> None:
     text = "Ahab rose. Then old Ahab's men saw I was with Mr. Starbuck. “Come,” said Peleg: “Go. THE END came.”"
     assert proper_names(text) == ["Ahab", "Mr", "Starbuck", "Peleg"]
+
+
+def test_a_text_shows_whether_its_names_are_masked() -> None:
+    text = "Then old Ahab met Starbuck and Mr. Peleg. Soon the ship left Nantucket."
+    assert shows_masks(masked(text)) and not shows_masks(text)
+    assert not shows_masks("Give the Name of the ship to Ahab and Peleg.")  # a word like any other
+    assert not shows_masks("") and not shows_masks("The sea was calm.")
 
 
 def pairs_of_books(start: int) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:

@@ -59,6 +59,9 @@ class BiEncoderConfig(config.Config):
         default="work", description="author: chunks of the author's other works; pairs by pipelines.pairs likewise"
     )
     mask_names: bool = Field(default=False, description="every name becomes one word, wherever the model reads")
+    mask_share: float = Field(
+        default=0.0, ge=0, lt=1, description="of the batches whose names are masked, for texts that come masked"
+    )
     works_per_batch: int = Field(default=16, ge=2, description="over all workers")
     works_per_author: int = Field(default=2, ge=2, description="of a batch, where positives are by author")
     lone_share: float = Field(
@@ -68,6 +71,9 @@ class BiEncoderConfig(config.Config):
     hard_share: float = Field(default=0.5, ge=0, le=1, description="chance that the next work is related to the last")
     negatives: str | None = Field(default=None, description="negatives artefact, mined for single chunks")
     num_hard_negatives: int = Field(default=1, gt=0, description="mined ones for each chunk of a batch")
+    relative_margin: float | None = Field(
+        default=None, ge=0, lt=1, description="of mined ones, those below the positive score by this part of it"
+    )
     teacher: str | None = Field(default=None, description="predictions artefact of pipelines.teach, to learn from")
     distill_weight: float = Field(default=1.0, gt=0, description="of the teacher's loss beside the contrastive one")
     distill_pairs: int = Field(default=32, ge=2, description="judged pairs of a batch, over all workers")
@@ -96,6 +102,18 @@ class BiEncoderConfig(config.Config):
         for key in ("negatives", "teacher"):
             if self.positives == "author" and getattr(self, key):
                 raise ValueError(f"{key} = {getattr(self, key)!r}: tells books apart; leave it out where by author")
+        return self
+
+    @model_validator(mode="after")
+    def _margin_of_mined(self) -> Self:
+        if self.relative_margin is not None and not self.negatives:
+            raise ValueError(f"relative_margin = {self.relative_margin}: of mined negatives; name some by negatives")
+        return self
+
+    @model_validator(mode="after")
+    def _masked_once(self) -> Self:
+        if self.mask_names and self.mask_share:
+            raise ValueError(f"mask_share = {self.mask_share}: mask_names masks all there is; leave one of them out")
         return self
 
     @model_validator(mode="after")
@@ -158,7 +176,7 @@ def begin(settings: BiEncoderConfig, sample: list[str], training: sets.PairSet) 
     )
     model.mask_names = settings.mask_names
     read = [masked(text) for text in sample] if settings.mask_names else sample
-    fitted = view.Views.fit(read, settings.views)
+    fitted = view.Views.fit(read, settings.views, masked_apart=settings.mask_share > 0)
     head = PairHead(model.get_embedding_dimension(), settings.head_size, len(fitted.feature_names))
     found = BiEncoder(model.eval(), head, fitted)
     sides = zip(*(training.texts(row) for row in range(len(training.labels))), strict=True)
@@ -178,6 +196,12 @@ def go_on(settings: BiEncoderConfig) -> BiEncoder:
     for key, value in asked.items():
         if value != has[key]:
             raise UserError(f"{key} = {value!r}: start = {settings.start!r} has {has[key]!r}; set that")
+    if found.views.names and found.views.masked_apart != (settings.mask_share > 0):
+        trained = "with" if found.views.masked_apart else "without"
+        raise UserError(
+            f"mask_share = {settings.mask_share}: start = {settings.start!r} was trained {trained} masked batches; "
+            "set it likewise"
+        )
     return found
 
 
@@ -242,10 +266,12 @@ class BiEncoderTask:
 
     def _mined(self, chunks: Artifact) -> sampler.HardNegatives:
         negatives = artifact.open_artifact(self.settings.runtime.root, "negatives", self.settings.negatives)
-        mined = sets.mined_negatives(chunks, negatives, split="train")
+        margin = self.settings.relative_margin
+        mined = sets.mined_negatives(chunks, negatives, "train", margin)
         made = sampler.HardNegatives(mined, self.batches, self.settings.num_hard_negatives)
         if not made.covered:
-            raise UserError(f"negatives = {negatives.name!r}: none for a training chunk of {chunks.name!r}")
+            kept = "" if margin is None else f" with relative_margin = {margin}"
+            raise UserError(f"negatives = {negatives.name!r}: none for a training chunk of {chunks.name!r}{kept}")
         return made
 
     def _taught(self, chunks: Artifact) -> TaughtPairs:
@@ -268,7 +294,8 @@ class BiEncoderTask:
         if len(rows) % world:
             raise UserError(f"works_per_batch x chunks_per_work = {len(rows)} is not a multiple of {world} workers")
         mine = _part(len(rows), rank, world)
-        whole = self._texts(rows)
+        read_as = masked if self._is_masked(step, micro) else str
+        whole = [read_as(text) for text in self._texts(rows)]
         read = self.bi.rows(whole)  # of the global batch, on every rank alike
         features = torch.from_numpy(self.bi.views.all_pairs(read, read))  # (B, B, F)
         beside = {"works": torch.from_numpy(works[mine]), "features": features}
@@ -279,7 +306,7 @@ class BiEncoderTask:
         if self.mined:
             negatives, negative_works = self.mined.plan(step, micro, rows)
             mined = _part(len(negatives), rank, world)
-            texts += self._texts(negatives[mined])
+            texts += [read_as(text) for text in self._texts(negatives[mined])]
             beside["negative_works"] = torch.from_numpy(negative_works[mined])
         if self.taught:
             first, second, beside["teacher"] = self.taught.plan(step, micro, rank, world)
@@ -291,6 +318,11 @@ class BiEncoderTask:
             beside["topics"] = adversary.presence(tokens[:count], self.words)
         ids, mask = packing.pad(tokens, self.bi.model.tokenizer.pad_token_id)
         return {"input_ids": ids, "attention_mask": mask, **beside}
+
+    def _is_masked(self, step: int, micro: int) -> bool:
+        """Whether this batch has its names masked, on every rank alike. Taught pairs stay as the teacher read them."""
+        drawn = np.random.default_rng([self.settings.loop.seed, step, micro, *b"mask"]).random()
+        return bool(drawn < self.settings.mask_share)
 
     def describe(self, step: int, micro: int, rank: int, world: int) -> list[str]:
         """A worker's chunks of a batch, those mined for them, and both chunks of each taught pair."""
