@@ -22,7 +22,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from quire import cohort, reading
 from quire.errors import UserError
 from quire.evenly import evenly
-from quire.proper_names import shows_masks
+from quire.proper_names import masked, shows_masks
 from quire.reading import Reading
 
 # The sparse ones first, as their features stand.
@@ -103,8 +103,9 @@ class _How(NamedTuple):
 class Views:
     """Some of the views with what they learnt from the training split. `Views()` has none: no pair feature at all.
 
-    `masked_apart`: every feature stands a second time for pairs of which a text has its names masked, and is 0 for all
-    others, so that a regression gives those pairs weights of their own: words and characters mean other things there.
+    `masked_apart`: texts whose names are masked have a cohort of masked texts; every feature stands a second time for
+    pairs with such a text, and is 0 for all others, so that a regression gives those pairs weights of their own: words
+    and characters mean other things there.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Views:
         self.names = tuple(name for name in NAMES if name in names)  # one order, however they are asked for
         self.vocabulary, self.weights = tuple(vocabulary), dict(weights or {})
         self.masked_apart = masked_apart
-        self.cohort: Rows | None = None
+        self.cohorts: tuple[Rows, ...] = ()  # as many rows each; of two, the second has its names masked
 
     @classmethod
     def fit(
@@ -130,14 +131,16 @@ class Views:
         num_cohort: int = NUM_COHORT,
         masked_apart: bool = False,
     ) -> "Views":
-        """From the texts of the training split, of which `num_cohort` evenly spaced ones are the cohort; 0: none.
+        """From the texts of the training split, of which `num_cohort` evenly spaced ones are the cohort; 0: none. With
+        `masked_apart` from the same texts with names masked as well.
 
         Raises UserError when no text has a word.
         """
         views = cls(names, masked_apart=masked_apart)
         if not views.names:
             return views
-        readings = [reading.read(text) for text in texts]
+        kinds = [texts, [masked(text) for text in texts]] if masked_apart else [texts]
+        readings = [reading.read(text) for kind in kinds for text in kind]
         counts = Counter(word for one in readings for word in one.words)
         if not counts:
             raise UserError(f"texts: none of {len(texts)} has a word; give the texts of the training split")
@@ -152,7 +155,8 @@ class Views:
                 views.weights[f"{name}.mean"] = raw.mean(0)
                 views.weights[f"{name}.deviation"] = raw.std(0).clip(min=1e-6)
         if num_cohort:
-            views.cohort = views.rows([texts[place] for place in evenly(len(texts), num_cohort)])
+            places = evenly(len(texts), num_cohort)
+            views.cohorts = tuple([views.rows([kind[place] for place in places]) for kind in kinds])
         return views
 
     def _fit_sparse(self, name: str, readings: Sequence[Reading]) -> None:
@@ -185,26 +189,29 @@ class Views:
             wrong = sorted(set(found.items()) ^ set(views._shapes().items()))[0]
             raise UserError(f"{folder / _WEIGHTS}: {wrong[0]!r} is missing, unknown or of another shape; train again")
         if config["num_cohort"]:
+            count = config["num_cohort"] * (2 if config["masked_apart"] else 1)
             buckets = {name: 2 ** _SPARSE[name].num_bits for name in views.names if name in _SPARSE}
             columns = {name: len(views.weights[f"{name}.mean"]) for name in views.names if name not in _SPARSE}
             try:
-                sparse, dense = cohort.unpacked(stored, config["num_cohort"], buckets, columns)
+                sparse, dense = cohort.unpacked(stored, count, buckets, columns)
             except ValueError as error:
                 raise UserError(f"{folder / _WEIGHTS}: {error}; train again") from error
-            unmasked = np.zeros(config["num_cohort"], bool)  # nobody asks
-            views.cohort = views._among_cohort(Rows(config["num_cohort"], sparse, dense, {}, unmasked))
+            every = Rows(count, sparse, dense, {}, np.zeros(count, bool))
+            kinds = np.split(np.arange(count), count // config["num_cohort"])
+            views.cohorts = tuple(every[rows] for rows in kinds)
         return views
 
     def save(self, folder: str | Path) -> None:
         """Write views.safetensors and views.json, together under 3 MB and 20 kB for each text of the cohort."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        stored, others = dict(self.weights), self.cohort
-        if others:
+        stored = dict(self.weights)
+        if self.cohorts:
+            others = Rows.joined(self.cohorts)
             stored |= cohort.packed(others.sparse, others.dense)
         save_file({key: np.ascontiguousarray(weights) for key, weights in stored.items()}, folder / _WEIGHTS)
         config = {key: getattr(self, key) for key in ("names", "vocabulary", "masked_apart")}
-        config["num_cohort"] = len(others) if others else 0
+        config["num_cohort"] = len(self.cohorts[0]) if self.cohorts else 0
         (folder / _CONFIG).write_text(json.dumps(config, sort_keys=True), "utf-8")
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -223,7 +230,7 @@ class Views:
         """What the F pair features are, such as `words.cosine`."""
         found: list[str] = []
         for name in self.names:
-            found += [f"{name}.cosine", *([f"{name}.cohort"] if self.cohort else [])]
+            found += [f"{name}.cosine", *([f"{name}.cohort"] if self.cohorts else [])]
             if name == "names":
                 found += [f"names.{what}" for what in _NAME_FEATURES]
             found += [f"{name}.difference_{column}" for column in range(reading.NUM_COLUMNS.get(name, 0))]
@@ -236,14 +243,20 @@ class Views:
         readings = [reading.read(text) for text in texts] if self.names else []
         sparse = {name: self._weighted(name, self._count(name, readings)) for name in self.names if name in _SPARSE}
         dense = {name: self._standard(name, readings) for name in self.names if name not in _SPARSE}
-        masked = np.fromiter(map(shows_masks, texts), bool, len(texts))
-        return self._among_cohort(Rows(len(texts), sparse, dense, {}, masked))
+        are_masked = np.fromiter(map(shows_masks, texts), bool, len(texts))
+        return self._among_cohort(Rows(len(texts), sparse, dense, {}, are_masked))
 
     def _among_cohort(self, rows: Rows) -> Rows:
-        """The same rows beside the cohort, where there is one."""
-        if self.cohort is None:
+        """The same rows beside the cohort of their kind, where there is one."""
+        if not self.cohorts:
             return rows
-        among = {name: cohort.moments(self._cosine(name, rows, self.cohort, _EACH)) for name in self.names}
+        among = {name: np.zeros((len(rows), 2)) for name in self.names}
+        kind = rows.masked.astype(int) if self.masked_apart else np.zeros(len(rows), int)
+        for number, others in enumerate(self.cohorts):
+            places = np.flatnonzero(kind == number)
+            some = rows[places]
+            for name in self.names:
+                among[name][places] = cohort.moments(self._cosine(name, some, others, _EACH))
         return replace(rows, among=among)
 
     def pairs(self, a: Rows, b: Rows) -> np.ndarray:
@@ -271,7 +284,7 @@ class Views:
         for name in self.names:
             cosine = self._cosine(name, a, b, how)
             features.append(cosine)
-            if self.cohort:
+            if self.cohorts:
                 features.append(cohort.beside(cosine, how.lift_a(a.among[name]), how.lift_b(b.among[name])))
             if name == "names":
                 features += _name_features(a.sparse[name], b.sparse[name], how)

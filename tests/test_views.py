@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from quire import baselines, metrics, views
 from quire.errors import UserError
+from quire.evenly import evenly
 from quire.proper_names import masked, proper_names, shows_masks
 from quire.views import Rows, Views
 
@@ -107,24 +108,33 @@ def test_beside_a_cohort_equals_its_naive_twin() -> None:
 
 
 def test_pairs_with_masked_names_have_features_of_their_own(tmp_path: Path) -> None:
-    plain, apart = (Views.fit(BOOKS, ["words", "names"], masked_apart=flag) for flag in (False, True))
-    text, other = "Then old Ahab met Starbuck and Peleg.", "The sea was calm, and Queequeg slept by old Ishmael."
-    hidden, count = masked(text), len(plain.feature_names)
+    training = [f"Then old Ahab{n} met {tiny.book('sea', 'x', 4, seed=n)}" for n in range(6)]
+    training_masked = [masked(text) for text in training]
+    apart = Views.fit(training, ["words", "names"], num_cohort=4, masked_apart=True)
+    plain, of_masked = (Views(apart.names, (), apart.weights) for _ in range(2))  # each knows one of the cohorts
+    plain.cohorts = (plain.rows([training[place] for place in evenly(6, 4)]),)
+    of_masked.cohorts = (of_masked.rows([training_masked[place] for place in evenly(6, 4)]),)
+    assert {key: w.tolist() for key, w in apart.weights.items()} == {
+        key: w.tolist() for key, w in Views.fit([*training, *training_masked], ["words", "names"]).weights.items()
+    }
+    text, other = training[0], "The sea was calm, and Queequeg slept by old Ishmael."
+    hidden, hidden_other, count = masked(text), masked(other), len(plain.feature_names)
     assert apart.feature_names[count:] == ("masked", *(f"masked.{name}" for name in plain.feature_names))
-    without = plain.compare([text, hidden, other, hidden], [other, other, hidden, hidden])
-    found = apart.compare([text, hidden, other, hidden], [other, other, hidden, hidden])
-    np.testing.assert_array_equal(found[:, :count], without)
+    found = apart.compare([text, hidden, other], [other, hidden_other, hidden])
+    np.testing.assert_array_equal(found[0, :count], plain.compare([text], [other])[0])
     assert not found[0, count:].any()
     np.testing.assert_array_equal(found[1:, count], 1)
-    np.testing.assert_array_equal(found[1:, count + 1 :], without[1:])
+    np.testing.assert_array_equal(found[1, :count], of_masked.compare([hidden], [hidden_other])[0])
+    np.testing.assert_array_equal(found[1:, :count], found[1:, count + 1 :])
     rows = apart.rows([text, hidden])
     np.testing.assert_allclose(apart.all_pairs(rows, rows)[0, 1], apart.compare([text], [hidden])[0], atol=1e-5)
     apart.save(tmp_path)
-    assert np.array_equal(Views.load(tmp_path).compare([hidden], [other]), found[1:2])
+    assert np.array_equal(Views.load(tmp_path).compare([hidden], [hidden_other]), found[1:2])
+    plain.save(tmp_path)
     config = json.loads((tmp_path / "views.json").read_text())
     del config["masked_apart"]  # as models were saved before they knew of it
     (tmp_path / "views.json").write_text(json.dumps(config))
-    assert Views.load(tmp_path).feature_names == plain.feature_names
+    assert np.array_equal(Views.load(tmp_path).compare([text], [other]), plain.compare([text], [other]))
 
 
 def test_the_distorted_view_does_not_see_content_words() -> None:
