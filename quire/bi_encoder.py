@@ -231,8 +231,8 @@ class BiEncoder:
 
         An encoder tells the works it was trained on apart far better than any other, the views tell all alike, so a
         head trained beside it trusts it too much: stacking wants predictions on held-out data (Wolpert 1992). Two
-        weights and a bias are all that is fitted. Without views there is nothing to weigh. Raises UserError as
-        `fit_regression`.
+        weights and a bias are all that is fitted, for masked texts too. Without views there is nothing to weigh. Raises
+        UserError as `fit_regression`.
         """
         if self.head.num_features:
             self.head.weigh(fit_regression(self.parts(texts_a, texts_b), labels, negative_types))

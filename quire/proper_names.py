@@ -41,7 +41,6 @@ _COMMON = STOP_WORDS | frozenset(_OPENING_WORDS.split()) | _TITLES | _SPEAKER
 _COMMON_ENDING = re.compile(r".{3,}(?:ing|ly|ed|ness|tion|sion|ment|less|ful|ous|able|ible|ance|ence|ity|est|ies)\Z")
 _CANDIDATE = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _POSSESSIVE = re.compile(r"['’]s\Z", re.IGNORECASE)
-_MASK = re.compile(rf"\b{MASK}\b")
 _WITHIN = re.compile(r"[,;.&]?\s*-?\Z")  # between two words of one sentence: nothing that may open a speech
 _OPENS_SPEECH = frozenset("\"'“‘„«»(*_-–—:")  # a capital behind one of these may begin a sentence of its own
 
@@ -65,14 +64,15 @@ def proper_names(text: str) -> list[str]:
 
 
 def shows_masks(text: str) -> bool:
-    """Whether the names of a text have become Name, as `masked` leaves it: at least as many of them as other names.
+    """Whether the names of a text have become Name, as `masked` leaves it: half of its `proper_names` or more.
 
-    On chunks of the 65 novels: none as it is, 96 of 100 once masked; the others have no name.
+    On 1,500 chunks of the 65 novels: none as it is, 94 of 100 once masked; 4 of the others have no name at all, 2 have
+    them only where sentences begin, where Name may be a word like any other.
     """
-    count = len(_MASK.findall(text))
-    if not count:
+    if MASK not in text:
         return False
-    return count >= sum(name.lower() not in _COMMON and name != MASK for name in proper_names(text))
+    names = [name for name in proper_names(text) if name == MASK or name.lower() not in _COMMON]
+    return 0 < len(names) <= 2 * names.count(MASK)
 
 
 class _Word(NamedTuple):

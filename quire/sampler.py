@@ -10,7 +10,7 @@ import numpy as np
 
 from quire.works import MIN_GAP
 
-_HARD, TAUGHT = 1 << 32, 1 << 33  # streams of random numbers beside those of micro-batches
+_HARD, TAUGHT, MASKED = 1 << 32, 1 << 33, 1 << 34  # streams of random numbers beside those of micro-batches
 
 
 def generator(seed: int, step: int, stream: int = 0) -> np.random.Generator:

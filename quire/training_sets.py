@@ -145,9 +145,9 @@ def mined_negatives(
 ) -> dict[int, np.ndarray]:
     """row of a query -> rows of its mined negatives, (m,) int64, the nearest first; rows of the chunk table.
 
-    With a margin, of them those that `pipelines.mine` would have kept with it: `score` at most the positive score less
-    that part of it. A chunk without mined negatives is not in it. Raises UserError when the negatives are of other
-    chunks, or hold a chunk outside `split`.
+    With a margin, of them those that it does not reject, as in `pipelines.mine`: `score` at most the positive score
+    less that part of it. None is mined in the place of another. A chunk without mined negatives is not in it. Raises
+    UserError when the negatives are of other chunks, or hold a chunk outside `split`.
     """
     if negatives.manifest["inputs"]["chunks"]["content"] != chunks.content:
         raise UserError(

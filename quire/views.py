@@ -202,7 +202,7 @@ class Views:
         return views
 
     def save(self, folder: str | Path) -> None:
-        """Write views.safetensors and views.json, together under 3 MB and 20 kB for each text of the cohort."""
+        """Write views.safetensors and views.json, together under 3 MB and 20 kB for each text of a cohort."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         stored = dict(self.weights)
@@ -243,7 +243,7 @@ class Views:
         readings = [reading.read(text) for text in texts] if self.names else []
         sparse = {name: self._weighted(name, self._count(name, readings)) for name in self.names if name in _SPARSE}
         dense = {name: self._standard(name, readings) for name in self.names if name not in _SPARSE}
-        are_masked = np.fromiter(map(shows_masks, texts), bool, len(texts))
+        are_masked = np.fromiter((self.masked_apart and shows_masks(text) for text in texts), bool, len(texts))
         return self._among_cohort(Rows(len(texts), sparse, dense, {}, are_masked))
 
     def _among_cohort(self, rows: Rows) -> Rows:

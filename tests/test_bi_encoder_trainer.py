@@ -91,7 +91,10 @@ EVERYTHING = {
 def mined(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mined negatives, planted."""
     monkeypatch.setattr(
-        training_sets, "mined_negatives", lambda chunks, negatives, split: tiny_matcher.mined(chunks), raising=False
+        training_sets,
+        "mined_negatives",
+        lambda chunks, negatives, split, relative_margin: {} if relative_margin else tiny_matcher.mined(chunks),
+        raising=False,
     )
 
 
@@ -273,24 +276,37 @@ def test_a_model_of_masked_names_says_so_in_its_folder_and_masks_wherever_it_rea
         bi_encoder.BiEncoder.load(tmp_path / "m")
 
 
-def test_a_share_of_the_batches_is_masked_on_every_rank_alike(root: str, encoder_folder: str) -> None:
-    made = task(settings(root, encoder_folder, mask_share=0.5))
+def test_a_share_of_the_batches_is_masked_on_every_rank_alike(
+    root: str, encoder_folder: str, mined: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = task(settings(root, encoder_folder, mask_share=0.5, **EVERYTHING))
     assert made.bi.views.masked_apart and not encoder.masks_names(made.bi.model)
     apart = made.bi.views.feature_names.index("masked")
-    for step in range(12):
-        hidden = made._is_masked(step, 0)
-        ranks = [made.batch(step, 0, rank, 2) for rank in (0, 1)]
-        assert all(bool(batch["features"][..., apart].any()) <= hidden for batch in ranks)
+
+    def given(texts: list[str]) -> list[list[int]]:
+        return [list(ids) for ids in encoder.tokenize(made.bi.model, texts, made.length)]
+
+    def hidden(texts: list[str]) -> list[str]:
+        return [f"Then Name met old Name. {text}" for text in texts]  # the tiny books have no names
+
+    monkeypatch.setattr("trainers.bi_encoder.masked", lambda text: hidden([text])[0])
+    for step in range(8):
         rows, _ = made.batches.plan(step, 0)
-        read = [proper_names.masked(text) if hidden else text for text in made._texts(rows)]
-        expected = list(encoder.tokenize(made.bi.model, read, made.length))
-        given = [
-            ids[kept].tolist()
-            for batch in ranks
-            for ids, kept in zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
-        ]
-        assert given == [list(ids) for ids in expected]
-    assert {made._is_masked(step, 0) for step in range(12)} == {True, False}
+        negatives, _ = made.mined.plan(step, 0, rows)
+        read_as = hidden if made._is_masked(step, 0) else list
+        own = made.bi.rows(read_as(made._texts(rows)))
+        for rank in (0, 1):
+            batch = made.batch(step, 0, rank, 2)
+            mine, mined_here = (slice(size * rank, size * (rank + 1)) for size in (6, 12))
+            np.testing.assert_array_equal(batch["features"], made.bi.views.all_pairs(own, own))
+            first, second, _ = made.taught.plan(step, 0, rank, 2)  # as the teacher read them
+            texts = read_as(made._texts(rows[mine]) + made._texts(negatives[mined_here])) + [*first, *second]
+            kept = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+            assert [ids[there].tolist() for ids, there in kept] == given(texts)
+            assert bool(batch["features"][..., apart].any()) == (read_as is hidden)
+            told = "(names masked in this batch)" in made.describe(step, 0, rank, 2)
+            assert told == (read_as is hidden)
+    assert {made._is_masked(step, 0) for step in range(8)} == {True, False}
     never = task(settings(root, encoder_folder))
     assert not any(never._is_masked(step, 0) for step in range(100)) and not never.bi.views.masked_apart
 
@@ -298,6 +314,27 @@ def test_a_share_of_the_batches_is_masked_on_every_rank_alike(root: str, encoder
 def test_a_margin_without_mined_negatives_is_refused(root: str, encoder_folder: str) -> None:
     with pytest.raises(ValueError, match=r"relative_margin = 0\.1: of mined negatives"):
         settings(root, encoder_folder, relative_margin=0.1)
+
+
+def test_a_margin_below_that_of_mining_or_that_leaves_nothing_is_refused(
+    root: str, encoder_folder: str, mined: None
+) -> None:
+    pairs = artifact.open_artifact(root, "pairs", "tiny").read(["pair_id"])
+    draft = artifact.begin(root, "negatives", "near", recipe={"relative_margin": 0.1}, inputs={})
+    draft.write_shard(0, artifact.Shard(table=pairs, rows_in=pairs.num_rows))
+    draft.publish(num_shards=1)
+    assert "negatives" in inputs(settings(root, encoder_folder, negatives="near", relative_margin=0.1))
+    with pytest.raises(UserError, match=r"relative_margin = 0\.05: negatives 'near' were mined with 0\.1; ask for"):
+        inputs(settings(root, encoder_folder, negatives="near", relative_margin=0.05))
+    with pytest.raises(UserError, match=r"none for a training chunk of 'tiny' with relative_margin = 0\.2; lower it"):
+        task(settings(root, encoder_folder, negatives="near", relative_margin=0.2))
+
+
+def test_masked_batches_need_weights_for_masked_texts_in_the_model_that_is_trained_further(root: str) -> None:
+    words = {"views": ("words",)}
+    with pytest.raises(UserError, match=r"mask_share = 0\.5: the views of start = 'first' have no weights for masked"):
+        inputs(further(root, mask_share=0.5, **words))
+    assert "start" in inputs(further(root, mask_share=0.5)) and "start" in inputs(further(root, **words))
 
 
 def test_masked_batches_beside_masked_names_are_refused(root: str, encoder_folder: str) -> None:

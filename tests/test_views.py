@@ -194,7 +194,9 @@ def test_names_are_found_where_capitals_show_them() -> None:
 def test_a_text_shows_whether_its_names_are_masked() -> None:
     text = "Then old Ahab met Starbuck and Mr. Peleg. Soon the ship left Nantucket."
     assert shows_masks(masked(text)) and not shows_masks(text)
-    assert not shows_masks("Give the Name of the ship to Ahab and Peleg.")  # a word like any other
+    assert shows_masks(masked("He boarded the _Pequod_ at dawn. The old Ahab slept."))
+    for plain in ("Give the Name of the ship to Ahab and to Peleg.", '"Name it," said he, and the boy was silent.'):
+        assert not shows_masks(plain)  # a word like any other
     assert not shows_masks("") and not shows_masks("The sea was calm.")
 
 

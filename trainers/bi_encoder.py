@@ -60,7 +60,11 @@ class BiEncoderConfig(config.Config):
     )
     mask_names: bool = Field(default=False, description="every name becomes one word, wherever the model reads")
     mask_share: float = Field(
-        default=0.0, ge=0, lt=1, description="of the batches whose names are masked, for texts that come masked"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the batches in which every name is masked, so that texts that come masked are known: the "
+        "views then have weights of their own for them",
     )
     works_per_batch: int = Field(default=16, ge=2, description="over all workers")
     works_per_author: int = Field(default=2, ge=2, description="of a batch, where positives are by author")
@@ -72,7 +76,10 @@ class BiEncoderConfig(config.Config):
     negatives: str | None = Field(default=None, description="negatives artefact, mined for single chunks")
     num_hard_negatives: int = Field(default=1, gt=0, description="mined ones for each chunk of a batch")
     relative_margin: float | None = Field(
-        default=None, ge=0, lt=1, description="of mined ones, those below the positive score by this part of it"
+        default=None,
+        ge=0,
+        lt=1,
+        description="keep of them those below their query's positive score by this part of it; none is mined instead",
     )
     teacher: str | None = Field(default=None, description="predictions artefact of pipelines.teach, to learn from")
     distill_weight: float = Field(default=1.0, gt=0, description="of the teacher's loss beside the contrastive one")
@@ -160,6 +167,19 @@ def inputs(settings: BiEncoderConfig) -> dict[str, Artifact | str]:
             f"positives = {settings.positives!r}: pairs {settings.pairs!r} have positives by {drawn}; "
             f"draw others with pipelines.pairs positives={settings.positives}"
         )
+    has_masked = not settings.start or found["start"].manifest["recipe"].get("mask_share")
+    if settings.mask_share and settings.views and not has_masked:
+        raise UserError(
+            f"mask_share = {settings.mask_share}: the views of start = {settings.start!r} have no weights for masked "
+            "texts; set mask_share = 0, or start from a model trained with one"
+        )
+    if settings.relative_margin is not None:
+        least = found["negatives"].manifest["recipe"].get("relative_margin") or 0.0
+        if settings.relative_margin < least:
+            raise UserError(
+                f"relative_margin = {settings.relative_margin}: negatives {settings.negatives!r} were mined with "
+                f"{least}; ask for as much or more, or mine them with less"
+            )
     if not settings.start:
         found["model_weights"] = hub.weights_sha256(hub.find_model(settings.model))
     return found
@@ -196,12 +216,6 @@ def go_on(settings: BiEncoderConfig) -> BiEncoder:
     for key, value in asked.items():
         if value != has[key]:
             raise UserError(f"{key} = {value!r}: start = {settings.start!r} has {has[key]!r}; set that")
-    if found.views.names and found.views.masked_apart != (settings.mask_share > 0):
-        trained = "with" if found.views.masked_apart else "without"
-        raise UserError(
-            f"mask_share = {settings.mask_share}: start = {settings.start!r} was trained {trained} masked batches; "
-            "set it likewise"
-        )
     return found
 
 
@@ -267,10 +281,10 @@ class BiEncoderTask:
     def _mined(self, chunks: Artifact) -> sampler.HardNegatives:
         negatives = artifact.open_artifact(self.settings.runtime.root, "negatives", self.settings.negatives)
         margin = self.settings.relative_margin
-        mined = sets.mined_negatives(chunks, negatives, "train", margin)
+        mined = sets.mined_negatives(chunks, negatives, split="train", relative_margin=margin)
         made = sampler.HardNegatives(mined, self.batches, self.settings.num_hard_negatives)
         if not made.covered:
-            kept = "" if margin is None else f" with relative_margin = {margin}"
+            kept = "" if margin is None else f" with relative_margin = {margin}; lower it, or mine more of them"
             raise UserError(f"negatives = {negatives.name!r}: none for a training chunk of {chunks.name!r}{kept}")
         return made
 
@@ -321,7 +335,7 @@ class BiEncoderTask:
 
     def _is_masked(self, step: int, micro: int) -> bool:
         """Whether this batch has its names masked, on every rank alike. Taught pairs stay as the teacher read them."""
-        drawn = np.random.default_rng([self.settings.loop.seed, step, micro, *b"mask"]).random()
+        drawn = sampler.generator(self.settings.loop.seed, step, sampler.MASKED + micro).random()
         return bool(drawn < self.settings.mask_share)
 
     def describe(self, step: int, micro: int, rank: int, world: int) -> list[str]:
@@ -329,6 +343,7 @@ class BiEncoderTask:
         rows, _ = self.batches.plan(step, micro)
         ids = self.chunks.read(["chunk_id"])["chunk_id"]
         told = ids.take(rows[_part(len(rows), rank, world)]).to_pylist()
+        told += ["(names masked in this batch)"] if self._is_masked(step, micro) else []
         if self.mined:
             negatives, _ = self.mined.plan(step, micro, rows)
             mined = ids.take(negatives[_part(len(negatives), rank, world)]).to_pylist()
@@ -344,7 +359,8 @@ class BiEncoderTask:
         return self.flops_per_token(batch["attention_mask"].shape[1]) * self.num_tokens(batch)
 
     def evaluate(self, rank: int, world: int) -> dict[str, float]:
-        """AUC as the model would be saved now: its views and the rest weighed by these very pairs."""
+        """AUC as the model would be saved now: its views and the rest weighed by these very pairs, as they are; masked
+        texts choose neither the step nor these two weights."""
         mine = range(rank, len(self.validation.labels), world)
         texts = [self.validation.texts(row) for row in mine]
         parts = self.bi.parts([a for a, _ in texts], [b for _, b in texts]) if texts else np.zeros((0, 2))
