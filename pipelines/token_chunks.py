@@ -128,7 +128,15 @@ def run(settings: TokenChunksConfig) -> Artifact:
     _check_lost(draft, readers.lost_share(storage, files, pieces), pieces, settings)
     items = list(enumerate(pieces))
     arguments = (settings, tokenizer, storage, draft)
-    run_shards(draft, items, _chunker, arguments, num_workers=settings.runtime.num_workers, memory=2**30)
+    run_shards(
+        draft,
+        items,
+        _chunker,
+        arguments,
+        num_workers=settings.runtime.num_workers,
+        memory=2**30,
+        hopeless=lambda: _hopeless(draft, storage, pieces, settings),
+    )
     _name_lines(draft, storage, pieces)
     _check_drops(draft, settings)
     lengths, hashes = _drop_repeated(draft, storage, pieces)
@@ -312,17 +320,41 @@ def _check_lost(draft: Draft, share: float, pieces: list[Piece], settings: Token
         )
 
 
-def _check_drops(draft: Draft, settings: TokenChunksConfig) -> None:
+def _hopeless(draft: Draft, storage: Storage, pieces: list[Piece], settings: TokenChunksConfig) -> str | None:
+    """Why the run is given up before its end: pieces are about as large as each other, and already more records are bad
+    than the whole may have, with a quarter more allowed for pieces that hold more records than those read."""
+    records = draft.finished_shards()
+    read, bad, told = _bad(draft)
+    expected = read * len(pieces) / len(records)
+    if len(records) == len(pieces) or sum(bad.values()) <= 1.25 * settings.runtime.max_bad_share * expected:
+        return None
+    _name_lines(draft, storage, pieces)
+    return str(
+        draft.given_up(
+            f"runtime.max_bad_share = {settings.runtime.max_bad_share}: after {len(records):,} of {len(pieces):,} "
+            f"shards there are more bad records than all of them may have: {told}; mend the source, or set a higher "
+            "share, which goes on from here"
+        )
+    )
+
+
+def _bad(draft: Draft) -> tuple[int, dict[str, int], str]:
+    """Records read so far, how many of them cannot be read by reason, and both in words."""
     totals = draft.totals()
     bad = {reason: count for reason, count in totals["dropped"].items() if reason not in _AFTER_READING}
-    read, limit = totals["rows_in"], settings.runtime.max_bad_share
-    told = f"{schema.summarise(bad)} of {read:,} records; look at rejects in {draft.storage.uri(draft.folder)}"
+    where = f"look at rejects in {draft.storage.uri(draft.folder)}"
+    return totals["rows_in"], bad, f"{schema.summarise(bad)} of {totals['rows_in']:,} records; {where}"
+
+
+def _check_drops(draft: Draft, settings: TokenChunksConfig) -> None:
+    read, bad, told = _bad(draft)
+    limit = settings.runtime.max_bad_share
     if sum(bad.values()) > limit * read:
         raise draft.given_up(
             f"runtime.max_bad_share = {limit}: more records than that cannot be read: {told}; mend the source, or "
             "set a higher share, which goes on from here"
         )
-    if not totals["rows_out"]:
+    if not draft.totals()["rows_out"]:
         where = settings.source.folder or settings.source.dataset
         raise draft.given_up(f"source = {where!r}: no chunk is left: {told}")
 

@@ -113,15 +113,20 @@ def configs(flow: Flow) -> list[tuple[Step, Any, Config]]:
 
 
 def run(flow: Flow) -> dict[str, Artifact]:
-    """Run every step, and write what all below the root cost to its `ledger.html`; the artefacts by step name."""
+    """Run every step, and write what all below the root cost to its `ledger.html`; the artefacts by step name.
+
+    `pipelines.push` makes none, and has no line in the table.
+    """
     made: dict[str, Artifact] = {}
     prepared = configs(flow)
     begun = time.time()
     for number, (step, module, config) in enumerate(prepared, start=1):
         print(f"[{number}/{len(prepared)}] {step.name}: {step.run}", flush=True)
         started = time.time()
-        made[step.name] = module.run(config)
-        print(made[step.name].told(started), flush=True)
+        done = module.run(config)
+        print(done.told(started), flush=True)
+        if isinstance(done, Artifact):
+            made[step.name] = done
     print(ledger.table({name: artifact.manifest for name, artifact in made.items()}))
     for root in dict.fromkeys(artifact.storage.root for artifact in made.values()):
         print(f"all that lies there: {accounts.write(Storage(root)).uri}")

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import push
 from quire import flow
 from quire.errors import UserError
+from quire.push import Pushed
 
 FOLDS = """
 each.fold = [0, 1]
@@ -60,3 +62,21 @@ def test_steps_that_would_share_a_name_are_refused(folds: str) -> None:
     Path(folds).write_text(FOLDS.replace("each.fold = [0, 1]", "each = { fold = [0], k = [1] }"))
     with pytest.raises(UserError, match="each"):
         flow.load_flow(folds)
+
+
+def test_a_step_that_makes_no_artefact_ends_a_flow_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked = []
+
+    def sent(settings: push.PushConfig) -> push.Told:
+        asked.append(settings.repo)
+        return push.Told(Pushed("https://hub/me/set", ["manifest.json"], [], 0))
+
+    monkeypatch.setattr(push, "run", sent)
+    (tmp_path / "push.toml").write_text(
+        '[[steps]]\nname = "push"\nrun = "pipelines.push"\nset = { kind = "chunks", name = "c", repo = "me/set" }\n'
+    )
+    assert flow.run(flow.load_flow(str(tmp_path / "push.toml"), [f"root={tmp_path / 'root'}"])) == {}
+    told = capsys.readouterr().out
+    assert asked == ["me/set"] and "https://hub/me/set" in told and "flow finished" in told

@@ -316,6 +316,22 @@ def test_a_failed_run_gives_its_workers_back_at_once(
 
 
 @pytest.mark.ray
+def test_a_run_without_hope_ends_after_a_few_shards(tmp_path: Path, local_ray: None) -> None:
+    def make() -> Callable[[int], Shard]:
+        return lambda item: (time.sleep(0.2), Shard(table=pa.table({"x": [item]}), rows_in=1))[1]
+
+    draft = begun(tmp_path)
+    with pytest.raises(UserError, match=r"^enough after \d+$"):
+        shards.run_shards(
+            draft,
+            list(range(200)),
+            make,
+            hopeless=lambda: f"enough after {found}" if (found := len(draft.finished_shards())) >= 4 else None,
+        )
+    assert 4 <= len(draft.finished_shards()) < 40
+
+
+@pytest.mark.ray
 def test_what_a_worker_is_asked_first_is_answered_or_its_mistake_is_told(local_ray: None) -> None:
     def mistaken() -> None:
         raise UserError("wrong")

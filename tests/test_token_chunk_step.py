@@ -159,6 +159,35 @@ def test_too_many_bad_rows_stop_the_run_and_a_higher_share_goes_on(tmp_path: Pat
     assert step.run(settings(tmp_path, model, "runtime.max_bad_share=0.1")).manifest["dropped"] == {"not_json": 1}
 
 
+def test_a_run_ends_as_soon_as_its_bad_rows_are_too_many_for_the_whole(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fifth of 200 records is bad, in 20 shards or so: with .05 that is known after a third of them."""
+    write_lines(tmp_path, [b"{" if n % 5 == 0 else row for n, row in enumerate(rows(200))])
+
+    def run_shards(draft, items, make, arguments, hopeless, **_) -> None:
+        process, asked = make(*arguments), 0
+        for index in set(range(len(items))) - set(draft.finished_shards()):
+            draft.write_shard(index, process(items[index]))
+            if message := hopeless():
+                raise UserError(message)
+            asked += 1
+        print(f"asked {asked} times")
+
+    monkeypatch.setattr(step, "run_shards", run_shards)
+    given = ("source.shard_bytes=1200",)
+    with pytest.raises(
+        UserError, match=r"max_bad_share = 0.05: after \d+ of \d+ shards .*not_json of .* records"
+    ) as error:
+        step.run(settings(tmp_path, model, *given))
+    done, planned = map(int, re.search(r"after (\d+) of (\d+) shards", str(error.value)).groups())
+    assert planned > 15 and 1 < done < planned / 2
+    found = pq.read_table(next((tmp_path / "root").rglob("rejects-00000.parquet"))).to_pylist()
+    assert found[0]["detail"].startswith("a.jsonl, line 1")
+    made = step.run(settings(tmp_path, model, *given, "runtime.max_bad_share=0.2"))  # goes on, and is never hopeless
+    assert made.manifest["dropped"] == {"not_json": 40}
+
+
 def test_of_documents_that_share_an_id_the_first_stays(tmp_path: Path, model: str, serial: None) -> None:
     twice = [*rows(30), {"id": "d29", "text": text(1, 40)}, {"id": "d29", "text": "w1"}]
     write_lines(tmp_path, twice, "a.jsonl")
