@@ -257,7 +257,9 @@ def encode_tokens(
         try:
             features = {"input_ids": _moved(ids, model.device), "attention_mask": _moved(mask, model.device)}
             return [(rows, model(features | extra)["sentence_embedding"].float())]
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not _is_short_of_memory(error):
+                raise
             if len(rows) == 1:
                 longest = ids.shape[1]
                 raise UserError(f"memory does not hold one text of {longest} tokens; lower max_seq_length") from error
@@ -275,6 +277,12 @@ def encode_tokens(
     for done, vectors in waiting:
         embeddings[done] = vectors.cpu().numpy()
     return embeddings
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """torch has an exception of its own for a GPU alone; its CPU allocator (c10/core/impl/alloc_cpu.cpp) says it."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _moved(tensor: torch.Tensor, target: torch.device) -> torch.Tensor:

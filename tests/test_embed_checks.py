@@ -8,9 +8,11 @@ import pyarrow as pa
 import pytest
 import tiny
 import torch
+from sentence_transformers import SentenceTransformer
+from test_encoder import short_of_memory
 
 from pipelines import embed, token_chunks
-from quire import artifact, config
+from quire import artifact, config, schema
 from quire.artifact import Artifact, Draft
 from quire.errors import UserError
 from quire.packing import Budget
@@ -117,6 +119,26 @@ def test_how_often_memory_was_short_is_no_part_of_what_came_out(
     lowered = made(root, encoder_folder, "e")
     assert lowered.manifest["facts"]["budget_lowered"] > 0 == plain.manifest["facts"]["budget_lowered"]
     assert lowered.content == plain.content
+
+
+def test_a_model_that_is_short_of_memory_embeds_all_of_it_all_the_same(
+    root: Path, encoder_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, load, tried = made(root, encoder_folder, "plain"), embed.encoder.load_encoder, []
+
+    def small(*arguments: object, **more: object) -> SentenceTransformer:
+        model = load(*arguments, **more)
+        tried.append(short_of_memory(model, 300))
+        return model
+
+    monkeypatch.setattr(embed.encoder, "load_encoder", small)
+    found = made(root, encoder_folder, "tight")
+    assert found.manifest["facts"]["budget_lowered"] == sum(size > 300 for sizes in tried for size in sizes) > 0
+    a, b = (made.read() for made in (plain, found))
+    assert a["chunk_id"].equals(b["chunk_id"]) and found.manifest["facts"]["ids_checked"] == a.num_rows
+    u, v = (schema.matrix(table["embedding"]) for table in (a, b))
+    assert (u * v).sum(1).min() > 0.9999
+    assert f"{found.manifest['facts']['budget_lowered']}" in page(found)
 
 
 @pytest.mark.parametrize("changes", [(), ("max_chunks=2",)])

@@ -1,5 +1,6 @@
 """Encoding gives what the user's own library gives: with prompts, from ids, in half precision, in little memory."""
 
+from collections.abc import Callable
 from types import MethodType
 
 import numpy as np
@@ -66,7 +67,15 @@ def test_a_query_has_the_prompt_of_the_documents_or_the_models_own_for_queries(m
     assert chosen == ["q: ", "o: ", "x: "]
 
 
-def short_of_memory(model: SentenceTransformer, most: int) -> list[int]:
+def no_room() -> None:
+    raise torch.OutOfMemoryError("no room")
+
+
+def no_room_on_a_cpu() -> None:
+    torch.empty(2**60, dtype=torch.uint8)  # more than any machine addresses
+
+
+def short_of_memory(model: SentenceTransformer, most: int, fail: Callable[[], None] = no_room) -> list[int]:
     """From now on no more than so many padded tokens fit; the sizes that were tried."""
     tried: list[int] = []
     whole = type(model).forward
@@ -74,25 +83,37 @@ def short_of_memory(model: SentenceTransformer, most: int) -> list[int]:
     def forward(self: SentenceTransformer, features: dict, **kwargs: object) -> dict:
         tried.append(features["input_ids"].numel())
         if tried[-1] > most:
-            raise torch.OutOfMemoryError("no room")
+            fail()
         return whole(self, features, **kwargs)
 
     model.forward = MethodType(forward, model)
     return tried
 
 
-def test_a_batch_beyond_memory_is_split_and_the_budget_lowered_for_good(encoder_folder: str) -> None:
+@pytest.mark.parametrize("fail", [no_room, no_room_on_a_cpu])
+def test_a_batch_beyond_memory_is_split_and_the_budget_lowered_for_good(
+    fail: Callable[[], None], encoder_folder: str
+) -> None:
     texts = TEXTS * 20
     expected = encoder.encode_tokens(
         m := encoder.load_encoder(encoder_folder), encoder.tokenize(m, texts), packing.Budget(512)
     )
     tight = encoder.load_encoder(encoder_folder)
-    tried = short_of_memory(tight, 600)
+    tried = short_of_memory(tight, 600, fail)
     budget = packing.Budget(4096)
     made = encoder.encode_tokens(tight, encoder.tokenize(tight, texts), budget)
     np.testing.assert_allclose(made, expected, atol=1e-6)
     assert budget.lowered == sum(size > 600 for size in tried) <= 3
     assert 128 <= budget.tokens <= 600 and all(size <= 600 for size in tried[4:])
+
+
+def test_another_mistake_of_a_model_is_no_lack_of_memory(model: SentenceTransformer) -> None:
+    def wrong() -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    short_of_memory(model, 0, wrong)
+    with pytest.raises(RuntimeError, match="shapes"):
+        encoder.encode_tokens(model, encoder.tokenize(model, TEXTS))
 
 
 def test_one_text_beyond_memory_is_a_mistake_that_is_told(model: SentenceTransformer) -> None:
