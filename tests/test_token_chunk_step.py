@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 from test_artifact import s3_root  # noqa: F401
@@ -281,6 +282,59 @@ def test_a_folder_on_s3_gives_the_chunks_of_the_same_folder_on_a_disk(
     assert far.read().equals(near.read()) and len(near.read()["document_id"].unique()) == 61
     assert rejects(far) == rejects(near) and rejects(far)[0]["detail"].startswith("b.jsonl.gz, line 31: ")
     assert far.manifest["inputs"] == near.manifest["inputs"]
+
+
+def test_every_format_whole_or_damaged_is_read_on_s3_as_on_a_disk(
+    tmp_path: Path,
+    model: str,
+    serial: None,
+    s3_root: str,  # noqa: F811
+) -> None:
+    (tmp_path / "source").mkdir()
+    lines, table = "".join(json.dumps(row) + "\n" for row in rows(40)).encode(), pa.Table.from_pylist(rows(40))
+    with pa.ipc.new_file(tmp_path / "source/a.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=10)
+    pq.write_table(table, tmp_path / "source/b.parquet", row_group_size=10)
+    pa_csv.write_csv(table, tmp_path / "source/c.csv")
+    noise = json.dumps({"id": "n", "text": " ".join(map(str, range(3000)))}).encode()  # so that half of it is some rows
+    whole = {
+        "d.jsonl": lines,
+        "e.jsonl.gz": gzip.compress(lines),
+        "f.jsonl.zst": pa.compress(lines, "zstd", asbytes=True),
+    }
+    for name, data in whole.items():
+        (tmp_path / "source" / name).write_bytes(data)
+    for name in ("b.parquet", "e.jsonl.gz"):
+        data = (
+            (tmp_path / "source" / name).read_bytes()
+            if name[0] == "b"
+            else gzip.compress(lines + noise + b"\n" + lines)
+        )
+        (tmp_path / "source" / f"half-{name}").write_bytes(data[: len(data) // 2])
+    remote = Storage(s3_root.replace("/quire?", f"/{tmp_path.name}?"))
+    for file in (tmp_path / "source").iterdir():
+        remote.write_bytes(file.name, file.read_bytes())
+    given = ("source.shard_bytes=2000", "source.keep.url=string", "runtime.max_bad_share=0.3")
+    near = step.run(settings(tmp_path, model, *given))
+    far = step.run(settings(tmp_path, model, *given, f"source.folder={remote.root}", "name=far"))
+    assert far.read().equals(near.read()) and rejects(far) == rejects(near)
+    files = {name.split(":")[0] for name in near.read()["document_id"].to_pylist()}
+    assert {"a.arrow", "b.parquet", "c.csv", *whole} <= files
+    assert {row["detail"].split(",")[0].split(":")[0] for row in rejects(far)} == {"half-b.parquet", "half-e.jsonl.gz"}
+    assert far.manifest["inputs"] == near.manifest["inputs"]
+
+
+def test_a_kept_column_that_some_files_lack_or_have_in_another_type(tmp_path: Path, model: str, serial: None) -> None:
+    (tmp_path / "source").mkdir()
+    has = [{"text": text(n, 5), "url": f"u{n}"} for n in range(3)]
+    pq.write_table(pa.Table.from_pylist(has), tmp_path / "source/a.parquet")
+    pq.write_table(pa.table({"text": [text(4, 5)]}), tmp_path / "source/b.parquet")
+    pq.write_table(pa.table({"text": [text(5, 5)], "url": [7]}), tmp_path / "source/c.parquet")
+    made = step.run(settings(tmp_path, model, "source.keep.url=string", "runtime.max_bad_share=0.5"))
+    assert made.read()["url"].to_pylist() == ["u0", "u1", "u2", None]
+    assert [(row["reason"], row["detail"]) for row in rejects(made)] == [
+        ("wrong_type", "c.parquet, row 0: url = 7 is no string")
+    ]
 
 
 @pytest.mark.ray
