@@ -63,7 +63,11 @@ class EmbedConfig(config.Config):
     )
     stored: Literal["float32", "float16"] = "float32"
     max_chunks: int | None = Field(default=None, gt=0, description="per document, evenly spaced; default all")
-    reuse: str | None = Field(default=None, description="embeddings of the corpus before it grew, by the same recipe")
+    reuse: str | None = Field(
+        default=None,
+        description="embeddings of the corpus before it grew, by the same recipe; chunks are known by id and text, so "
+        "where files grow at other places than their ends, cut them with source.key",
+    )
     runtime: EmbedRuntime = EmbedRuntime()
 
 
