@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quire import flow
+from quire import config, flow
 from quire.config import Config
 from tune import sweep
 
@@ -44,6 +44,14 @@ def read(settings: Config) -> Iterator[tuple[str, str]]:
             yield READ.get(key, key), value
         elif isinstance(value, str) and value.startswith("models/"):
             yield "models", value.removeprefix("models/")
+
+
+def test_the_sweep_asks_for_trials_that_its_trainer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    settings = config.load(sweep.CONFIG, "tune/experiments/books/bi_encoder.toml", [])
+    trials = [trial.config for trial in sweep.configs(settings).values()]
+    assert len(trials) == 3 * settings.num_samples and {trial.negatives for trial in trials} == {"books-1"}
+    assert len({(t.pooling, t.loop.learning_rate, t.initial_temperature, t.relative_margin) for t in trials}) == 24
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,14 @@ def test_folds_by_another_recipe_or_of_other_windows_are_refused(root: Path, pai
         calibrate.run(settings(root, "wider", cut={"size": 20}))
 
 
+@pytest.mark.parametrize("side", ["same", "different"])
+def test_nothing_is_certified_of_a_model_by_what_others_said(side: str) -> None:
+    values = {"name": "m", "chunks": "c", "bi_encoder": "b", "cross_encoder": "x", f"{side}_precision": 0.9}
+    with pytest.raises(ValueError, match=rf"{side}_precision: .* predictions = \['p0', 'p1'\] are of several"):
+        calibrate.CalibrateConfig(**values, predictions=("p0", "p1"))
+    assert calibrate.CalibrateConfig(**values, predictions="p0").asked().precisions == {side: 0.9}
+
+
 def test_an_author_in_two_folds_and_a_fold_without_test_pairs_are_refused(root: Path, pairs: list[pa.Table]) -> None:
     twice = settings(root, "twice").model_copy(update={"predictions": ("p0", "p0")})
     with pytest.raises(UserError, match="'f0-a0' is tested in 'p0' and in 'p0'"):

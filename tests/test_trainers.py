@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -135,6 +136,16 @@ def test_each_text_alone_has_the_tokens_that_it_has_in_the_pair(encoder_folder: 
     assert torch.equal(*same) and len(same[0]) == sum(len(ids) - 3 for ids in tokens)  # without [CLS], [SEP], [SEP]
     expected, _ = packing.pad([ids for pair in pairs for ids in encoder.tokenize(model, pair, 40)][:2], 0)
     assert torch.equal(apart["alone_ids"][:2, : expected.shape[1]], expected)
+
+
+def test_the_imitation_loss_equals_its_naive_twin() -> None:
+    draw = np.random.default_rng(0)
+    found, wanted = draw.normal(size=(7, 5)), draw.normal(2, 3, size=(7, 5))
+    mean = sum(wanted.reshape(-1)) / 35
+    variance = sum((x - mean) ** 2 for x in wanted.reshape(-1)) / 34
+    expected = sum((a - b) ** 2 for a, b in zip(found.reshape(-1), wanted.reshape(-1), strict=True)) / 35 / variance
+    loss = cross_trainer.share_of_variance(torch.from_numpy(found), torch.from_numpy(wanted))
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
 def test_imitation_teaches_the_pair_model_to_keep_two_texts_apart(encoder_folder: str) -> None:

@@ -3,6 +3,7 @@
 With several predictions, one a fold (`pipelines.chunk split.num_folds`), it is fitted on the test pairs of all folds:
 each was scored by models that had not seen its authors. What is served is then trained on all authors by one recipe
 with them (cross-fitting: every author calibrates, none by a model that knows him); `trainers.cross_validate` judges.
+Nothing is certified of it: nobody is left whom it has not seen.
 
     python -m trainers.calibrate trainers/experiments/books/calibrate.toml [key=value ...]
     ... same_precision=0.95 different_precision=0.95 confidence=0.95    # decide only what is certified
@@ -67,6 +68,16 @@ class CalibrateConfig(config.Config):
             raise ValueError(f"objective = {self.objective!r} needs a target, such as target = 0.9")
         if not needed and self.target is not None:
             raise ValueError(f"target = {self.target}: objective = {self.objective!r} has none; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _certified_of_one(self) -> Self:
+        for side in certify.SIDES if self.by_fold else ():
+            if getattr(self, f"{side}_precision") is not None:
+                raise ValueError(
+                    f"{side}_precision: a certificate holds for the models that scored its pairs, and predictions = "
+                    f"{list(self.by_fold)} are of several; calibrate with one predictions artefact"
+                )
         return self
 
     @property
