@@ -14,7 +14,7 @@ import numpy as np
 
 from quire import chunks, decisions, hub, levels
 from quire.bi_encoder import BiEncoder
-from quire.calibration import Fusion, Scale
+from quire.calibration import NONE_PASSES, Fusion, Scale
 from quire.cross_encoder import CrossEncoder
 from quire.errors import UserError
 from quire.levels import Level, Question
@@ -46,6 +46,11 @@ class MatcherSpec:
     def level(self, k: int = 1) -> Level:
         """The level of exactly k passages a side. Raises UserError when there is none."""
         return levels.exactly(self.levels, k)
+
+    @property
+    def has_second_stage(self) -> bool:
+        """Whether any pair can reach the cross-encoder; where none does, nobody loads it."""
+        return any(level.prefilter < NONE_PASSES for level in self.levels)
 
 
 @dataclass(frozen=True)
@@ -263,7 +268,7 @@ def ordered(a: str, b: str) -> tuple[str, str]:
 class TwoStage:
     """The whole matcher in one process: what evaluation and notebooks use."""
 
-    def __init__(self, spec: MatcherSpec, bi: BiEncoder, cross: CrossEncoder, prior: float | None = None):
+    def __init__(self, spec: MatcherSpec, bi: BiEncoder, cross: CrossEncoder | None, prior: float | None = None):
         self.spec, self.bi, self.cross, self.prior = spec, bi, cross, prior
 
     @classmethod
@@ -272,7 +277,8 @@ class TwoStage:
         spec = open_spec(uri)
         check_prior(spec, prior)  # a prior that cannot be had is told before the models are loaded
         bi = BiEncoder.load(open_model(uri, "bi_encoder"))
-        return cls(spec, bi, CrossEncoder.load(open_model(uri, "cross_encoder")), prior)
+        cross = CrossEncoder.load(open_model(uri, "cross_encoder")) if spec.has_second_stage else None
+        return cls(spec, bi, cross, prior)
 
     def match(self, pairs: Sequence[tuple[str, str]]) -> list[Match]:
         """One answer per pair of texts of any length. Each pair is computed by itself, so that (a, b) and (b, a) agree

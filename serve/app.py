@@ -4,7 +4,7 @@
     serve deploy serve/config.yaml
 
 POST /v1/match takes {"a": ..., "b": ...} and answers one result, or {"pairs": [{"a", "b"}, ...]} and answers
-{"model": ..., "results": [...]}. GET /livez (the process answers), GET /healthz (both models answer), OpenAPI at /docs
+{"model": ..., "results": [...]}. GET /livez (the process answers), GET /healthz (the models answer), OpenAPI at /docs
 and /openapi.json. GET /v1/matcher: what the calibration rests on, and what it certifies.
 """
 
@@ -133,7 +133,7 @@ async def refuse(request: Request, error: RequestError) -> JSONResponse:
 class Ingress:
     """Checks requests, asks the models, decides."""
 
-    def __init__(self, args: MatcherArgs, bi: DeploymentHandle, cross: DeploymentHandle):
+    def __init__(self, args: MatcherArgs, bi: DeploymentHandle, cross: DeploymentHandle | None):
         self.args, self.bi, self.cross = args, bi, cross
         self.spec: MatcherSpec = matcher.open_spec(args.matcher)
         matcher.check_prior(self.spec, args.prior)  # a prior that the matcher cannot have is told at the start
@@ -228,14 +228,16 @@ class Ingress:
         """200 as long as the service takes requests, however busy the models are."""
         return {"status": "ok", "model": self.spec.fingerprint}
 
-    @app.get("/healthz", responses={503: {"description": f"Not both models answered within {HEALTH_TIMEOUT} s"}})
+    @app.get("/healthz", responses={503: {"description": f"Not every model answered within {HEALTH_TIMEOUT} s"}})
     async def healthz(self) -> dict[str, str]:
-        """200 when both models answer. It waits behind the requests in work; /livez does not."""
+        """200 when every model answers. It waits behind the requests in work; /livez does not."""
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT):
-                await asyncio.gather(self.bi.embed.remote("healthy"), self.cross.score.remote(("healthy", "healthy")))
+                asked = [self.bi.embed.remote("healthy")]
+                asked += [self.cross.score.remote(("healthy", "healthy"))] if self.cross else []
+                await asyncio.gather(*asked)
         except TimeoutError as error:
-            raise RequestError(503, "path", f"/healthz: no answer from both models in {HEALTH_TIMEOUT} s") from error
+            raise RequestError(503, "path", f"/healthz: no answer from every model in {HEALTH_TIMEOUT} s") from error
         return {"status": "ok", "model": self.spec.fingerprint}
 
     @app.get("/docs", include_in_schema=False)
@@ -275,7 +277,9 @@ def build(args: MatcherArgs) -> Application:
     }
     arguments = (args.matcher, args.batch_size, args.batch_wait)
     bi = ray_serve.deployment(BiEncoderModel, name="BiEncoder", **options).bind(*arguments)
-    cross = ray_serve.deployment(CrossEncoderModel, name="CrossEncoder", **options).bind(*arguments)
+    cross = None
+    if matcher.open_spec(args.matcher).has_second_stage:
+        cross = ray_serve.deployment(CrossEncoderModel, name="CrossEncoder", **options).bind(*arguments)
     ingress = ray_serve.deployment(
         Ingress,
         name="Ingress",

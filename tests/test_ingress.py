@@ -36,7 +36,8 @@ def answers(address: str, pairs: list[tuple[str, str]], **limits: int) -> list[R
         embed=Local(lambda text: (offline.bi.encode([text])[0], offline.bi.views.rows([text]))),
         logits=Local(lambda asked: [offline.bi.all_pair_logits(*pair) for pair in asked]),
     )
-    made.cross = SimpleNamespace(score=Local(lambda pair: float(offline.cross.logits([pair])[0])))
+    cross = offline.cross and SimpleNamespace(score=Local(lambda pair: float(offline.cross.logits([pair])[0])))
+    made.cross = cross
     return asyncio.run(made.answer([Pair(a=a, b=b) for a, b in pairs], "pairs"))
 
 
@@ -51,6 +52,25 @@ def test_the_ingress_answers_texts_of_all_lengths_as_the_offline_matcher(matcher
         assert answer.probability == pytest.approx(match.probability, abs=1e-4)
         assert answer.bi_probability == pytest.approx(match.bi_probability, abs=1e-4)
         assert (answer.decision, answer.stage) == (match.decision, match.stage)
+
+
+def test_a_service_without_a_second_stage_has_no_replica_of_it_and_answers(tmp_path: Path, encoder_folder: str) -> None:
+    from serve.app import MatcherArgs, build
+
+    def deployments(address: str) -> set[str]:
+        graph = build(MatcherArgs(matcher=address))
+        found, waiting = set(), [graph]
+        while waiting:
+            node = waiting.pop()._bound_deployment
+            found.add(node.name)
+            waiting += [argument for argument in node.init_args if hasattr(argument, "_bound_deployment")]
+        return found
+
+    one = publish_matcher(tmp_path / "one", encoder_folder, prefilter=NONE_PASSES)
+    two = publish_matcher(tmp_path / "two", encoder_folder, prefilter=0.5)
+    assert deployments(one) == {"Ingress", "BiEncoder"}
+    assert deployments(two) == {"Ingress", "BiEncoder", "CrossEncoder"}
+    assert answers(one, [(A, B)])[0].stage == "bi-encoder"
 
 
 def test_of_long_texts_the_passages_that_are_read_count_against_the_limits_and_no_others(matcher_address: str) -> None:

@@ -1,6 +1,7 @@
 """The matcher in one process: levels, promises and priors, and the specs and models that it refuses."""
 
 import json
+import shutil
 import tempfile
 import unicodedata
 from pathlib import Path
@@ -100,6 +101,17 @@ def test_an_answer_is_the_mean_of_all_cells_and_of_the_telling_ones_on_its_level
     level = spec.level(3)
     assert found.bi_probability == pytest.approx(float(level.bi_scale.probability(grid.mean())), abs=1e-5)
     assert found.probability == pytest.approx(float(level.fusion.probability(cross, grid.mean())), abs=1e-5)
+
+
+def test_a_second_stage_that_no_pair_reaches_is_not_loaded(tmp_path: Path, encoder_folder: str) -> None:
+    some = TwoStage.open(publish_matcher(tmp_path / "some", encoder_folder, prefilter=1.0))
+    address = publish_matcher(tmp_path / "none", encoder_folder, prefilter=calibration.NONE_PASSES)
+    shutil.rmtree(tmp_path / "none/models/cross")
+    none = TwoStage.open(address)
+    assert some.cross is not None and some.spec.has_second_stage
+    assert none.cross is None and not none.spec.has_second_stage
+    (found,) = none.match([(A, B)])
+    assert found.stage == "bi-encoder" and found.probability == some.match([(A, B)])[0].bi_probability
 
 
 def test_a_model_that_was_not_calibrated_is_refused(tmp_path: Path, encoder_folder: str) -> None:
