@@ -289,3 +289,18 @@ def test_average_precision_is_scikit_learns_ties_and_all() -> None:
         labels = np.append(draw.random(29) < 0.4, True)
         expected = average_precision_score(labels, scores)
         assert metrics.average_precision(labels, scores) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_second_stage_earns_its_place_by_what_it_tells_of_authors_left_out() -> None:
+    draw = np.random.default_rng(0)
+    authors = np.repeat([f"a{n}" for n in range(24)], 20)
+    labels = draw.integers(2, size=len(authors))
+    bi = 1.5 * labels + draw.normal(size=len(authors))
+    telling, noise = 1.5 * labels + draw.normal(size=len(authors)), draw.normal(size=len(authors))
+    of_one = np.where(authors == "a0", 20.0 * labels - 10, noise)  # and of nobody else
+    assert calibration.earns(telling, bi, labels, authors)
+    assert not calibration.earns(noise, bi, labels, authors)
+    assert not calibration.earns(of_one, bi, labels, authors)
+    assert calibration.fit_fusion(of_one, bi, labels).cross_slope > 0  # on all pairs it seems to tell something
+    few = np.where(np.arange(len(authors)) % 2, "a0", "a1")
+    assert calibration.earns(noise, bi, labels, few)  # of two authors nobody can be left out
