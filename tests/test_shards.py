@@ -224,7 +224,7 @@ def test_the_ledger_bills_the_gpus_that_a_worker_holds(
 def test_ray_queues_all_shards_only_where_no_node_can_join_and_no_gpu_is_used(
     alone: bool, options: dict[str, object], kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def first_failure(pending: list[int], how: dict[str, object], bar: object) -> None:
+    def first_failure(pending: list[int], how: dict[str, object], *_: object) -> None:
         seen.append((ray.data.DataContext.get_current().op_resource_reservation_enabled, how["fn"] is workers.Worker))
 
     seen: list[tuple[bool, bool]] = []
