@@ -31,6 +31,7 @@ from quire import (
     hub,
     hub_sets,
     ledger,
+    manifest,
     readers,
     sampled,
     schema,
@@ -324,9 +325,10 @@ def _hopeless(draft: Draft, storage: Storage, pieces: list[Piece], settings: Tok
     """Why the run is given up before its end: pieces are about as large as each other, and already more records are bad
     than the whole may have, with a quarter more allowed for pieces that hold more records than those read."""
     records = draft.finished_shards()
-    read, bad, told = _bad(draft)
-    expected = read * len(pieces) / len(records)
-    if len(records) == len(pieces) or sum(bad.values()) <= 1.25 * settings.runtime.max_bad_share * expected:
+    totals = manifest.totals(records.values())
+    count, told = _bad(draft, totals)
+    expected = totals["rows_in"] * len(pieces) / len(records)
+    if len(records) == len(pieces) or count <= 1.25 * settings.runtime.max_bad_share * expected:
         return None
     _name_lines(draft, storage, pieces)
     return str(
@@ -338,23 +340,22 @@ def _hopeless(draft: Draft, storage: Storage, pieces: list[Piece], settings: Tok
     )
 
 
-def _bad(draft: Draft) -> tuple[int, dict[str, int], str]:
-    """Records read so far, how many of them cannot be read by reason, and both in words."""
-    totals = draft.totals()
+def _bad(draft: Draft, totals: dict[str, Any]) -> tuple[int, str]:
+    """How many of the records read so far are bad, and that in words."""
     bad = {reason: count for reason, count in totals["dropped"].items() if reason not in _AFTER_READING}
     where = f"look at rejects in {draft.storage.uri(draft.folder)}"
-    return totals["rows_in"], bad, f"{schema.summarise(bad)} of {totals['rows_in']:,} records; {where}"
+    return sum(bad.values()), f"{schema.summarise(bad)} of {totals['rows_in']:,} records; {where}"
 
 
 def _check_drops(draft: Draft, settings: TokenChunksConfig) -> None:
-    read, bad, told = _bad(draft)
-    limit = settings.runtime.max_bad_share
-    if sum(bad.values()) > limit * read:
+    totals, limit = draft.totals(), settings.runtime.max_bad_share
+    count, told = _bad(draft, totals)
+    if count > limit * totals["rows_in"]:
         raise draft.given_up(
             f"runtime.max_bad_share = {limit}: more records than that cannot be read: {told}; mend the source, or "
             "set a higher share, which goes on from here"
         )
-    if not draft.totals()["rows_out"]:
+    if not totals["rows_out"]:
         where = settings.source.folder or settings.source.dataset
         raise draft.given_up(f"source = {where!r}: no chunk is left: {told}")
 

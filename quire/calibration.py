@@ -75,18 +75,21 @@ class Fusion:
         return expit(self.cross_slope * cross + self.bi_slope * bi + self.bias)
 
 
-def fit_fusion(cross_logits: np.ndarray, bi_logits: np.ndarray, labels: np.ndarray) -> Fusion:
+def fit_fusion(
+    cross_logits: np.ndarray, bi_logits: np.ndarray, labels: np.ndarray, authors: Sequence[str] | None = None
+) -> Fusion:
     """Platt scaling of two logits together (linear score fusion by logistic regression, Pigeon et al. 2000).
 
     The second stage keeps what the first one knew: a weak cross-encoder gets a small slope, and one that is worse than
-    chance beside the other gets none, so that it does no harm.
+    chance beside the other, or with `authors` (n,) one that does not earn its place (`earns`), gets none, so that it
+    does no harm.
     """
     cross, labels = _inputs(cross_logits, labels)
     bi, _ = _inputs(bi_logits, labels)
     columns = [((x - x.mean()) / max(x.std(), 1e-12), x.mean(), max(x.std(), 1e-12)) for x in (cross, bi)]
     design = np.stack([columns[0][0], columns[1][0], np.ones(len(labels))], axis=1)
     *slopes, bias = _solve(design, smoothed(labels))
-    if slopes[0] < 0:
+    if slopes[0] < 0 or (authors is not None and not earns(cross_logits, bi_logits, labels, authors)):
         alone = fit_scale(bi, labels)
         return Fusion(0.0, alone.slope, alone.bias)
     slopes = [float(slope / spread) for slope, (_, _, spread) in zip(slopes, columns, strict=True)]

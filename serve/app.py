@@ -25,6 +25,7 @@ from ray.serve.handle import DeploymentHandle
 from swagger_ui_bundle import swagger_ui_path
 
 from quire import levels, matcher
+from quire.errors import UserError
 from quire.levels import Question
 from quire.matcher import MatcherSpec, needs_cross
 from quire.views import Rows
@@ -261,6 +262,15 @@ class Ingress:
         return FileResponse(Path(swagger_ui_path) / file)
 
 
+def _has_second_stage(uri: str) -> bool:
+    """Whether the matcher asks a cross-encoder. One that cannot be read from here is taken to: a config may be checked
+    before its matcher is made, and where its bucket cannot be reached; the ingress tells at its start."""
+    try:
+        return matcher.open_spec(uri).has_second_stage
+    except (UserError, OSError):
+        return True
+
+
 def build(args: MatcherArgs) -> Application:
     """The application: `serve run serve.app:build matcher=...`.
 
@@ -278,7 +288,7 @@ def build(args: MatcherArgs) -> Application:
     arguments = (args.matcher, args.batch_size, args.batch_wait)
     bi = ray_serve.deployment(BiEncoderModel, name="BiEncoder", **options).bind(*arguments)
     cross = None
-    if matcher.open_spec(args.matcher).has_second_stage:
+    if _has_second_stage(args.matcher):
         cross = ray_serve.deployment(CrossEncoderModel, name="CrossEncoder", **options).bind(*arguments)
     ingress = ray_serve.deployment(
         Ingress,

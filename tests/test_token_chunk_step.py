@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -261,36 +262,41 @@ def test_a_corpus_without_a_chunk_is_no_result(tmp_path: Path, model: str, seria
         step.run(settings(tmp_path, model))
 
 
-def test_a_folder_on_s3_gives_the_chunks_of_the_same_folder_on_a_disk(
-    tmp_path: Path,
-    model: str,
-    serial: None,
-    s3_root: str,  # noqa: F811
-) -> None:
+@pytest.fixture
+def near_and_far(tmp_path: Path, model: str, serial: None, s3_root: str) -> Callable[..., tuple[Artifact, Artifact]]:  # noqa: F811
+    """The chunks of the folder `source`, and of the same files on S3."""
     (tmp_path / "source").mkdir()
+
+    def cut(*given: str) -> tuple[Artifact, Artifact]:
+        remote = Storage(s3_root.replace("/quire?", f"/{tmp_path.name}?"))
+        for file in (tmp_path / "source").iterdir():
+            remote.write_bytes(file.name, file.read_bytes())
+        given = ("source.shard_bytes=2000", *given)
+        near = step.run(settings(tmp_path, model, *given))
+        far = step.run(settings(tmp_path, model, *given, f"source.folder={remote.root}", "name=far"))
+        assert far.read().equals(near.read()) and rejects(far) == rejects(near)
+        assert far.manifest["inputs"] == near.manifest["inputs"]
+        return near, far
+
+    return cut
+
+
+def test_a_folder_on_s3_gives_the_chunks_of_the_same_folder_on_a_disk(
+    tmp_path: Path, near_and_far: Callable[..., tuple[Artifact, Artifact]]
+) -> None:
     parts = [rows(90)[at::3] for at in range(3)]
     pq.write_table(pa.Table.from_pylist(parts[0]), tmp_path / "source/a.parquet", row_group_size=20)
     lines = [json.dumps({"text": row["text"]}).encode() for row in parts[1]]
     (tmp_path / "source/b.jsonl.gz").write_bytes(gzip.compress(b"\n".join([*lines, b"{"])))
     (tmp_path / "source/c.txt").write_text(parts[2][-1]["text"])
-    remote = Storage(s3_root.replace("/quire?", f"/{tmp_path.name}?"))
-    for file in (tmp_path / "source").iterdir():
-        remote.write_bytes(file.name, file.read_bytes())
-    given = ("source.shard_bytes=2000", "runtime.max_bad_share=0.1")
-    near = step.run(settings(tmp_path, model, *given))
-    far = step.run(settings(tmp_path, model, *given, f"source.folder={remote.root}", "name=far"))
-    assert far.read().equals(near.read()) and len(near.read()["document_id"].unique()) == 61
-    assert rejects(far) == rejects(near) and rejects(far)[0]["detail"].startswith("b.jsonl.gz, line 31: ")
-    assert far.manifest["inputs"] == near.manifest["inputs"]
+    near, far = near_and_far("runtime.max_bad_share=0.1")
+    assert len(near.read()["document_id"].unique()) == 61
+    assert rejects(far)[0]["detail"].startswith("b.jsonl.gz, line 31: ")
 
 
 def test_every_format_whole_or_damaged_is_read_on_s3_as_on_a_disk(
-    tmp_path: Path,
-    model: str,
-    serial: None,
-    s3_root: str,  # noqa: F811
+    tmp_path: Path, near_and_far: Callable[..., tuple[Artifact, Artifact]]
 ) -> None:
-    (tmp_path / "source").mkdir()
     lines, table = "".join(json.dumps(row) + "\n" for row in rows(40)).encode(), pa.Table.from_pylist(rows(40))
     with pa.ipc.new_file(tmp_path / "source/a.arrow", table.schema) as writer:
         writer.write_table(table, max_chunksize=10)
@@ -311,17 +317,10 @@ def test_every_format_whole_or_damaged_is_read_on_s3_as_on_a_disk(
             else gzip.compress(lines + noise + b"\n" + lines)
         )
         (tmp_path / "source" / f"half-{name}").write_bytes(data[: len(data) // 2])
-    remote = Storage(s3_root.replace("/quire?", f"/{tmp_path.name}?"))
-    for file in (tmp_path / "source").iterdir():
-        remote.write_bytes(file.name, file.read_bytes())
-    given = ("source.shard_bytes=2000", "source.keep.url=string", "runtime.max_bad_share=0.3")
-    near = step.run(settings(tmp_path, model, *given))
-    far = step.run(settings(tmp_path, model, *given, f"source.folder={remote.root}", "name=far"))
-    assert far.read().equals(near.read()) and rejects(far) == rejects(near)
+    near, far = near_and_far("source.keep.url=string", "runtime.max_bad_share=0.3")
     files = {name.split(":")[0] for name in near.read()["document_id"].to_pylist()}
     assert {"a.arrow", "b.parquet", "c.csv", *whole} <= files
     assert {row["detail"].split(",")[0].split(":")[0] for row in rejects(far)} == {"half-b.parquet", "half-e.jsonl.gz"}
-    assert far.manifest["inputs"] == near.manifest["inputs"]
 
 
 def test_a_kept_column_that_some_files_lack_or_have_in_another_type(tmp_path: Path, model: str, serial: None) -> None:

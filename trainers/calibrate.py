@@ -274,12 +274,8 @@ def fit_stages(
     enough = min(labels[passed].sum(), (1 - labels[passed]).sum()) >= MIN_PASSED
     fitted_on = passed if enough else np.ones(len(labels), bool)
     logits = (systems[name][fitted_on] for name in ("cross_encoder", "bi_encoder"))
-    cross, bi_logits = logits
-    fusion = calibration.fit_fusion(cross, bi_logits, labels[fitted_on])
     authors = table["author_a"].filter(pa.array(fitted_on)).to_pylist()
-    if fusion.cross_slope and not calibration.earns(cross, bi_logits, labels[fitted_on], authors):
-        alone = calibration.fit_scale(bi_logits, labels[fitted_on])
-        fusion = calibration.Fusion(0.0, alone.slope, alone.bias)
+    fusion = calibration.fit_fusion(*logits, labels[fitted_on], authors)
     if fusion.cross_slope == 0:  # it would be asked for nothing, and pairs would fall under another scale for no reason
         prefilter, passed = calibration.NONE_PASSES, np.zeros(len(labels), bool)
     two_stage = matcher.two_stage(
