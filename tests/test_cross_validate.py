@@ -63,7 +63,9 @@ def test_the_report_tells_all_folds_together_and_each_by_itself(root: Path) -> N
     tables = [artifact.open_artifact(str(root), "predictions", name).read() for name in FOLDS]
     singles = [table.filter(pa.compute.equal(table["k"], 1)) for table in tables]
     labels, scores = (np.concatenate([t[name].to_numpy() for t in singles]) for name in ("label", "bi_encoder"))
-    assert rows["bi-encoder"]["overall"]["auc"] == pytest.approx(metrics.auc(labels, scores))
+    each = np.average([metrics.auc(t["label"].to_numpy(), t["bi_encoder"].to_numpy()) for t in singles])
+    assert rows["bi-encoder"]["overall"]["auc"] == pytest.approx(each, abs=2e-3)  # folds of about as many couples
+    assert rows["bi-encoder"]["overall"]["auc"] > metrics.auc(labels, scores)  # which the folds' shifts disturb
     assert [row["pairs"] for row in folds] == [400] * 3 and [row["authors"] for row in folds] == [6] * 3
     final = curve["two-stage"]
     assert final["2"]["auc"] > final["1"]["auc"] > 0.9 and final["1"]["num_positives"] == labels.sum()

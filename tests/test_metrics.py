@@ -109,6 +109,31 @@ def test_the_weighted_auc_is_that_of_scikit_learn(rows: list[tuple[bool, int, in
         assert metrics.auc(labels, scores, weights) == pytest.approx(expected, abs=1e-12)
 
 
+def test_couples_of_one_group_alone_are_compared() -> None:
+    logits, labels = sample(600)
+    groups, weights = np.repeat([0, 1, 2], [100, 200, 300]), np.random.default_rng(0).integers(0, 3, 600)
+    of = [groups == group for group in range(3)]
+    couples = [weights[o] @ labels[o] * (weights[o] @ (1 - labels[o])) for o in of]
+    each = [metrics.auc(labels[o], logits[o], weights[o]) for o in of]
+    apart = logits + np.array([0.0, 50.0, -50.0])[groups]  # models whose scores mean different things
+    found = metrics.auc(labels, apart, weights, groups)
+    assert found == pytest.approx(np.average(each, weights=couples))
+    assert metrics.auc(labels, apart, weights) < found - 0.1
+    authors = [np.random.default_rng(seed).choice([f"a{i}" for i in range(9)], 600) for seed in (1, 2)]
+    draws = {"num_samples": 50, "groups": groups}
+    assert metrics.author_bootstrap(labels, apart, *authors, **draws) == pytest.approx(
+        metrics.author_bootstrap(labels, logits, *authors, **draws)
+    )
+    intervals = metrics.metric_intervals(labels, expit(logits), *authors, 0.5, ranking=apart, **draws)
+    assert intervals["auc"] == pytest.approx(metrics.author_bootstrap(labels, logits, *authors, **draws))
+
+
+def test_groups_without_a_couple_are_refused_rather_than_drawn_for_ever() -> None:
+    labels, authors = np.asarray([1, 1, 0, 0]), ["a", "b", "c", "d"]
+    with pytest.raises(UserError, match="no group holds both labels"):
+        metrics.author_bootstrap(labels, np.arange(4), authors, authors, groups=labels)
+
+
 # ten answers, worked by hand: 3 true positives, 1 false negative, 1 unanswered positive; 2 true negatives, 1 false
 # positive, 2 unanswered negatives
 TEN = np.asarray([1, 1, 1, 1, 1, 0, 0, 0, 0, 0]), np.asarray([0.9, 0.8, 0.7, 0.4, 0.5, 0.2, 0.1, 0.6, 0.5, 0.5])

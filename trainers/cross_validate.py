@@ -7,8 +7,9 @@ none of its authors. What is calibrated for a fold, at every level, is fitted on
 (cross-fitting), so no pair has a part in its own scale. All folds' pairs are then told as `trainers.evaluate` tells
 those of one split: single-chunk strata, pair types, a curve over chunks a side, intervals over all authors.
 
-Scores of several models rank together: cosines and logits of models of one recipe mean nearly the same, and what they
-do not counts against them. Decisions are those of probability .5.
+Every AUC compares pairs of one fold alone: each fold has a model of its own, and how far their scores lie apart says
+nothing of either (Forman & Scholz 2010, SIGKDD Explorations 12). Probabilities are one answer, so what is measured of
+them (Brier, ECE, Cllr, PAN) is measured over all pairs. Decisions are those of probability .5.
 """
 
 from typing import Any, Literal, Self
@@ -74,7 +75,9 @@ def run(settings: CrossValidateConfig) -> Artifact:
     draws = {"num_samples": settings.num_bootstraps, "seed": settings.seed}
     by_level = {k: cross_fitted([levels.of_level(table, k) for table in every], k, settings) for k in _levels(every)}
     test, scores = by_level[1]
-    measure = evaluate.Measure(test, draws, prior=float(test["label"].to_numpy().mean()))
+    sizes = {k: [levels.of_level(table, k).num_rows for table in every] for k in by_level}
+    groups = {k: np.repeat(np.arange(len(every)), counts) for k, counts in sizes.items()}
+    measure = evaluate.Measure(test, draws, prior=float(test["label"].to_numpy().mean()), groups=groups[1])
     topic = evaluate.topic_of(test, settings.topic)
     found, types = strata.strata(test, topic), strata.pair_types(test)
     rows, described = measure.strata(scores, found), strata.described(found, topic)
@@ -84,11 +87,10 @@ def run(settings: CrossValidateConfig) -> Artifact:
         hidden = [evaluate.same_pairs(table, made) for table, made in zip(singles, masked, strict=True)]
         _, values = cross_fitted(singles, 1, settings, said_of=hidden)
         pair_types["names masked"] = measure.rankings(values, types)
-    rising = evaluate.curve(by_level, draws)
-    ends = np.cumsum([levels.of_level(table, 1).num_rows for table in every])
+    rising = evaluate.curve(by_level, draws, groups)
     by_fold = [
-        _fold(name, test.take(rows), scores.probabilities["two_stage"][rows])
-        for name, rows in zip(settings.predictions, np.split(np.arange(test.num_rows), ends[:-1]), strict=True)
+        _fold(name, test.filter(pa.array(groups[1] == fold)), scores.probabilities["two_stage"][groups[1] == fold])
+        for fold, name in enumerate(settings.predictions)
     ]
     main = evaluate.main_strata(rows, test)
     text = "\n".join([report.table(main), "", matcher_report.pair_type_table(pair_types)]) + level_curve.told(rising)

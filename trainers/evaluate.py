@@ -10,6 +10,7 @@ single chunks; where the matcher has further levels, AUC, ECE and Brier stand ag
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,10 +113,14 @@ def published(settings: Any, draft: Draft, text: str, page: str, files: dict[str
 
 
 class Measure:
-    """Metrics and intervals of a table of pairs, all by the same `draws` of authors (`metrics.author_bootstrap`)."""
+    """Metrics and intervals of a table of pairs, all by the same `draws` of authors (`metrics.author_bootstrap`).
 
-    def __init__(self, table: pa.Table, draws: dict[str, int], prior: float):
+    `groups` (n,): which model scored a pair; AUCs compare pairs of one alone.
+    """
+
+    def __init__(self, table: pa.Table, draws: dict[str, int], prior: float, groups: np.ndarray | None = None):
         self.authors, self.draws, self.prior = _authors(table), draws, prior
+        self.groups = np.zeros(table.num_rows, int) if groups is None else groups
 
     def strata(self, scores: Scores, found: dict[str, Stratum]) -> dict[str, dict[str, dict[str, Any]]]:
         """system -> stratum -> metrics, with the interval of the AUC, and over all pairs that of every metric."""
@@ -125,13 +130,14 @@ class Measure:
             rows[matcher_report.title(system)] = measured = {}
             for name, (_, chosen, classes) in found.items():
                 labels, ranking = classes[chosen], scores.rankings[system][chosen]
-                options = {"threshold": threshold, "prior": self.prior, "ranking": ranking}
+                groups = self.groups[chosen]
+                options = {"threshold": threshold, "prior": self.prior, "ranking": ranking, "groups": groups}
                 measured[name] = metrics.metrics(labels, values[chosen], **options)
                 authors = [side[chosen] for side in self.authors]
                 if name == "overall":
                     bounds = metrics.metric_intervals(labels, values[chosen], *authors, **options, **self.draws)
                 else:
-                    bounds = {"auc": metrics.author_bootstrap(labels, ranking, *authors, **self.draws)}
+                    bounds = {"auc": metrics.author_bootstrap(labels, ranking, *authors, groups=groups, **self.draws)}
                 measured[name] |= {f"{metric}_interval": list(pair) for metric, pair in bounds.items()}
         return rows
 
@@ -141,9 +147,10 @@ class Measure:
         for system, values in scores.rankings.items():
             cells = rows[matcher_report.title(system)] = {}
             for name, (_, chosen, classes) in found.items():
-                these = classes[chosen], values[chosen]
-                bounds = metrics.author_bootstrap(*these, *(side[chosen] for side in self.authors), **self.draws)
-                cells[name] = {"auc": metrics.auc(*these), "auc_interval": list(bounds)}
+                these, groups = (classes[chosen], values[chosen]), self.groups[chosen]
+                authors = [side[chosen] for side in self.authors]
+                bounds = metrics.author_bootstrap(*these, *authors, groups=groups, **self.draws)
+                cells[name] = {"auc": metrics.auc(*these, groups=groups), "auc_interval": list(bounds)}
         return rows
 
 
@@ -155,15 +162,20 @@ def _curve(test: pa.Table, made: Artifact, settings: EvaluateConfig) -> level_cu
     return curve({k: (table, system_scores(table, made, k)) for k, table in tables.items()}, draws)
 
 
-def curve(by_level: dict[int, tuple[pa.Table, Scores]], draws: dict[str, int]) -> level_curve.Curve:
-    """How good every system is at each level, from its pairs and what is said of them."""
+def curve(
+    by_level: dict[int, tuple[pa.Table, Scores]],
+    draws: dict[str, int],
+    groups: Mapping[int, np.ndarray | None] = MappingProxyType({}),
+) -> level_curve.Curve:
+    """How good every system is at each level, from its pairs and what is said of them. `groups`: as in `Measure`, of
+    each level."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for k, (table, scores) in by_level.items():
         labels, authors = table["label"].to_numpy(), _authors(table)
         for system, values in scores.rankings.items():
             found.setdefault(matcher_report.title(system), {})[str(k)] = {
-                "auc": metrics.auc(labels, values),
-                "auc_interval": list(metrics.author_bootstrap(labels, values, *authors, **draws)),
+                "auc": metrics.auc(labels, values, groups=groups.get(k)),
+                "auc_interval": list(metrics.author_bootstrap(labels, values, *authors, groups=groups.get(k), **draws)),
                 **metrics.quality(labels, scores.probabilities[system]),
                 "num_positives": int(labels.sum()),
                 "num_negatives": int((1 - labels).sum()),
