@@ -7,7 +7,8 @@ Systems: bi_encoder, cross_encoder, untrained (cosine of the pretrained encoder)
 of single views, a logistic regression over all of them.
 
 With `levels` also pairs of stretches of so many chunks (`quire.stretches`), as rows of their own `k`: the mean over all
-pairs of their chunks, and for the cross-encoder over the few that `quire.levels.cells` chooses by the bi-encoder.
+pairs of their chunks, for the bi-encoder beside what each side has within itself (`quire.levels.evidence`), and for the
+cross-encoder over the few that `quire.levels.cells` chooses by the bi-encoder.
 """
 
 from typing import Any, Self
@@ -72,7 +73,7 @@ def run(settings: ScoreConfig) -> Artifact:
         "cross_encoder": artifact.open_artifact(root, "models", settings.cross_encoder),
         "untrained_weights": hub.weights_sha256(hub.find_model(settings.untrained)),
     }
-    draft = artifact.begin_step(settings, "predictions", inputs)
+    draft = artifact.begin_step(settings, "predictions", inputs, config.recipe(settings) | {"says": levels.EVIDENCE})
     if draft.published:
         return draft.published
     counts = pc.value_counts(inputs["pairs"].read(["split"])["split"]).to_pylist()
@@ -157,7 +158,7 @@ class Scorer:
         table = table.append_column("k", pa.array(np.ones(len(a)), pa.int32()))
         vectors = encoder.encode(self.untrained, [*a, *b])
         logits = {
-            "bi_encoder": self.bi.score(a, b),
+            "bi_encoder": levels.drawn_in(self.bi.score(a, b)),
             "cross_encoder": self.cross.logits(list(zip(a, b, strict=True))),
             "untrained": (vectors[: len(a)] * vectors[len(a) :]).sum(1).astype(np.float64),
         }
@@ -179,10 +180,10 @@ class Scorer:
         scores: dict[str, list[float]] = {name: [] for name in SYSTEMS}
         chosen: list[list[tuple[str, str]]] = []
         for a, b in couples:
-            grid = self.bi.all_pair_logits((embeddings[a], embeddings[b]), (views[a], views[b]))
+            grid, evidence = self.bi.evidence((embeddings[a], embeddings[b]), (views[a], views[b]))
             cells = levels.cells(grid, self.settings.max_cross_pairs)
             chosen.append([(texts[a[i]], texts[b[j]]) for i, j in cells])
-            scores["bi_encoder"].append(float(grid.mean()))
+            scores["bi_encoder"].append(evidence)
             scores["untrained"].append(float((vectors[a] @ vectors[b].T).mean(dtype=np.float64)))
             for name, value in self.classical.mean_scores(classical[a], classical[b]).items():
                 scores[name].append(value)

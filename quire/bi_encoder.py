@@ -16,7 +16,7 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
-from quire import device, encoder
+from quire import device, encoder, levels
 from quire.attention import TokenGate, is_gate
 from quire.baselines import Regression, fit_regression
 from quire.errors import UserError
@@ -210,6 +210,13 @@ class BiEncoder:
         """Logits (m, n) float64 of every text of one list with every one of another, by embeddings and views."""
         u, v = embeddings[0][:, None], embeddings[1][None]
         return self.pair_logits(*np.broadcast_arrays(u, v), self.views.all_pairs(*rows))
+
+    def evidence(self, embeddings: tuple[np.ndarray, np.ndarray], rows: tuple[Rows, Rows]) -> tuple[np.ndarray, float]:
+        """Logits (k, k) of all passages of one text with all of another, given as in `all_pair_logits`, and what they
+        say together (`levels.evidence`)."""
+        between, k = self.all_pair_logits(embeddings, rows), len(rows[0])
+        own = [self.all_pair_logits((one, one), (row, row)) for one, row in zip(embeddings, rows, strict=True) if k > 1]
+        return between, levels.evidence(between, own)
 
     def score(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:
         """Logits (N,) of text pairs; each distinct text is read once."""

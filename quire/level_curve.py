@@ -15,8 +15,8 @@ FINAL = "two-stage"  # the system whose probabilities are the answer
 TITLE = "By chunks a side"
 HOW = (
     "k chunks in a row on either side, drawn around the pairs of single chunks: the mean score of all k x k cells, for "
-    "the cross-encoder of those few that it reads. Every level has a scale of its own, fitted on calibration pairs of "
-    "as many chunks. A level above 1 has fewer pairs."
+    "the bi-encoder beside what each side has within itself, for the cross-encoder of those few that it reads. Every "
+    "level has a scale of its own, fitted on calibration pairs of as many chunks. A level above 1 has fewer pairs."
 )
 _OF_FINAL = {"Brier": "brier", "ECE": "ece"}
 

@@ -1,7 +1,7 @@
 """Levels: how many passages are read of either text, and the scales that were fitted on pairs of as many.
 
-A mean over k x k cells spreads less than the logit of one, so that no scale serves both. Shape letters: k passages that
-are read of either text.
+What k x k cells say together spreads otherwise than the logit of one, so that no scale serves both. Shape letters: k
+passages that are read of either text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,14 @@ from quire.certify import Certificate
 from quire.errors import UserError
 from quire.evenly import evenly
 
+EVIDENCE = "beside each text's own, tails drawn in"  # what `evidence` computes; scales of another one do not fit
+STRANGERS = -1.0  # about the mean logit of passages of two books, in every fold of the books (LOG, 2026-11-22)
+_TAIL = 2.0  # beyond which a single logit claims more than it keeps
+
 
 @dataclass(frozen=True)
 class Level:
-    """What turns mean logits over k passages a side into probabilities and decisions.
+    """What turns the stages' evidence from k passages a side into probabilities and decisions.
 
     The scales give probabilities for pairs mixed as the calibration pairs, of which `calibration_prior` are of the same
     book; the threshold and the certificates are for the prior of the whole matcher.
@@ -74,6 +78,27 @@ def question(levels: Sequence[Level], min_chars: int, a: Sequence[str], b: Seque
     level = max((level for level in levels if level.k <= min(len(a), len(b))), key=lambda level: level.k)
     read_a, read_b = ([side[place] for place in evenly(len(side), level.k)] for side in (a, b))
     return Question(level, read_a, read_b, calibrated=min(len(a[0]), len(b[0])) >= min_chars)
+
+
+def evidence(between: np.ndarray, within: Sequence[np.ndarray]) -> float:
+    """What the first stage says of two texts, by its logits (k, k) of the passages of one with those of the other, and
+    of each text's with its own (two of (k, k), of which the diagonals tell nothing).
+
+    Passages of some books are far more alike than those of others, which both texts show without a label. So the mean
+    logit is told on the way from `STRANGERS`, 0, to what the texts have within themselves, 1: as a cosine is a product
+    in units of both lengths. A single passage a side has nothing within: `drawn_in`.
+    """
+    if len(between) == 1:
+        return float(drawn_in(between[0, 0]))
+    others = ~np.eye(len(between), dtype=bool)
+    own = np.mean([logits[others].mean() for logits in within])
+    return float((between.mean() - STRANGERS) / (max(own, 0.0) - STRANGERS))
+
+
+def drawn_in(logits: np.ndarray) -> np.ndarray:
+    """Logits (...) of single passages in the same order, growing as a logarithm beyond +-2: a pair head is sure of what
+    it has rarely seen, and no straight line of `calibration.Scale` takes that back."""
+    return _TAIL * np.arcsinh(np.asarray(logits, np.float64) / _TAIL)
 
 
 def cells(logits: np.ndarray, count: int) -> list[tuple[int, int]]:

@@ -41,6 +41,7 @@ class MatcherSpec:
     max_cross_pairs: int  # cells that the cross-encoder reads
     data_sha256: str = ""  # of the pairs, labels and logits that all this came from
     prior: float = 0.5
+    evidence: str = levels.EVIDENCE  # what the scales are of
     fingerprint: str = ""
 
     def level(self, k: int = 1) -> Level:
@@ -102,6 +103,8 @@ def load_spec(text: str | bytes) -> MatcherSpec:
         spec = MatcherSpec(**{**values, "levels": tuple(levels.read(level) for level in values["levels"])})
     except TypeError as error:  # a key that is missing or unknown
         raise UserError(f"matcher.json: {error}; calibrate again instead of editing it") from error
+    if spec.evidence != levels.EVIDENCE:
+        raise UserError(f"matcher.json: scales of another evidence, {spec.evidence!r}; score and calibrate again")
     if _fingerprint(spec) != spec.fingerprint:
         raise UserError("matcher.json: its contents do not give its fingerprint; calibrate again instead of editing it")
     return spec
@@ -284,9 +287,9 @@ class TwoStage:
         """One answer per pair of texts of any length. Each pair is computed by itself, so that (a, b) and (b, a) agree
         to the last bit, whatever stands beside them in the list."""
         questions = [self.question(*pair) for pair in pairs]
-        grids = [self._bi_logits(question.a, question.b) for question in questions]
-        bi_logits, cross_logits = np.array([grid.mean() for grid in grids]), np.full(len(pairs), np.nan)
-        for row, (question, grid) in enumerate(zip(questions, grids, strict=True)):
+        found = [self._evidence(question.a, question.b) for question in questions]
+        bi_logits, cross_logits = np.array([evidence for _, evidence in found]), np.full(len(pairs), np.nan)
+        for row, (question, (grid, _)) in enumerate(zip(questions, found, strict=True)):
             if needs_cross(question.level.bi_scale, question.level.prefilter, bi_logits[row]):
                 cross_logits[row] = self._cross_logit(question, grid)
         k, calibrated = [question.level.k for question in questions], [question.calibrated for question in questions]
@@ -296,10 +299,10 @@ class TwoStage:
         """What is read of two texts of any length, whichever way round they come."""
         return question(self.spec, *(passages(text, self.spec) for text in ordered(a, b)))
 
-    def _bi_logits(self, a: list[str], b: list[str]) -> np.ndarray:
-        """Logits (k, k) of all cells."""
+    def _evidence(self, a: list[str], b: list[str]) -> tuple[np.ndarray, float]:
+        """Logits (k, k) of all cells, and what they say together."""
         embeddings, rows = zip(*((self.bi.encode(side), self.bi.rows(side)) for side in (a, b)), strict=True)
-        return self.bi.all_pair_logits(embeddings, rows)
+        return self.bi.evidence(embeddings, rows)
 
     def _cross_logit(self, question: Question, grid: np.ndarray) -> float:
         """Mean logit of the cells that tell the most."""

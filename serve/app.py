@@ -88,9 +88,10 @@ class BiEncoderModel:
         rows = self.model.rows(texts)
         return [(vector, rows[[place]]) for place, vector in enumerate(self.model.encode(texts))]
 
-    async def logits(self, pairs: list[tuple[tuple, tuple]]) -> list[np.ndarray]:
-        """Logits (k, k) of all cells of pairs of texts, each given as embeddings ((k, D), (k, D)) and views' rows."""
-        return await asyncio.to_thread(lambda: [self.model.all_pair_logits(*pair) for pair in pairs])
+    async def evidence(self, pairs: list[tuple[tuple, tuple]]) -> list[tuple[np.ndarray, float]]:
+        """Logits (k, k) of all cells of pairs of texts, each given as embeddings ((k, D), (k, D)) and views' rows, and
+        what they say together."""
+        return await asyncio.to_thread(lambda: [self.model.evidence(*pair) for pair in pairs])
 
     def check_health(self) -> None:
         """Raises when the model no longer gives finite numbers."""
@@ -169,12 +170,12 @@ class Ingress:
         sent = [level for level in (q.level for q in questions) if needs_cross(level.bi_scale, level.prefilter, np.inf)]
         most = [min(self.spec.max_cross_pairs, level.k**2) for level in sent]
         check_cost(field, "cross_pairs", sum(most), self.args.max_cross_pairs)
-        grids = await self._grids(questions, passages)
-        bi_logits = np.array([grid.mean() for grid in grids])
+        said = await self._evidence(questions, passages)
+        bi_logits = np.array([evidence for _, evidence in said])
         matches = matcher.decide(
             self.spec,
             bi_logits,
-            await self._cross_logits(questions, grids, bi_logits),
+            await self._cross_logits(questions, [grid for grid, _ in said], bi_logits),
             k=[question.level.k for question in questions],
             prior=self.args.prior,
             calibrated=[question.calibrated for question in questions],
@@ -189,8 +190,8 @@ class Ingress:
     def _cut(self, pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
         return {text: matcher.passages(text, self.spec) for text in dict.fromkeys(t for pair in pairs for t in pair)}
 
-    async def _grids(self, questions: list[Question], passages: list[str]) -> list[np.ndarray]:
-        """Logits (k, k) of the first stage for every cell of every question."""
+    async def _evidence(self, questions: list[Question], passages: list[str]) -> list[tuple[np.ndarray, float]]:
+        """Logits (k, k) of the first stage for every cell of every question, and what they say together."""
         read = await asyncio.gather(*(self.bi.embed.remote(passage) for passage in passages))
         found = dict(zip(passages, read, strict=True))
 
@@ -199,7 +200,7 @@ class Ingress:
             embeddings = tuple(np.stack([embedding for embedding, _ in side]) for side in sides)
             return embeddings, tuple(Rows.joined([rows for _, rows in side]) for side in sides)
 
-        return await self.bi.logits.remote([of(question) for question in questions])
+        return await self.bi.evidence.remote([of(question) for question in questions])
 
     async def _cross_logits(
         self, questions: list[Question], grids: list[np.ndarray], bi_logits: np.ndarray

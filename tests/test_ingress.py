@@ -34,7 +34,7 @@ def answers(address: str, pairs: list[tuple[str, str]], **limits: int) -> list[R
     made.args, made.spec = MatcherArgs(matcher=address, **limits), offline.spec
     made.bi = SimpleNamespace(
         embed=Local(lambda text: (offline.bi.encode([text])[0], offline.bi.views.rows([text]))),
-        logits=Local(lambda asked: [offline.bi.all_pair_logits(*pair) for pair in asked]),
+        evidence=Local(lambda asked: [offline.bi.evidence(*pair) for pair in asked]),
     )
     cross = offline.cross and SimpleNamespace(score=Local(lambda pair: float(offline.cross.logits([pair])[0])))
     made.cross = cross

@@ -74,3 +74,22 @@ def test_scored_levels_are_those_of_the_predictions_from_one_on() -> None:
         levels.scored(pa.table({"label": [1]}))
     with pytest.raises(UserError, match="k = 4: the matcher is calibrated for 1, 2, 3 passages"):
         levels.exactly(LEVELS, 4)
+
+
+def test_evidence_is_told_on_the_way_from_strangers_to_what_the_texts_have_within_themselves() -> None:
+    strangers, own, odd = np.full((3, 3), -1.0), np.full((3, 3), 5.0), np.diag(np.full(3, 1e6))
+    assert levels.evidence(strangers, [own, own]) == 0 and levels.evidence(own, [own, own]) == 1
+    assert levels.evidence(np.full((3, 3), 2.0), [own, own]) == 0.5
+    assert levels.evidence(own, [own + odd, own + odd]) == 1  # a passage's logit with itself tells nothing
+    a, b = np.full((3, 3), 7.0), np.full((3, 3), 1.0)
+    assert levels.evidence(own, [a, b]) == levels.evidence(own, [b, a]) == 6 / 5
+    assert levels.evidence(own, [strangers - 9, strangers - 9]) == 6  # texts of unlike passages divide by 1 at least
+
+
+@given(st.lists(st.floats(-50, 50), min_size=2, max_size=9, unique=True))
+def test_evidence_of_single_passages_ranks_as_their_logits_and_draws_the_tails_in(logits: list[float]) -> None:
+    said = np.array([levels.evidence(np.array([[logit]]), []) for logit in logits])
+    np.testing.assert_array_equal(np.argsort(said, kind="stable"), np.argsort(levels.drawn_in(logits), kind="stable"))
+    far = np.diff(np.sort(logits)) > 1e-9
+    assert (np.diff(np.sort(said))[far] > 0).all() and (np.abs(said) <= np.abs(logits) + 1e-12).all()
+    assert levels.drawn_in(np.array([0.1, 20.0])) == pytest.approx([0.1, 6.0], rel=2e-3)

@@ -89,18 +89,22 @@ def test_a_text_is_answered_as_it_would_be_read_from_a_book(matcher_address: str
     assert 0 < two_stage.match([("\ufeff", B)])[0].probability < 1  # nothing is left of it
 
 
-def test_an_answer_is_the_mean_of_all_cells_and_of_the_telling_ones_on_its_level_s_scale(matcher_address: str) -> None:
+def test_an_answer_is_all_cells_beside_the_texts_own_and_the_telling_ones_on_its_level_s_scale(
+    matcher_address: str,
+) -> None:
     two_stage = TwoStage.open(matcher_address)
     (found,) = two_stage.match([(A, B)])
     spec = two_stage.spec
     a, b = (matcher.passages(text, spec) for text in matcher.ordered(A, B))
     a, b = [a[0], a[2], a[4]], [b[0], b[2], b[4]]  # three of five
     grid = np.array([[float(two_stage.bi.score([x], [y])[0]) for y in b] for x in a])
+    own = [float(two_stage.bi.score([x[i]], [x[j]])[0]) for x in (a, b) for i in range(3) for j in range(3) if i != j]
+    evidence = (grid.mean() + 1) / (max(np.mean(own), 0) + 1)
     cells = [np.unravel_index(place, (3, 3)) for place in (grid.argmax(), grid.argmin())]
     cross = two_stage.cross.logits([(a[i], b[j]) for i, j in cells]).mean()
     level = spec.level(3)
-    assert found.bi_probability == pytest.approx(float(level.bi_scale.probability(grid.mean())), abs=1e-5)
-    assert found.probability == pytest.approx(float(level.fusion.probability(cross, grid.mean())), abs=1e-5)
+    assert found.bi_probability == pytest.approx(float(level.bi_scale.probability(evidence)), abs=1e-5)
+    assert found.probability == pytest.approx(float(level.fusion.probability(cross, evidence)), abs=1e-5)
 
 
 def test_a_second_stage_that_no_pair_reaches_is_not_loaded(tmp_path: Path, encoder_folder: str) -> None:
@@ -163,6 +167,7 @@ def test_a_matcher_that_is_not_there_is_named_with_its_whole_path(
     [
         ({"treshold": 1}, "unknown key 'treshold'.*Calibrate again"),
         ({"prior": 0.1}, "does not|do not|fingerprint"),
+        ({"evidence": "mean logit"}, "another evidence, 'mean logit'; score and calibrate again"),
         ({"levels": [{"k": 1}]}, "calibrate again"),
     ],
 )
