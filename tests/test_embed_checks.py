@@ -55,6 +55,18 @@ def page(found: Artifact) -> str:
     return found.storage.read_bytes(f"{found.folder}/index.html").decode()
 
 
+def test_the_page_tells_tiny_chunks_duplicates_and_that_ids_were_compared(root: Path, encoder_folder: str) -> None:
+    opening = "Call me by the name that the sea has given me, and let nobody ask who was called so before me. "
+    texts = [opening * 12 + tiny.book("sea", name, 9) for name in ("gh", "ij")] + ["Tiny."]
+    (root / "source/a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    chunks = cut(root, encoder_folder, "odd", 20)
+    facts, rows = chunks.manifest["facts"], chunks.manifest["rows_out"]
+    assert facts["duplicates"] > 0 < facts["tiny"]["10"] < 1
+    found = page(made(root, encoder_folder, "odd", "chunks=odd"))
+    assert f"{facts['tiny']['10']:.1%} below 10" in found and f"{facts['duplicates'] / rows:.1%} duplicates" in found
+    assert f"one to one</td><td>{rows:,}</td>" in found.replace("</td>\n<td>", "</td><td>")
+
+
 def test_chunks_that_the_model_would_cut_are_refused_before_the_work(root: Path, encoder_folder: str) -> None:
     cut(root, encoder_folder, "long", 127)
     with pytest.raises(UserError, match=r"chunks = 'long': max_tokens = 127, .* 129, but model = .* reads 128; cut"):
