@@ -10,19 +10,16 @@ read is dropped with its file and place; too much of it stops the run.
 """
 
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
 from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
-import xxhash
 from pydantic import Field, model_validator
 
-from pipelines.shards import drop_all, run_shards, speed
+from pipelines import token_drops
+from pipelines.shards import run_shards, speed
 from quire import (
     artifact,
     bpe,
@@ -31,7 +28,6 @@ from quire import (
     hub,
     hub_sets,
     ledger,
-    manifest,
     readers,
     sampled,
     schema,
@@ -44,7 +40,6 @@ from quire.storage import Storage
 
 _BATCH_CHARS = 2**20
 _SAMPLE = 3  # pieces that an estimate reads
-_AFTER_READING = ("no_token", "repeated_id")  # reasons that say nothing against the source's files
 
 
 class Corpus(config.Config):
@@ -125,8 +120,8 @@ def run(settings: TokenChunksConfig) -> Artifact:
     draft = artifact.begin_step(settings, "chunks", inputs, recipe=recipe)
     if draft.published:
         return draft.published
-    pieces = readers.cut(storage, files, settings.source.shard_bytes)
-    _check_lost(draft, readers.lost_share(storage, files, pieces), pieces, settings)
+    pieces, most_bad = readers.cut(storage, files, settings.source.shard_bytes), settings.runtime.max_bad_share
+    token_drops.check_lost(draft, readers.lost_share(storage, files, pieces), pieces, most_bad)
     items = list(enumerate(pieces))
     arguments = (settings, tokenizer, storage, draft)
     run_shards(
@@ -136,11 +131,11 @@ def run(settings: TokenChunksConfig) -> Artifact:
         arguments,
         num_workers=settings.runtime.num_workers,
         memory=2**30,
-        hopeless=lambda: _hopeless(draft, storage, pieces, settings),
+        hopeless=lambda: token_drops.hopeless(draft, storage, pieces, most_bad),
     )
-    _name_lines(draft, storage, pieces)
-    _check_drops(draft, settings)
-    lengths, hashes = _drop_repeated(draft, storage, pieces)
+    token_drops.name_lines(draft, storage, pieces)
+    token_drops.check(draft, settings.source.folder or settings.source.dataset, most_bad)
+    lengths, hashes = token_drops.drop_repeated(draft, storage, pieces)
     found = chunk_statistics.statistics(lengths, hashes, settings.max_tokens)
     return _publish(draft, len(items), found)
 
@@ -211,7 +206,7 @@ def _chunker(
             places += [place for _, place, count in found if count]
             read, size = read + len(batch), size + sum(len(text.encode()) for text in documents["text"].to_pylist())
         table = pa.concat_tables(tables)
-        draft.storage.write_table(f"{draft.folder}/{WORK}/{index:05d}.parquet", _seen(table, places))
+        draft.storage.write_table(f"{draft.folder}/{WORK}/{index:05d}.parquet", token_drops.seen(table, places))
         return Shard(table=table, rows_in=read, rejects=schema.rejects(rejects), bytes_in=size)
 
     return process
@@ -246,46 +241,17 @@ def _documents(batch: list[readers.Found], source: Corpus) -> tuple[pa.Table, li
     except _MISFITS:
         batch = [(file, place, _fitting(record, source.types)) for file, place, record in batch]
         return _documents(batch, source)
-    where = [_where(file, place) for file, place, record in batch if not isinstance(record, Dropped)]
+    where = [token_drops.place_of(file, place) for file, place, record in batch if not isinstance(record, Dropped)]
     bad = [
         {
             "id": file if place is None else f"{file}:{place}",
             "reason": record.reason,
-            "detail": f"{_where(file, place)}: {record.detail}",
+            "detail": f"{token_drops.place_of(file, place)}: {record.detail}",
         }
         for file, place, record in batch
         if isinstance(record, Dropped)
     ]
     return table, where, bad
-
-
-def _where(file: str, place: Any) -> str:
-    """For people to read. The number of a line is found at the end, by `_number_lines`."""
-    if not isinstance(place, int):
-        return file
-    return f"{file}, {'byte' if readers.has_lines(file) else 'row'} {place}"
-
-
-def _number_lines(storage: Storage, file: str, rejects: list[dict[str, Any]]) -> bool:
-    """Say lines instead of bytes in the details of a file's rejects; whether there was any to say."""
-    begin = f"{file}, byte "
-    found = [row for row in rejects if row["detail"].startswith(begin)]
-    places = [re.match(r"\d+", row["detail"][len(begin) :])[0] for row in found]
-    numbers = readers.line_numbers(storage, file, [int(place) for place in places]) if found else []
-    for row, place, number in zip(found, places, numbers, strict=True):
-        row["detail"] = f"{file}, line {number}{row['detail'][len(begin) + len(place) :]}"
-    return bool(found)
-
-
-def _name_lines(draft: Draft, storage: Storage, pieces: list[Piece]) -> None:
-    """`_number_lines` of what the shards have dropped. A file is read through once, and only if it has rejects."""
-    dropping = [index for index, record in sorted(draft.finished_shards().items()) if record["dropped"]]
-    for file, shards in groupby(dropping, lambda index: pieces[index].get("file", "")):
-        names = [f"{draft.folder}/rejects-{index:05d}.parquet" for index in shards if readers.has_lines(file)]
-        tables = [draft.storage.read_table(name).to_pylist() for name in names]
-        if _number_lines(storage, file, [row for rows in tables for row in rows]):
-            for name, rows in zip(names, tables, strict=True):
-                draft.storage.write_table(name, schema.rejects(rows))
 
 
 _MISFITS = (pa.ArrowException, OverflowError, UnicodeEncodeError)  # what Arrow raises for a value of another type
@@ -298,116 +264,6 @@ def _fitting(record: dict[str, Any] | Dropped, types: dict[str, pa.DataType]) ->
         except _MISFITS:
             return Dropped("wrong_type", f"{name} = {record[name]!r:.80} is no {kind}")
     return record
-
-
-def _seen(table: pa.Table, places: list[str]) -> pa.Table:
-    """What the end of the run asks of every chunk of a shard, repeated documents among them; where each stands, at its
-    first chunk."""
-    where = np.full(table.num_rows, None, object)
-    where[table["index"].to_numpy() == 0] = places
-    hashes = chunk_statistics.text_hashes(table["text"].to_pylist())
-    columns = {"hash": pa.array(hashes), "where": pa.array(where, pa.string())}
-    return pa.table({name: table[name] for name in ("document_id", "index", "num_tokens")} | columns)
-
-
-def _check_lost(draft: Draft, share: float, pieces: list[Piece], settings: TokenChunksConfig) -> None:
-    """A file that cannot be read is one record among the dropped, however many it held."""
-    lost = [piece for piece in pieces if piece.get("lost")]
-    if lost and share > settings.runtime.max_bad_share:
-        raise draft.given_up(
-            f"runtime.max_bad_share = {settings.runtime.max_bad_share}: {share:.1%} of the source's bytes stand in "
-            f"{len(lost)} file(s) that cannot be read, first {lost[0]['file']}: {lost[0]['damage']}; fetch them again, "
-            "or set a higher share"
-        )
-
-
-def _hopeless(draft: Draft, storage: Storage, pieces: list[Piece], settings: TokenChunksConfig) -> str | None:
-    """Why the run is given up before its end: pieces are about as large as each other, and already more records are bad
-    than the whole may have, with a quarter more allowed for pieces that hold more records than those read."""
-    records = draft.finished_shards()
-    totals = manifest.totals(records.values())
-    count, told = _bad(draft, totals)
-    expected = totals["rows_in"] * len(pieces) / len(records)
-    if len(records) == len(pieces) or count <= 1.25 * settings.runtime.max_bad_share * expected:
-        return None
-    _name_lines(draft, storage, pieces)
-    return str(
-        draft.given_up(
-            f"runtime.max_bad_share = {settings.runtime.max_bad_share}: after {len(records):,} of {len(pieces):,} "
-            f"shards there are more bad records than all of them may have: {told}; mend the source, or set a higher "
-            "share, which goes on from here"
-        )
-    )
-
-
-def _bad(draft: Draft, totals: dict[str, Any]) -> tuple[int, str]:
-    """How many of the records read so far are bad, and that in words."""
-    bad = {reason: count for reason, count in totals["dropped"].items() if reason not in _AFTER_READING}
-    where = f"look at rejects in {draft.storage.uri(draft.folder)}"
-    return sum(bad.values()), f"{schema.summarise(bad)} of {totals['rows_in']:,} records; {where}"
-
-
-def _check_drops(draft: Draft, settings: TokenChunksConfig) -> None:
-    totals, limit = draft.totals(), settings.runtime.max_bad_share
-    count, told = _bad(draft, totals)
-    if count > limit * totals["rows_in"]:
-        raise draft.given_up(
-            f"runtime.max_bad_share = {limit}: more records than that cannot be read: {told}; mend the source, or "
-            "set a higher share, which goes on from here"
-        )
-    if not totals["rows_out"]:
-        where = settings.source.folder or settings.source.dataset
-        raise draft.given_up(f"source = {where!r}: no chunk is left: {told}")
-
-
-def _drop_repeated(draft: Draft, storage: Storage, pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
-    """Of documents that share an id the first stays. Returns num_tokens and hash of every chunk that stays.
-
-    The driver holds 12 bytes a chunk, which are returned, and 8 a document: ids are compared by hash first, and those
-    that agree in full. While they are put together, it is up to twice as much.
-    All is read from what the shards have left beside their parts, so that a killed run finds the same again.
-    """
-    names = [f"{draft.folder}/{WORK}/{index:05d}.parquet" for index in range(len(pieces))]
-    marks = [_marks(_ids(draft.storage.read_table(name, ["document_id", "index"]))) for name in names]
-    values, counts = np.unique(np.concatenate(marks), return_counts=True)
-    shared = values[counts > 1]
-    del values, counts
-    seen: set[str] = set()
-    drops: dict[int, tuple[np.ndarray, list[dict[str, Any]]]] = {}
-    records, lengths, hashes = draft.finished_shards(), [], []
-    for index, name in enumerate(names):
-        table = draft.storage.read_table(name)
-        repeated = np.zeros(table.num_rows, bool)
-        if np.isin(marks[index], shared).any():
-            repeated, rejects = _repeated(table, seen)
-            if repeated.any() and records[index]["rows_out"] == table.num_rows:  # else it has had its turn
-                drops[index] = repeated, rejects
-        lengths.append(table["num_tokens"].to_numpy()[~repeated])
-        hashes.append(table["hash"].to_numpy()[~repeated])
-    for file, shards in groupby(drops, lambda index: pieces[index].get("file", "")):
-        _number_lines(storage, file, [row for index in shards for row in drops[index][1]])
-    drop_all(draft, drops)
-    return np.concatenate(lengths), np.concatenate(hashes)
-
-
-def _ids(table: pa.Table) -> list[str]:
-    """Of each document once: a document begins at its chunk 0."""
-    return table["document_id"].filter(pa.array(table["index"].to_numpy() == 0)).to_pylist()
-
-
-def _marks(ids: list[str]) -> np.ndarray:
-    return np.fromiter((xxhash.xxh3_64_intdigest(name.encode()) for name in ids), np.uint64, len(ids))
-
-
-def _repeated(table: pa.Table, seen: set[str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """(n,) bool, the chunks of documents that were seen before, and a reject for each such document."""
-    first, again, rejects = table["index"].to_numpy() == 0, [], []
-    for name, where in zip(_ids(table), table["where"].drop_null().to_pylist(), strict=True):
-        again.append(name in seen)
-        seen.add(name)
-        if again[-1]:
-            rejects.append({"id": name, "reason": "repeated_id", "detail": where})
-    return np.asarray(again, bool)[np.cumsum(first) - 1], rejects
 
 
 def _publish(draft: Draft, num_shards: int, found: dict[str, Any]) -> Artifact:

@@ -16,7 +16,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from pipelines import labelled, token_chunks, tokenize
+from pipelines import labelled, token_drops, tokenize
 from quire import artifact, bpe, encoder, tokens
 from quire.artifact import WORK, Draft, Shard
 from quire.seen import Seen
@@ -76,12 +76,12 @@ def test_repeated_chunks_are_found_in_forty_bytes_each_and_the_memory_of_a_shard
         draft = drafted(tmp_path, count, 2_000, chunks)
         for index in range(count):
             table = draft.storage.read_table(f"{draft.folder}/part-{index:05d}.parquet")
-            seen = token_chunks._seen(table, table["document_id"].to_pylist()[::2])
+            seen = token_drops.seen(table, table["document_id"].to_pylist()[::2])
             draft.storage.write_table(f"{draft.folder}/{WORK}/{index:05d}.parquet", seen)
         pieces = [{"file": "a.parquet"}] * count
         tracemalloc.start()
         try:
-            token_chunks._drop_repeated(draft, draft.storage, pieces)
+            token_drops.drop_repeated(draft, draft.storage, pieces)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
