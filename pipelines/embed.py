@@ -8,15 +8,16 @@ as they are. A sample of every shard is encoded again in float32, and the run st
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
 
+from pipelines.embedded_before import Earlier
 from pipelines.shards import gpus, on_a_worker, run_shards, speed
 from quire import (
     artifact,
@@ -28,7 +29,6 @@ from quire import (
     hub,
     ledger,
     sampled,
-    schema,
     token_chunks,
 )
 from quire.artifact import Artifact, Draft, Shard
@@ -80,7 +80,7 @@ def run(settings: EmbedConfig) -> Artifact:
     chunks = artifact.open_artifact(root, "chunks", settings.chunks)
     weights = hub.weights_sha256(hub.model_folder(settings.model, settings.runtime.root))
     inputs = {"chunks": chunks, "model_weights": weights}
-    earlier = _earlier(settings, weights) if settings.reuse else None
+    earlier = Earlier.open(settings, weights) if settings.reuse else None
     if earlier:
         inputs |= {"reuse": earlier.embeddings}
     draft = artifact.begin_step(settings, "embeddings", inputs)
@@ -91,7 +91,7 @@ def run(settings: EmbedConfig) -> Artifact:
     wants["num_gpus"] = gpus(runtime.num_gpus, can_use=True)
     reader = draft.settle("reader", lambda: on_a_worker(_reader, settings, **wants))
     _check_reader(draft, reader, chunks, settings, earlier)
-    shared = _shared(chunks, earlier.embeddings) if earlier else [()] * len(chunks.parts)
+    shared = earlier.shared(chunks) if earlier else [()] * len(chunks.parts)
     run_shards(
         draft,
         list(zip(chunks.parts, shared, strict=True)),
@@ -170,47 +170,6 @@ def _num_rows(chunks: Artifact, max_chunks: int | None) -> int:
     return sum(len(embeddings.spaced(column.to_pylist(), max_chunks)) for column in documents)
 
 
-class Earlier(NamedTuple):
-    """What the corpus was before it grew."""
-
-    chunks: Artifact
-    embeddings: Artifact
-
-
-def _earlier(settings: EmbedConfig, weights: str) -> Earlier:
-    """Raises UserError when its embeddings are not what this recipe would make."""
-    made = artifact.open_artifact(settings.runtime.root, "embeddings", settings.reuse)
-    old, new = made.manifest["recipe"], config.recipe(settings)
-    differing = [key for key in new if key not in ("chunks", "reuse") and old.get(key) != new[key]]
-    if made.manifest["inputs"]["model_weights"] != weights:
-        differing.append("the weights of the model")
-    if differing:
-        raise UserError(f"reuse = {settings.reuse!r}: made with another {', '.join(differing)}; its vectors differ")
-    described = made.manifest["inputs"]["chunks"]
-    chunks = artifact.open_artifact(settings.runtime.root, "chunks", described["name"])
-    if chunks.content != described["content"]:
-        raise UserError(f"reuse = {settings.reuse!r}: chunks {described['name']!r} have been made again since")
-    return Earlier(chunks, made)
-
-
-def _shared(chunks: Artifact, earlier: Artifact) -> list[tuple[int, ...]]:
-    """By part of the chunks, the earlier parts that hold some of its ids."""
-    found = [embeddings.marks(_ids(earlier, part)) for part in earlier.parts]
-    values, parts = np.concatenate(found), np.repeat(np.arange(len(found)), [len(marks) for marks in found])
-    order = np.argsort(values, kind="stable")
-    values, parts = values[order], parts[order]
-    shared = []
-    for part in chunks.parts:
-        marks = embeddings.marks(_ids(chunks, part))
-        places = np.minimum(np.searchsorted(values, marks), len(values) - 1)
-        shared.append(tuple(np.unique(parts[places[values[places] == marks]]).tolist()))
-    return shared
-
-
-def _ids(made: Artifact, part: str) -> list[str]:
-    return made.storage.read_table(part, ["chunk_id"])["chunk_id"].to_pylist()
-
-
 def _reader(settings: EmbedConfig) -> dict[str, Any]:
     """Which precision the model has here, how many tokens it reads, and how many of them no chunk can have."""
     model, prompt, _ = _model(settings)
@@ -280,7 +239,7 @@ def _embedder(
         num_tokens = np.zeros(rows.num_rows, np.int32)
         new = np.arange(rows.num_rows)
         if earlier and shared:
-            new = _taken(rows, earlier, shared, vectors, num_tokens)
+            new = earlier.fill(rows, shared, vectors, num_tokens)
         lowered, truncated = budget.lowered, 0
         for block, tokens, cut in _prepared(model, rows, new, prompt, with_ids):
             truncated += cut
@@ -309,25 +268,6 @@ def _holds_ids(chunks: Artifact, model: Any, prompt: str) -> bool:
     """Whether the chunks hold token ids of this model's tokenizer that may be used as they are."""
     same = chunks.manifest["inputs"].get("tokenizer") == token_chunks.digest(model.tokenizer.backend_tokenizer)
     return same and encoder.takes_ids(model, prompt)
-
-
-def _taken(
-    rows: pa.Table, earlier: Earlier, shared: Sequence[int], vectors: np.ndarray, num_tokens: np.ndarray
-) -> np.ndarray:
-    """Fill in what the earlier embeddings hold; the rows that they do not."""
-    pairs = [
-        (
-            earlier.chunks.storage.read_table(earlier.chunks.parts[number], ["chunk_id", "text"]),
-            earlier.embeddings.storage.read_table(earlier.embeddings.parts[number]),
-        )
-        for number in shared
-    ]
-    tables, places = embeddings.known(rows, pairs)
-    for number, (_, embedded) in enumerate(pairs):
-        there = tables == number
-        vectors[there] = schema.matrix(embedded["embedding"])[places[there]]
-        num_tokens[there] = embedded["num_tokens"].to_numpy()[places[there]]
-    return np.flatnonzero(tables < 0)
 
 
 def _prepared(
