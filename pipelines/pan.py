@@ -182,11 +182,12 @@ def _told(ids: list[str], truth: dict[str, pan.Truth], file: str | None) -> Iter
 def _scorer(made: Artifact, settings: PanConfig) -> Any:
     two_stage = TwoStage.open(made.storage.uri(made.folder), settings.prior)
     untrained = encoder.load_encoder(hub.find_model(settings.untrained))
-    scales, files = _untrained_scales(made, settings), settings.sets()
+    scales = _untrained_scales(made, settings)
+    sets = {name: pan.Problems(file) for name, file in settings.sets().items()}
 
     def process(item: tuple[str, int]) -> Shard:
         which, start = item
-        found = list(pan.problems(files[which], start, start + settings.shard_size))
+        found = sets[which].read(start, start + settings.shard_size)
         pairs = [(problem.a, problem.b) for problem in found]
         matches = two_stage.match(pairs)
         cut = [[matcher.passages(text, two_stage.spec) for text in pair] for pair in pairs]

@@ -31,16 +31,22 @@ class Truth(NamedTuple):
     authors: tuple[str, str]
 
 
-def problems(path: str, start: int = 0, stop: int | None = None) -> Iterator[Problem]:
-    """The problems of the lines [start, stop) of a file, which holds no more than one line in memory.
+class Problems:
+    """The problems of a file by its lines. Going forward, no line is read twice."""
 
-    Raises UserError naming file, line and field.
-    """
-    for where, row in _rows(path, start, stop):
-        pair = _field(row, "pair", list, where)
-        if len(pair) != 2 or not all(isinstance(text, str) and text.strip() for text in pair):
-            raise UserError(f"{where}: pair: expected two texts that are not empty")
-        yield Problem(_id(row, where), *pair)
+    def __init__(self, path: str):
+        self.path, self.next = path, 0
+        self.lines: Iterator[tuple[str, bytes]] | None = None
+
+    def read(self, start: int = 0, stop: int | None = None) -> list[Problem]:
+        """Those of the lines [start, stop). Raises UserError naming file, line and field."""
+        if self.lines is None or start < self.next:
+            self.next, self.lines = 0, _lines(self.path)
+        lines, self.lines = self.lines, None  # an error leaves them nowhere
+        wanted = islice(lines, start - self.next, None if stop is None else stop - self.next)
+        found = [_problem(line, where) for where, line in wanted]
+        self.next, self.lines = start + len(found), lines
+        return found
 
 
 def ids(path: str) -> set[str]:
@@ -82,15 +88,28 @@ def answers(ids: Iterable[str], values: Iterable[float]) -> str:
     return "".join(lines)
 
 
-def _rows(path: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    return ((where, _parsed(line, where)) for where, line in _lines(path))
+
+
+def _lines(path: str) -> Iterator[tuple[str, bytes]]:
+    """Where each line stands, and the line."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file (looked in {Path.cwd()})")
     with (gzip.open if path.endswith(".gz") else open)(path, "rb") as lines:
         try:
-            for number, line in enumerate(islice(lines, start, stop), start=start + 1):
-                yield f"{path}, line {number}", _parsed(line, f"{path}, line {number}")
+            for number, line in enumerate(lines, start=1):
+                yield f"{path}, line {number}", line
         except (EOFError, gzip.BadGzipFile) as error:
             raise UserError(f"{path}: cut off or not gzip ({error}); fetch it again") from error
+
+
+def _problem(line: bytes, where: str) -> Problem:
+    row = _parsed(line, where)
+    pair = _field(row, "pair", list, where)
+    if len(pair) != 2 or not all(isinstance(text, str) and text.strip() for text in pair):
+        raise UserError(f"{where}: pair: expected two texts that are not empty")
+    return Problem(_id(row, where), *pair)
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:

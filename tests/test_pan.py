@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,27 @@ def test_pairs_and_truth_are_read_plain_and_compressed_and_by_ranges(tmp_path: P
     pairs, truths = problems(5)
     for name in ("p.jsonl", "p.jsonl.gz"):
         file = write(tmp_path / name, pairs)
-        found = [*pan.problems(file, 0, 2), *pan.problems(file, 2, 9)]
+        found = [*pan.Problems(file).read(0, 2), *pan.Problems(file).read(2, 9)]
         assert found == [pan.Problem(row["id"], *row["pair"]) for row in pairs] and len(pan.ids(file)) == 5
     told = pan.truth(write(tmp_path / "t.jsonl", truths))
     assert told["p1"] == pan.Truth(True, ("w" + told["p1"].authors[0][1:], told["p1"].authors[0]))
     assert pan.truth(write(tmp_path / "u.jsonl", [{"id": "a", "same": False}]))["a"] == pan.Truth(False, ("a", "a"))
+
+
+def test_going_forward_no_line_of_a_set_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, reads, lines = [f"p{i}" for i in range(9)], [], pan._lines
+    found = pan.Problems(write(tmp_path / "p.jsonl.gz", [{"id": name, "pair": ["x", "y"]} for name in names]))
+
+    def counted(path: str) -> Iterator[tuple[str, bytes]]:
+        for where, line in lines(path):
+            reads.append(where)
+            yield where, line
+
+    monkeypatch.setattr(pan, "_lines", counted)
+    asked = [(0, 2), (4, 6), (8, 12), (12, 14), (2, 4), (4, 5)]  # as a worker among others gets them, then one again
+    told = [[problem.id for problem in found.read(*place)] for place in asked]
+    assert told == [names[slice(*place)] for place in asked]
+    assert len(reads) == len(names) + 5
 
 
 GOOD = {"id": "a", "pair": ["x", "y"]}
@@ -67,7 +84,7 @@ GOOD = {"id": "a", "pair": ["x", "y"]}
 def test_a_broken_line_is_named_by_file_line_and_field(tmp_path: Path, line: object, words: str) -> None:
     file = write(tmp_path / "p.jsonl", [GOOD, line])
     with pytest.raises(UserError, match=f"p.jsonl, {words}"):
-        list(pan.problems(file))
+        pan.Problems(file).read()
 
 
 @pytest.mark.parametrize(
@@ -108,7 +125,7 @@ def test_the_derived_set_is_read_whole() -> None:
     if not SHARED.is_dir():
         pytest.skip(f"no sets at {SHARED}")
     told = pan.truth(str(SHARED / "derived_pairs_truth.jsonl"))
-    found = list(pan.problems(str(SHARED / "derived_pairs.jsonl.gz")))
+    found = pan.Problems(str(SHARED / "derived_pairs.jsonl.gz")).read()
     assert {problem.id for problem in found} == set(told) and len(found) == 400
 
 
