@@ -38,7 +38,7 @@ def auc(
     faster, which the bootstrap needs. `weights` (n,): how often each pair counts. `groups` (n,): couples are of one
     group alone, since scores of several models need not mean the same (Forman & Scholz 2010, SIGKDD Explorations 12).
     """
-    if groups is None:
+    if groups is None or (groups == groups[0]).all():
         right, couples = _couples(labels, scores, weights)
     else:
         of = [groups == group for group in np.unique(groups)]
