@@ -73,7 +73,8 @@ def run(settings: ScoreConfig) -> Artifact:
         "cross_encoder": artifact.open_artifact(root, "models", settings.cross_encoder),
         "untrained_weights": hub.weights_sha256(hub.find_model(settings.untrained)),
     }
-    draft = artifact.begin_step(settings, "predictions", inputs, config.recipe(settings) | {"says": levels.EVIDENCE})
+    recipe = config.recipe(settings) | {levels.SAYS: levels.EVIDENCE}
+    draft = artifact.begin_step(settings, "predictions", inputs, recipe)
     if draft.published:
         return draft.published
     counts = pc.value_counts(inputs["pairs"].read(["split"])["split"]).to_pylist()

@@ -53,7 +53,7 @@ def hopeless(draft: Draft, storage: Storage, pieces: list[Piece], max_bad_share:
 
 
 def check(draft: Draft, source: str | None, max_bad_share: float) -> None:
-    """Raises UserError when more of the records of `source` are bad, or when no chunk is left."""
+    """Raises UserError when more than the share `max_bad_share` of the records is bad, or `source` gives no chunk."""
     totals = draft.totals()
     count, told = _bad(draft, totals)
     if count > max_bad_share * totals["rows_in"]:

@@ -12,13 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from quire.artifact import Artifact
 from quire.calibration import Fusion, Scale
 from quire.certify import Certificate
 from quire.errors import UserError
 from quire.evenly import evenly
 
 EVIDENCE = "beside each text's own, tails drawn in"  # what `evidence` computes; scales of another one do not fit
-STRANGERS = -1.0  # about the mean logit of passages of two books, in every fold of the books (LOG, 2026-11-22)
+STRANGERS = -1.0  # about the mean logit of random passages of two authors: -.7 to -1.2 by fold (LOG, 2026-11-22)
+SAYS = "says"  # the key of that in the recipe of predictions
 _TAIL = 2.0  # beyond which a single logit claims more than it keeps
 
 
@@ -86,13 +88,23 @@ def evidence(between: np.ndarray, within: Sequence[np.ndarray]) -> float:
 
     Passages of some books are far more alike than those of others, which both texts show without a label. So the mean
     logit is told on the way from `STRANGERS`, 0, to what the texts have within themselves, 1: as a cosine is a product
-    in units of both lengths. A single passage a side has nothing within: `drawn_in`.
+    in units of both lengths. A single passage a side has nothing within: `drawn_in`. Neighbours in a row share their
+    overlap, so that stretches have more within than passages spread over a book.
     """
     if len(between) == 1:
         return float(drawn_in(between[0, 0]))
     others = ~np.eye(len(between), dtype=bool)
     own = np.mean([logits[others].mean() for logits in within])
     return float((between.mean() - STRANGERS) / (max(own, 0.0) - STRANGERS))
+
+
+def check_says(made: Artifact) -> None:
+    """Raises UserError for predictions whose scores are not this evidence, by an older or newer `pipelines.score`."""
+    if (says := made.manifest["recipe"].get(SAYS)) != EVIDENCE:
+        raise UserError(
+            f"predictions = {made.name!r}: their scores are {says or 'mean logits'!r}, now they are {EVIDENCE!r}; "
+            "score again under another name, and calibrate with that"
+        )
 
 
 def drawn_in(logits: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ class MatcherSpec:
     max_cross_pairs: int  # cells that the cross-encoder reads
     data_sha256: str = ""  # of the pairs, labels and logits that all this came from
     prior: float = 0.5
-    evidence: str = levels.EVIDENCE  # what the scales are of
+    evidence: str = ""  # what the scales are of
     fingerprint: str = ""
 
     def level(self, k: int = 1) -> Level:
@@ -97,7 +97,8 @@ def load_spec(text: str | bytes) -> MatcherSpec:
     for wrong, what in ((set(values) - names, "unknown"), (names - set(values), "missing")):
         if wrong:
             raise UserError(
-                f"matcher.json: {what} key {sorted(wrong)[0]!r}; it holds {', '.join(sorted(names))}. Calibrate again"
+                f"matcher.json: {what} key {sorted(wrong)[0]!r}; it holds {', '.join(sorted(names))}. Score and "
+                "calibrate again"
             )
     try:
         spec = MatcherSpec(**{**values, "levels": tuple(levels.read(level) for level in values["levels"])})
@@ -114,6 +115,12 @@ def absolute(uri: str) -> str:
     """The address with a local path made absolute, since Ray's workers run in other working directories."""
     storage, folder = _locate(uri)
     return storage.uri(folder) if storage.is_local else uri
+
+
+def is_there(uri: str) -> bool:
+    """Whether a matcher has been made at `uri`. Raises OSError where that cannot be asked."""
+    storage, folder = _locate(uri)
+    return storage.exists(f"{folder}/matcher.json")
 
 
 def open_spec(uri: str) -> MatcherSpec:

@@ -280,7 +280,7 @@ def _author_draws(
     """Places of the pairs that a draw of authors holds, and how often each of all pairs (n,) counts. Some group of a
     draw has a couple of a positive and a negative. Raises UserError where none of all pairs has."""
     if not _any_couple(labels, groups):
-        raise UserError("no group holds both labels: nothing to compare")
+        raise UserError("no fold holds pairs of both labels here: give more pairs, or deal fewer folds")
     names, codes = np.unique(np.concatenate([authors_a, authors_b]).astype(str), return_inverse=True)
     a, b = codes[: len(labels)], codes[len(labels) :]
     draw = np.random.default_rng(seed)

@@ -25,7 +25,6 @@ from ray.serve.handle import DeploymentHandle
 from swagger_ui_bundle import swagger_ui_path
 
 from quire import levels, matcher
-from quire.errors import UserError
 from quire.levels import Question
 from quire.matcher import MatcherSpec, needs_cross
 from quire.views import Rows
@@ -264,11 +263,11 @@ class Ingress:
 
 
 def _has_second_stage(uri: str) -> bool:
-    """Whether the matcher asks a cross-encoder. One that cannot be read from here is taken to: a config may be checked
-    before its matcher is made, and where its bucket cannot be reached; the ingress tells at its start."""
+    """Whether the matcher asks a cross-encoder. One that is not there, or not to be reached from here, is taken to: a
+    config may be checked before its matcher is made; the ingress tells at its start. One that is wrong is told here."""
     try:
-        return matcher.open_spec(uri).has_second_stage
-    except (UserError, OSError):
+        return not matcher.is_there(uri) or matcher.open_spec(uri).has_second_stage
+    except OSError:
         return True
 
 

@@ -43,6 +43,7 @@ def publish_matcher(
     cross = CrossEncoder(build_model(encoder_folder, 64))
     cross.save(root / "models" / "cross")
     spec = matcher.make_spec(
+        evidence=levels.EVIDENCE,
         bi_encoder="models/bi",
         cross_encoder="models/cross",
         bi_encoder_sha256=hub.weights_sha256(root / "models/bi"),

@@ -10,12 +10,13 @@ import pyarrow.compute as pc
 import pytest
 from safetensors.numpy import save_file
 
-from quire import artifact, matcher, metrics, schema
+from quire import artifact, levels, matcher, metrics, schema
 from quire.artifact import Shard
 from quire.errors import UserError
 from trainers import calibrate
 
 RECIPE = {"size": 14, "overlap": 4, "min_chars": 200, "split": {"by": "author"}, "max_cross_pairs": 3}
+RECIPE |= {levels.SAYS: levels.EVIDENCE}
 
 
 def publish(root: Path, kind: str, name: str, table: pa.Table | None = None) -> None:

@@ -11,12 +11,15 @@ from pipelines.score import SYSTEMS
 from quire import artifact, metrics, schema
 from quire.artifact import Artifact, Shard
 from quire.errors import UserError
+from quire.levels import EVIDENCE
 from trainers import cross_validate
 
 FOLDS = ("fold-0", "fold-1", "fold-2")
 
 
-def predictions(root: str, name: str, fold: int, *, masked: bool = False, flipped: bool = False) -> Artifact:
+def predictions(
+    root: str, name: str, fold: int, *, masked: bool = False, flipped: bool = False, says: str = EVIDENCE
+) -> Artifact:
     """Test pairs of six authors of a fold; every fold's scores have a shift of their own. Masked ones know less."""
     draw, rows = np.random.default_rng(fold), []
     for k, count in ((1, 400), (2, 120)):
@@ -36,7 +39,7 @@ def predictions(root: str, name: str, fold: int, *, masked: bool = False, flippe
             rows.append(row | dict.fromkeys(("chunk_a", "chunk_b", "work_a", "work_b"), ""))
     fields = [*schema.PAIRS, pa.field("k", pa.int32()), *(pa.field(f"chars_{side}", pa.int64()) for side in "ab")]
     fields += [pa.field(system, pa.float64()) for system in SYSTEMS]
-    recipe = {"fold": fold, "masked": masked, "flipped": flipped}
+    recipe = {"fold": fold, "masked": masked, "flipped": flipped, "says": says}
     draft = artifact.begin(root, "predictions", name, recipe=recipe, inputs={})
     draft.write_shard(0, Shard(table=pa.Table.from_pylist(rows, schema=pa.schema(fields)), rows_in=len(rows)))
     return draft.publish(num_shards=1)
@@ -104,3 +107,9 @@ def test_masked_predictions_of_other_pairs_are_refused(root: Path) -> None:
         config(root, masked=names[:1])
     with pytest.raises(UserError, match="topic = 'fog'"):
         cross_validate.run(config(root, name="fog", topic="fog"))
+
+
+def test_predictions_of_another_evidence_are_refused(root: Path) -> None:
+    predictions(str(root), "older", 4, says="mean logits")
+    with pytest.raises(UserError, match="predictions = 'older': .* score again under another name"):
+        cross_validate.run(config(root, name="older", predictions=[*FOLDS, "older"]))

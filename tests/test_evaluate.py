@@ -13,7 +13,7 @@ from quire import matcher as books
 from quire.artifact import Artifact, Shard
 from quire.certify import Certificate
 from quire.errors import UserError
-from quire.levels import Level
+from quire.levels import EVIDENCE, Level
 from trainers import evaluate
 
 SYSTEMS = ("bi_encoder", "cross_encoder", "untrained", "word_tfidf")
@@ -42,7 +42,7 @@ def predictions(
     fields = [*schema.PAIRS, pa.field("k", pa.int32()), *(pa.field(f"chars_{side}", pa.int64()) for side in "ab")]
     fields += [pa.field(system, pa.float64()) for system in SYSTEMS]
     draft = artifact.begin(
-        root, "predictions", name, recipe={"names": names, "seed": seed, "levels": levels}, inputs={}
+        root, "predictions", name, recipe={"names": names, "seed": seed, "levels": levels, "says": EVIDENCE}, inputs={}
     )
     draft.write_shard(0, Shard(table=pa.Table.from_pylist(rows, schema=pa.schema(fields)), rows_in=len(rows)))
     return draft.publish(num_shards=1)
@@ -66,6 +66,7 @@ def matcher(root: str, made: Artifact) -> Artifact:
     draft = artifact.begin(root, "models", "m", recipe={}, inputs={"predictions": made})
     draft.storage.write_json(f"{draft.folder}/calibration.json", {"levels": reports})
     spec = books.make_spec(
+        evidence=EVIDENCE,
         **dict.fromkeys(("bi_encoder", "cross_encoder", "bi_encoder_sha256", "cross_encoder_sha256"), ""),
         **dict.fromkeys(("size", "overlap", "min_chars", "max_cross_pairs"), 4),
         **{"prior": 0.4, "objective": "accuracy", "levels": tuple(levels)},

@@ -13,8 +13,10 @@ from test_calibrate import predictions
 from quire import artifact, calibration, matcher
 from quire.artifact import Artifact, Shard
 from quire.errors import UserError
+from quire.levels import EVIDENCE
 from trainers import calibrate
 
+SCORED = {"max_cross_pairs": 3, "says": EVIDENCE}
 CUT = {"size": 14, "overlap": 4, "min_chars": 200, "split": {"by": "author"}}
 MODEL = {"steps": 90}
 
@@ -49,7 +51,7 @@ def fold(root: Path, number: int, **changes: Any) -> pa.Table:
     cut = chunks(root, f"c{number}", texts)
     models = {role: model(root, f"{role}-{number}", cut, **changes) for role in ("bi_encoder", "cross_encoder")}
     inputs = {"chunks": cut, **models}
-    draft = artifact.begin(str(root), "predictions", f"p{number}", recipe={"max_cross_pairs": 3}, inputs=inputs)
+    draft = artifact.begin(str(root), "predictions", f"p{number}", recipe=SCORED, inputs=inputs)
     draft.write_shard(0, Shard(table=pairs, rows_in=pairs.num_rows))
     draft.publish()
     return pairs
@@ -108,7 +110,7 @@ def test_an_author_in_two_folds_and_a_fold_without_test_pairs_are_refused(root: 
         role: artifact.open_artifact(str(root), "models", f"{role}-0") for role in ("bi_encoder", "cross_encoder")
     }
     inputs["chunks"] = artifact.open_artifact(str(root), "chunks", "c0")
-    draft = artifact.begin(str(root), "predictions", "p3", recipe={"max_cross_pairs": 3}, inputs=inputs)
+    draft = artifact.begin(str(root), "predictions", "p3", recipe=SCORED, inputs=inputs)
     untested = pairs[0].set_column(pairs[0].column_names.index("split"), "split", pa.array(["train"] * 240))
     draft.write_shard(0, Shard(table=untested, rows_in=240))
     draft.publish()

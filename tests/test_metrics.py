@@ -130,7 +130,7 @@ def test_couples_of_one_group_alone_are_compared() -> None:
 
 def test_groups_without_a_couple_are_refused_rather_than_drawn_for_ever() -> None:
     labels, authors = np.asarray([1, 1, 0, 0]), ["a", "b", "c", "d"]
-    with pytest.raises(UserError, match="no group holds both labels"):
+    with pytest.raises(UserError, match="no fold holds pairs of both labels"):
         metrics.author_bootstrap(labels, np.arange(4), authors, authors, groups=labels)
 
 

@@ -165,7 +165,7 @@ def test_a_matcher_that_is_not_there_is_named_with_its_whole_path(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"treshold": 1}, "unknown key 'treshold'.*Calibrate again"),
+        ({"treshold": 1}, "unknown key 'treshold'.*calibrate again"),
         ({"prior": 0.1}, "does not|do not|fingerprint"),
         ({"evidence": "mean logit"}, "another evidence, 'mean logit'; score and calibrate again"),
         ({"levels": [{"k": 1}]}, "calibrate again"),

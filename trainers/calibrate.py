@@ -110,6 +110,7 @@ def run(settings: CalibrateConfig) -> Artifact:
     if draft.published:
         return draft.published
     for made in scored:
+        levels.check_says(made)
         _check_scored(made, inputs, by_fold=bool(settings.by_fold))
     if settings.by_fold:
         folds.check_models(scored, {role: inputs[role] for role in folds.ROLES})
@@ -325,6 +326,7 @@ def _spec(inputs: dict[str, Artifact], settings: CalibrateConfig, **fitted: Any)
     recipe = inputs["chunks"].manifest["recipe"]
     models = {key: inputs[key] for key in ("bi_encoder", "cross_encoder")}
     return matcher.make_spec(
+        evidence=levels.EVIDENCE,
         **{key: model.folder for key, model in models.items()},
         **{f"{key}_sha256": hub.weights_sha256(model.local()) for key, model in models.items()},
         **{key: recipe[key] for key in ("size", "overlap", "min_chars")},

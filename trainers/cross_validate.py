@@ -7,9 +7,10 @@ none of its authors. What is calibrated for a fold, at every level, is fitted on
 (cross-fitting), so no pair has a part in its own scale. All folds' pairs are then told as `trainers.evaluate` tells
 those of one split: single-chunk strata, pair types, a curve over chunks a side, intervals over all authors.
 
-Every AUC compares pairs of one fold alone: each fold has a model of its own, and how far their scores lie apart says
-nothing of either (Forman & Scholz 2010, SIGKDD Explorations 12). Probabilities are one answer, so what is measured of
-them (Brier, ECE, Cllr, PAN) is measured over all pairs. Decisions are those of probability .5.
+Every AUC, but that within PAN's mean, compares pairs of one fold alone: each fold has a model of its own, and how far
+their scores lie apart says nothing of either (Forman & Scholz 2010, SIGKDD Explorations 12). Probabilities are one
+answer, so what is measured of them (Brier, ECE, Cllr, PAN) is measured over all pairs. So do average precision and the
+curves: they are of all folds together. Decisions are those of probability .5.
 """
 
 from typing import Any, Literal, Self
@@ -70,6 +71,8 @@ def run(settings: CrossValidateConfig) -> Artifact:
     draft = artifact.begin_step(settings, "reports", inputs)
     if draft.published:
         return draft.published
+    for made in (*scored, *masked):
+        levels.check_says(made)
     every = [folds.tested(made) for made in scored]
     folds.check_apart(settings.predictions, every)
     draws = {"num_samples": settings.num_bootstraps, "seed": settings.seed}

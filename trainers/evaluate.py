@@ -10,7 +10,6 @@ single chunks; where the matcher has further levels, AUC, ECE and Brier stand ag
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,17 +164,17 @@ def _curve(test: pa.Table, made: Artifact, settings: EvaluateConfig) -> level_cu
 def curve(
     by_level: dict[int, tuple[pa.Table, Scores]],
     draws: dict[str, int],
-    groups: Mapping[int, np.ndarray | None] = MappingProxyType({}),
+    groups: Mapping[int, np.ndarray] | None = None,
 ) -> level_curve.Curve:
     """How good every system is at each level, from its pairs and what is said of them. `groups`: as in `Measure`, of
     each level."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for k, (table, scores) in by_level.items():
-        labels, authors = table["label"].to_numpy(), _authors(table)
+        labels, authors, of = table["label"].to_numpy(), _authors(table), groups and groups[k]
         for system, values in scores.rankings.items():
             found.setdefault(matcher_report.title(system), {})[str(k)] = {
-                "auc": metrics.auc(labels, values, groups=groups.get(k)),
-                "auc_interval": list(metrics.author_bootstrap(labels, values, *authors, groups=groups.get(k), **draws)),
+                "auc": metrics.auc(labels, values, groups=of),
+                "auc_interval": list(metrics.author_bootstrap(labels, values, *authors, groups=of, **draws)),
                 **metrics.quality(labels, scores.probabilities[system]),
                 "num_positives": int(labels.sum()),
                 "num_negatives": int((1 - labels).sum()),
@@ -233,8 +232,10 @@ def decisions_on(test: pa.Table, made: Artifact) -> list[dict[str, Any]]:
 
 
 def _check_models(inputs: dict[str, Artifact]) -> None:
-    """The scales hold for the very models that they were fitted to."""
+    """The scales hold for the very models that they were fitted to, and for what those say now."""
     for scored in ("predictions", "masked"):
+        if scored in inputs:
+            levels.check_says(inputs[scored])
         for role in ("bi_encoder", "cross_encoder"):
             used, fitted = (
                 inputs[name].manifest["inputs"].get(role) if name in inputs else None for name in (scored, "matcher")
