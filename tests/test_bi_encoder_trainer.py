@@ -11,101 +11,33 @@ import pyarrow.compute as pc
 import pytest
 import tiny_matcher
 import torch
+from bi_encoder_training import (
+    BY_AUTHOR,
+    EVERYTHING,
+    further,
+    make_root,
+    plant_mined,
+    settings,
+    task,
+    teach_settings,
+    train,
+)
 from safetensors.torch import load_file
 
 from pipelines import teach
-from quire import artifact, bi_encoder, cross_encoder, encoder, hub, loop, proper_names, training_sets
+from quire import artifact, bi_encoder, cross_encoder, encoder, hub, proper_names
 from quire.errors import UserError
-from trainers.bi_encoder import CONFIG, BiEncoderConfig, BiEncoderTask, check_workers, inputs, run
+from trainers.bi_encoder import inputs, run
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, encoder_folder: str) -> str:
-    """The corpus, a bi-encoder and a cross-encoder as models, the teacher's logits, and a negatives artefact."""
-    folder = tmp_path_factory.mktemp("matcher")
-    made = tiny_matcher.corpus(folder)
-    torch.manual_seed(0)
-    models = {
-        "first": bi_encoder.BiEncoder(
-            bi_encoder.build_encoder(encoder_folder, pooling="mean", max_seq_length=48), bi_encoder.PairHead(32, 16)
-        ),
-        "cross": cross_encoder.CrossEncoder(cross_encoder.build_model(encoder_folder, 64)),
-    }
-    for name, model in models.items():
-        draft = artifact.begin(str(folder), "models", name, recipe={"name": name}, inputs={})
-        with draft.storage.local_folder(draft.folder) as target:
-            model.save(target)
-        draft.publish()
-    taught(str(folder))
-    tiny_matcher.publish(folder, "negatives", made["pairs"].read(["pair_id"]))
-    tiny_matcher.author_pairs(folder, made["chunks"])
-    return str(folder)
-
-
-def teach_settings(root: str, name: str = "taught") -> teach.TeachConfig:
-    made = teach.TeachConfig(name=name, chunks="tiny", pairs="tiny", cross_encoder="cross", shard_size=40)
-    return made.model_copy(update={"runtime": made.runtime.model_copy(update={"root": root})})
-
-
-def taught(root: str, name: str = "taught") -> artifact.Artifact:
-    """As `pipelines.teach` makes it, in this process."""
-
-    def run_shards(draft, items, make, arguments, **_) -> None:
-        process = make(*arguments)
-        for index, item in enumerate(items):
-            draft.write_shard(index, process(item))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teach, "run_shards", run_shards)
-        return teach.run(teach_settings(root, name))
-
-
-def settings(root: str, model: str, runtime: dict | None = None, **changes: object) -> BiEncoderConfig:
-    optimisation = {"max_steps": 4, "learning_rate": 1e-3, "eval_every": 4, "checkpoint_every": 4, "metric": "auc"}
-    values = {
-        "name": "m",
-        **dict.fromkeys(("chunks", "pairs", "neighbors"), "tiny"),
-        "model": model,
-        "max_seq_length": 48,
-        "works_per_batch": 4,
-        "chunks_per_work": 3,
-        "head_size": 16,
-        "loop": {**optimisation, "higher_is_better": True},
-        "runtime": {"root": root, **(runtime or {})},
-        **changes,
-    }
-    return CONFIG.model_validate(values)
-
-
-EVERYTHING = {
-    "pooling": "attention",
-    "negatives": "tiny",
-    "num_hard_negatives": 2,
-    "teacher": "taught",
-    "distill_pairs": 6,
-    "adversary_weight": 0.1,
-}
+    return make_root(tmp_path_factory.mktemp("matcher"), encoder_folder)
 
 
 @pytest.fixture
 def mined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mined negatives, planted."""
-    monkeypatch.setattr(
-        training_sets,
-        "mined_negatives",
-        lambda chunks, negatives, split, relative_margin: {} if relative_margin else tiny_matcher.mined(chunks),
-        raising=False,
-    )
-
-
-def task(settings: BiEncoderConfig) -> BiEncoderTask:
-    torch.manual_seed(settings.loop.seed)
-    return BiEncoderTask(settings)
-
-
-def train(made: BiEncoderTask, folder: Path) -> list[dict]:
-    draft = artifact.begin(str(folder), "models", "m", recipe={}, inputs={})
-    return loop.train(made, made.settings.loop, draft, log=lambda record: None).history
+    plant_mined(monkeypatch)
 
 
 def test_the_teacher_says_once_of_every_training_pair_what_the_cross_encoder_says_of_it(root: str) -> None:
@@ -232,9 +164,6 @@ def test_the_default_recipe_has_none_of_it(root: str, encoder_folder: str) -> No
     assert inputs(made.settings).keys() == {"chunks", "pairs", "neighbors", "model_weights"}
 
 
-BY_AUTHOR = {"positives": "author", "pairs": "by-author", "views": (), "pair_weight": 0.0, "mask_names": True}
-
-
 def test_by_author_a_batch_says_who_wrote_what_and_the_head_only_follows_the_cosine(
     root: str, encoder_folder: str, tmp_path: Path
 ) -> None:
@@ -311,46 +240,6 @@ def test_a_share_of_the_batches_is_masked_on_every_rank_alike(
     assert not any(never._is_masked(step, 0) for step in range(100)) and not never.bi.views.masked_apart
 
 
-def test_a_margin_without_mined_negatives_is_refused(root: str, encoder_folder: str) -> None:
-    with pytest.raises(ValueError, match=r"relative_margin = 0\.1: of mined negatives"):
-        settings(root, encoder_folder, relative_margin=0.1)
-
-
-def test_a_margin_below_that_of_mining_or_that_leaves_nothing_is_refused(
-    root: str, encoder_folder: str, mined: None
-) -> None:
-    pairs = artifact.open_artifact(root, "pairs", "tiny").read(["pair_id"])
-    draft = artifact.begin(root, "negatives", "near", recipe={"relative_margin": 0.1}, inputs={})
-    draft.write_shard(0, artifact.Shard(table=pairs, rows_in=pairs.num_rows))
-    draft.publish(num_shards=1)
-    assert "negatives" in inputs(settings(root, encoder_folder, negatives="near", relative_margin=0.1))
-    with pytest.raises(UserError, match=r"relative_margin = 0\.05: negatives 'near' were mined with 0\.1; ask for"):
-        inputs(settings(root, encoder_folder, negatives="near", relative_margin=0.05))
-    with pytest.raises(UserError, match=r"none for a training chunk of 'tiny' with relative_margin = 0\.2; lower it"):
-        task(settings(root, encoder_folder, negatives="near", relative_margin=0.2))
-
-
-def test_masked_batches_need_weights_for_masked_texts_in_the_model_that_is_trained_further(root: str) -> None:
-    words = {"views": ("words",)}
-    with pytest.raises(UserError, match=r"mask_share = 0\.5: the views of start = 'first' have no weights for masked"):
-        inputs(further(root, mask_share=0.5, **words))
-    assert "start" in inputs(further(root, mask_share=0.5)) and "start" in inputs(further(root, **words))
-
-
-def test_masked_batches_beside_masked_names_are_refused(root: str, encoder_folder: str) -> None:
-    with pytest.raises(ValueError, match="mask_share = 0.5: mask_names masks all there is"):
-        settings(root, encoder_folder, mask_share=0.5, mask_names=True)
-
-
-def test_pairs_and_positives_must_agree_and_what_tells_books_apart_is_refused(root: str, encoder_folder: str) -> None:
-    with pytest.raises(UserError, match="positives = 'author': pairs 'tiny' have positives by work"):
-        inputs(settings(root, encoder_folder, positives="author"))
-    with pytest.raises(UserError, match="positives = 'work': pairs 'by-author' have positives by author"):
-        inputs(settings(root, encoder_folder, pairs="by-author"))
-    with pytest.raises(ValueError, match="teacher = 'taught': tells books apart"):
-        settings(root, encoder_folder, **BY_AUTHOR, teacher="taught")
-
-
 def test_all_pairs_in_blocks_are_all_pairs(root: str, encoder_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = task(settings(root, encoder_folder)).module.double()
     torch.nn.init.normal_(module.head.out.weight)
@@ -363,10 +252,6 @@ def test_all_pairs_in_blocks_are_all_pairs(root: str, encoder_folder: str, monke
         logits.square().sum().backward()
         found.append((logits.detach(), given.grad))
     torch.testing.assert_close(found[0], found[1])
-
-
-def further(root: str, **changes: object) -> BiEncoderConfig:
-    return settings(root, hub.MINILM, **{"start": "first", "views": (), "max_seq_length": 40, **changes})
 
 
 def test_training_goes_on_from_a_trained_bi_encoder_and_refuses_another_shape(root: str) -> None:
@@ -387,11 +272,6 @@ def test_training_goes_on_from_a_trained_bi_encoder_and_refuses_another_shape(ro
             task(further(root, **change))
 
 
-def test_a_pretrained_model_beside_one_to_go_on_from_is_refused(root: str, encoder_folder: str) -> None:
-    with pytest.raises(ValueError, match=f"model = '{encoder_folder}': start = 'first' is trained further"):
-        settings(root, encoder_folder, start="first")
-
-
 def test_what_goes_on_needs_no_training_pairs_which_a_beginning_fits_its_head_to(
     root: str, encoder_folder: str
 ) -> None:
@@ -400,26 +280,6 @@ def test_what_goes_on_needs_no_training_pairs_which_a_beginning_fits_its_head_to
     assert task(further(root, pairs="judged")).batch(0, 0, 0, 1)["input_ids"].shape[0] == 12
     with pytest.raises(UserError, match="no pair in split 'train'"):
         task(settings(root, encoder_folder, pairs="judged"))
-
-
-def test_predictions_that_are_not_a_teachers_or_about_other_chunks_are_refused(
-    root: str, encoder_folder: str, tmp_path: Path
-) -> None:
-    pairs = artifact.open_artifact(root, "pairs", "tiny").read()
-    tiny_matcher.publish(root, "predictions", pairs, "scores")
-    with pytest.raises(UserError, match="teacher = 'scores': these predictions are not of pipelines.teach"):
-        task(settings(root, encoder_folder, teacher="scores"))
-    shutil.copytree(root, tmp_path / "root")
-    shutil.rmtree(tmp_path / "root" / "chunks")
-    other = artifact.open_artifact(root, "chunks", "tiny").read()
-    tiny_matcher.publish(tmp_path / "root", "chunks", other.slice(0, other.num_rows - 1))
-    with pytest.raises(UserError, match="teacher = 'taught': it judged pairs of other chunks"):
-        task(settings(str(tmp_path / "root"), encoder_folder, teacher="taught"))
-
-
-def test_sizes_that_workers_cannot_share_are_refused(root: str, encoder_folder: str) -> None:
-    with pytest.raises(UserError, match="distill_pairs = 6: does not divide by 4 workers"):
-        check_workers(settings(root, encoder_folder, **EVERYTHING), 4)
 
 
 @pytest.mark.ray  # needs no Ray, but half a minute of compiling
