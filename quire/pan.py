@@ -35,17 +35,17 @@ class Problems:
     """The problems of a file by its lines. Going forward, no line is read twice."""
 
     def __init__(self, path: str):
-        self.path, self.next = path, 0
-        self.lines: Iterator[tuple[str, bytes]] | None = None
+        self.path, self._next = path, 0
+        self._lines: Iterator[tuple[str, bytes]] | None = None
 
     def read(self, start: int = 0, stop: int | None = None) -> list[Problem]:
         """Those of the lines [start, stop). Raises UserError naming file, line and field."""
-        if self.lines is None or start < self.next:
-            self.next, self.lines = 0, _lines(self.path)
-        lines, self.lines = self.lines, None  # an error leaves them nowhere
-        wanted = islice(lines, start - self.next, None if stop is None else stop - self.next)
+        if self._lines is None or start < self._next:
+            self._next, self._lines = 0, _lines(self.path)
+        lines, self._lines = self._lines, None  # an error leaves them nowhere
+        wanted = islice(lines, start - self._next, None if stop is None else stop - self._next)
         found = [_problem(line, where) for where, line in wanted]
-        self.next, self.lines = start + len(found), lines
+        self._next, self._lines = start + len(found), lines
         return found
 
 
