@@ -1,4 +1,4 @@
-"""Pairs to predictions: what every system says of the calibration and test pairs, one logit each.
+"""Pairs to predictions: what every system says of the calibration and test pairs, one score each.
 
     python -m pipelines.score pipelines/experiments/books/score.toml [key=value ...]
 
@@ -6,9 +6,9 @@ With `mask_names` every system reads the same pairs with the names in them maske
 Systems: bi_encoder, cross_encoder, untrained (cosine of the pretrained encoder), and the classical baselines: cosines
 of single views, a logistic regression over all of them.
 
-With `levels` also pairs of stretches of so many chunks (`quire.stretches`), as rows of their own `k`: the mean over all
-pairs of their chunks, for the bi-encoder beside what each side has within itself (`quire.levels.evidence`), and for the
-cross-encoder over the few that `quire.levels.cells` chooses by the bi-encoder.
+With `levels` also pairs of longer texts (`quire.stretches`), of which so many evenly spaced chunks are read, as rows of
+their own `k`: the mean over all pairs of these, for the bi-encoder beside what each side has within itself
+(`quire.levels.evidence`), and for the cross-encoder over the few that `quire.levels.cells` chooses by the bi-encoder.
 """
 
 from typing import Any, Self
@@ -24,12 +24,14 @@ from quire.artifact import Artifact, Shard
 from quire.bi_encoder import BiEncoder
 from quire.cross_encoder import CrossEncoder
 from quire.errors import UserError
+from quire.evenly import evenly
 from quire.stretches import stretches, told
 from quire.training_sets import PairSet
 
 SYSTEMS = ("bi_encoder", "cross_encoder", "untrained", *baselines.NAMES)
 LENGTHS = ("chars_a", "chars_b")  # of the texts as they are, names and all
-COLUMNS = (*schema.PAIRS.names, "k", *LENGTHS, *SYSTEMS)
+NUMS = ("num_a", "num_b")  # chunks of the texts, of which k are read
+COLUMNS = (*schema.PAIRS.names, "k", *NUMS, *LENGTHS, *SYSTEMS)
 SPLITS = ("calibration", "test")
 
 
@@ -43,7 +45,9 @@ class ScoreConfig(config.Config):
     cross_encoder: str
     untrained: str = hub.MINILM
     mask_names: bool = Field(default=False, description="every name becomes one word, for every system")
-    levels: tuple[int, ...] = Field(default=(1,), description="chunks a side: single pairs, and pairs of stretches")
+    levels: tuple[int, ...] = Field(
+        default=(1,), description="chunks read of a side: single pairs, and pairs of stretches"
+    )
     num_level_pairs: int = Field(default=200, gt=0, description="pairs of stretches a level and split")
     max_cross_pairs: int = Field(
         default=4, gt=0, description="pairs of chunks that the cross-encoder reads of two texts"
@@ -64,7 +68,7 @@ CONFIG = ScoreConfig
 
 
 def run(settings: ScoreConfig) -> Artifact:
-    """Make the `predictions` artefact: the pair columns, `k`, lengths, and one logit column per system."""
+    """Make the `predictions` artefact: the pair columns, `k`, lengths, and one column of scores per system."""
     root = settings.runtime.root
     inputs = {
         "chunks": artifact.open_artifact(root, "chunks", settings.chunks),
@@ -157,6 +161,8 @@ class Scorer:
         for name, texts in zip(LENGTHS, (whole_a, whole_b), strict=True):
             table = table.append_column(name, pa.array(map(len, texts), pa.int64()))
         table = table.append_column("k", pa.array(np.ones(len(a)), pa.int32()))
+        for name in NUMS:
+            table = table.append_column(name, pa.array(np.ones(len(a)), pa.int64()))
         vectors = encoder.encode(self.untrained, [*a, *b])
         logits = {
             "bi_encoder": levels.drawn_in(self.bi.score(a, b)),
@@ -168,10 +174,9 @@ class Scorer:
     def _stretches(self, table: pa.Table) -> pa.Table:
         """Pairs of stretches with what every system says of them. Each chunk is read once, however many pairs it is in;
         the cross-encoder reads each chosen pair of chunks once."""
-        sizes = table["k"].to_pylist()
         sides = [
-            [np.arange(first, first + k) for first, k in zip(table[side].to_pylist(), sizes, strict=True)]
-            for side in ("row_a", "row_b")
+            [first + evenly(num, k) for first, num, k in zip(*table.select(columns).to_pydict().values(), strict=True)]
+            for columns in (("row_a", "num_a", "k"), ("row_b", "num_b", "k"))
         ]
         distinct = np.unique(np.concatenate([rows for side in sides for rows in side]))
         _, texts = self._texts(distinct)

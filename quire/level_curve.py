@@ -14,9 +14,10 @@ Curve = Mapping[str, Mapping[str, Mapping[str, Any]]]
 FINAL = "two-stage"  # the system whose probabilities are the answer
 TITLE = "By chunks a side"
 HOW = (
-    "k chunks in a row on either side, drawn around the pairs of single chunks: the mean score of all k x k cells, for "
-    "the bi-encoder beside what each side has within itself, for the cross-encoder of those few that it reads. Every "
-    "level has a scale of its own, fitted on calibration pairs of as many chunks. A level above 1 has fewer pairs."
+    "Texts around the pairs of single chunks, of which k evenly spaced chunks are read: the shorter one has less than "
+    "the next k, at the last k both are of any length up to half a book. The mean score of all k x k cells, for the "
+    "bi-encoder beside what each side has within itself, for the cross-encoder of those few that it reads. Every level "
+    "has a scale of its own, fitted on calibration pairs of its own. A level above 1 has fewer pairs."
 )
 _OF_FINAL = {"Brier": "brier", "ECE": "ece"}
 

@@ -178,15 +178,16 @@ def question(spec: MatcherSpec, a: Sequence[str], b: Sequence[str]) -> Question:
 
 
 def needs_cross(bi_scale: Scale, prefilter: float, bi_logits: np.ndarray) -> np.ndarray:
-    """Which pairs (n,) bool the second stage has to look at, by their bi-encoder logits (n,); none where it was
-    calibrated to no weight."""
+    """Which pairs (n,) bool the second stage has to look at, by the bi-encoder's evidence (n,), `levels.evidence`; none
+    where it was calibrated to no weight."""
     return bi_scale.probability(bi_logits) >= prefilter
 
 
 def two_stage(
     bi_scale: Scale, fusion: Fusion, prefilter: float, bi_logits: np.ndarray, cross_logits: np.ndarray
 ) -> np.ndarray:
-    """Probabilities (n,) float64 of pairs by the logits (n,) of both stages; here alone stands the rule.
+    """Probabilities (n,) float64 of pairs by what both stages say of them, (n,) each: the bi-encoder's evidence and the
+    cross-encoder's mean logit. Here alone stands the rule.
 
     Below the prefilter the bi-encoder's probability is final, else the cross-encoder's, which weighs its own logit
     with the bi-encoder's. Both are calibrated on the same pairs. A cross-encoder logit that nobody asked for is NaN;
@@ -219,7 +220,7 @@ def decide(
     prior: float | None = None,
     calibrated: Sequence[bool] | None = None,
 ) -> list[Match]:
-    """The answers for n pairs by their logits (n,), as in `two_stage`, at a prior (default: the spec's).
+    """The answers for n pairs by what both stages say (n,), as in `two_stage`, at a prior (default: the spec's).
 
     `k` (n,): the level of each pair (default: single passages). `calibrated` (n,): whether each pair is as those that
     the level's scales were fitted on (default: all are).

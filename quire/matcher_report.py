@@ -28,7 +28,7 @@ SB_SA_DA = (
     "SB: two passages of the same book; SA: of two books of the same author; DA: of books of different authors, drawn "
     "at random. AUC with its 95 % interval over authors. A system that knows books by their authors alone would have "
     "SB vs SA near .5; one that knows authors has SA vs DA above it. Where names are masked, baselines were fitted on "
-    "masked training texts, the models on texts as they are."
+    "masked training texts; the models are those that read the texts as they are."
 )
 
 

@@ -58,11 +58,16 @@ def _couples(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None)
     return np.sum(new_positives * (negatives - new_negatives / 2)), positives[-1] * negatives[-1]
 
 
-def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
+def average_precision(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray | None = None) -> float:
     """The mean precision at each positive of the ranking by scores (n,), equal scores being one step of it.
 
-    As scikit-learn's average_precision_score gives it, without the checks, which take most of its time.
+    As scikit-learn's average_precision_score gives it, without the checks, which take most of its time. `groups` (n,):
+    as in `auc`; each positive is ranked among the pairs of its group.
     """
+    if groups is not None and (groups != groups[0]).any():
+        of = [groups == group for group in np.unique(groups[labels.astype(bool)])]
+        each = [(average_precision(labels[o], scores[o]), np.count_nonzero(labels[o])) for o in of]
+        return float(sum(value * count for value, count in each) / sum(count for _, count in each))
     order = np.argsort(-scores, kind="stable")
     last_of_ties = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     positives = np.cumsum(labels[order])[last_of_ties]
@@ -176,7 +181,7 @@ def metrics(
 
     `prior`: as in `log_likelihood_ratio_cost`. `ranking` (n,): the scores behind the probabilities, by which `auc` and
     `average_precision` rank; a scale that the calibration pairs refused makes one probability of them all. `groups`
-    (n,): as in `auc`, for that alone.
+    (n,): as in `auc`, for these two.
     """
     labels, probabilities = check(labels, probabilities)
     ranking = probabilities if ranking is None else ranking
@@ -187,7 +192,7 @@ def metrics(
     official = pan(labels, probabilities)
     return {
         "auc": auc(labels, ranking, groups=groups),
-        "average_precision": average_precision(labels, ranking),
+        "average_precision": average_precision(labels, ranking, groups),
         "f1": 2 * true_positive / (2 * true_positive + false_positive + false_negative),
         "accuracy": (true_positive + true_negative) / len(labels),
         "balanced_accuracy": (recall + true_negative / (true_negative + false_positive)) / 2,
@@ -279,7 +284,7 @@ def _author_draws(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Places of the pairs that a draw of authors holds, and how often each of all pairs (n,) counts. Some group of a
     draw has a couple of a positive and a negative. Raises UserError where none of all pairs has."""
-    if not _any_couple(labels, groups):
+    if not any_couple(labels, groups):
         raise UserError("no fold holds pairs of both labels here: give more pairs, or deal fewer folds")
     names, codes = np.unique(np.concatenate([authors_a, authors_b]).astype(str), return_inverse=True)
     a, b = codes[: len(labels)], codes[len(labels) :]
@@ -288,11 +293,12 @@ def _author_draws(
         drawn = np.bincount(draw.integers(len(names), size=len(names)), minlength=len(names))
         weights = np.where(a == b, drawn[a], drawn[a] * drawn[b]).astype(np.float64)
         present = np.flatnonzero(weights)
-        if _any_couple(labels[present], groups[present]):
+        if any_couple(labels[present], groups[present]):
             num_samples -= 1
             yield present, weights
 
 
-def _any_couple(labels: np.ndarray, groups: np.ndarray) -> bool:
+def any_couple(labels: np.ndarray, groups: np.ndarray) -> bool:
+    """Whether some group holds a positive and a negative."""
     positives = groups[labels.astype(bool)]
     return bool(np.isin(positives, groups[~labels.astype(bool)]).any())

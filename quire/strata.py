@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from quire.errors import UserError
-from quire.metrics import auc
+from quire.metrics import any_couple, auc
 
 CALIPER = 0.05  # of the topic score's deviation; Austin 2011 (Pharmaceutical Statistics 10) finds 0.2 narrow enough
 COLUMNS = ("label", "negative_type", "distance", "chars_a", "chars_b", "author_a", "author_b")
@@ -23,14 +23,16 @@ class Stratum(NamedTuple):
     rows: np.ndarray  # (n,) bool
     classes: np.ndarray  # (n,) bool
 
-    @property
-    def is_measurable(self) -> bool:
-        """Both classes are there."""
-        return 0 < np.count_nonzero(self.classes[self.rows]) < np.count_nonzero(self.rows)
+    def is_measurable(self, groups: np.ndarray) -> bool:
+        """Both classes are there, in one of the groups (n,) at least."""
+        return any_couple(self.classes[self.rows], groups[self.rows])
 
 
-def strata(table: pa.Table, topic: np.ndarray) -> dict[str, Stratum]:
+def strata(table: pa.Table, topic: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Stratum]:
     """The strata of a table of predictions, in the order of a report; those without both classes are left out.
+
+    `groups` (n,): which model scored a pair; both classes must be there in one of them.
+
 
     All pairs; all positives against each type of negative; near and far positives (up to the median distance, and
     beyond it) against all negatives; the pairs whose shorter text is of the shortest, middle and longest third; and
@@ -60,7 +62,7 @@ def strata(table: pa.Table, topic: np.ndarray) -> dict[str, Stratum]:
     found["long"] = Stratum(f"Long texts (over {upper:,} characters)", length > upper, labels)
     matched = topic_matched(labels, topic, by_others(table))
     found["topic_matched"] = Stratum("Another author, topic matched", matched, labels)
-    return {name: stratum for name, stratum in found.items() if stratum.is_measurable}
+    return _measurable(found, groups)
 
 
 def negative_types(table: pa.Table) -> np.ndarray:
@@ -97,8 +99,8 @@ def topic_matched(labels: np.ndarray, topic: np.ndarray, negatives: np.ndarray, 
     return chosen
 
 
-def pair_types(table: pa.Table) -> dict[str, Stratum]:
-    """The three comparisons of three pair types, as far as they can be made.
+def pair_types(table: pa.Table, groups: np.ndarray | None = None) -> dict[str, Stratum]:
+    """The three comparisons of three pair types, as far as they can be made; `groups` (n,): as in `strata`.
 
     SB: the same book; SA: the same author's other book; DA: a random book of another author. SA against DA has the
     pairs of one author as positives: what a system knows of authors, books apart.
@@ -109,7 +111,15 @@ def pair_types(table: pa.Table) -> dict[str, Stratum]:
         f"{one} vs {other}": Stratum(f"{one} vs {other}", of[one] | of[other], of[one])
         for one, other in (("SB", "DA"), ("SB", "SA"), ("SA", "DA"))
     }
-    return {name: stratum for name, stratum in made.items() if stratum.is_measurable}
+    return _measurable(made, groups)
+
+
+def _measurable(found: dict[str, Stratum], groups: np.ndarray | None) -> dict[str, Stratum]:
+    return {
+        name: stratum
+        for name, stratum in found.items()
+        if stratum.is_measurable(np.zeros(len(stratum.rows), int) if groups is None else groups)
+    }
 
 
 def described(found: Mapping[str, Stratum], topic: np.ndarray) -> dict[str, dict[str, Any]]:

@@ -1,11 +1,14 @@
-"""Pairs of stretches, k chunks in a row on either side, drawn around the frozen pairs of single chunks.
+"""Pairs of stretches, chunks in a row on either side of which k are read, drawn around the pairs of single chunks.
 
 A pair of stretches keeps the works, the label and the type of its pair, so that what is measured with k chunks a side
-is measured of the same books. Shape letters: n chunks, p frozen pairs.
+is measured of the same books. Stretches are of the lengths that a matcher answers at level k (`levels.question`): the
+shorter one has less chunks than the next level, the other may be as long as its book allows. Shape letters: n chunks,
+p frozen pairs.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from quire import embeddings, schema
+from quire.embeddings import marks
 from quire.errors import UserError
 from quire.works import MIN_GAP, documents, first_apart
 
@@ -23,6 +27,8 @@ SCHEMA = pa.schema(
         ("k", pa.int32()),
         ("row_a", pa.int64()),  # of the first chunk in the chunk table
         ("row_b", pa.int64()),
+        ("num_a", pa.int64()),  # chunks of the stretch, of which k are read
+        ("num_b", pa.int64()),
         ("chars_a", pa.int64()),  # from the first chunk's beginning to the last one's end
         ("chars_b", pa.int64()),
     ]
@@ -44,17 +50,19 @@ class _Chunks(NamedTuple):
 def stretches(
     pairs: pa.Table, chunks: pa.Table, levels: Sequence[int], num_pairs: int
 ) -> tuple[pa.Table, dict[int, dict[str, Any]]]:
-    """Pairs of stretches of each of `levels` chunks, and for each level how many of each kind, and what is missing why.
+    """Pairs of stretches to be read at each of `levels`, and for each how many of each kind, and what is missing why.
 
     `pairs`: the frozen pairs of ONE split (schema.PAIRS); `chunks`: that split's chunks (`COLUMNS`), document by
     document in reading order, in a row as they stand there: a window that was dropped leaves a hole.
 
     A stretch lies around its chunk, as far to both sides as its document has room. The two of a positive lie in one
     document and are at least `works.MIN_GAP` characters apart, as its two chunks are: the document is divided between
-    them where both have the most room. Longer stretches hold the shorter ones of the same pair. Missing are pairs of
+    them where both have the most room. Both lengths of a pair are drawn by its name, evenly on a scale of logarithms:
+    one of them below the next of `levels`, the other up to half of its document, so that books of a negative are as
+    long as those of a positive can be. Longer stretches hold the shorter ones of the same pair. Missing are pairs of
     a document that has no room for two stretches (`document_short`, negatives too, so that a short book is not
     recognisable by its label), positives whose chunks lie so that there is no room around them (`no_room`), and what
-    gives the very stretches of another pair (`drawn_before`).
+    begins where another pair does (`drawn_before`).
 
     At most `num_pairs` a level, mixed in kinds as the frozen pairs are, those of the least hashes: the same pairs for
     every level, as far as they have room, whatever the other pairs are. The rows of one frozen pair stand together, in
@@ -69,12 +77,13 @@ def stretches(
     kinds = np.asarray(pairs["negative_type"].fill_null("positive").to_pylist(), dtype=object)
     names = pairs["pair_id"].to_pylist()
     found, facts = [], {}
+    draws, following = _draws(names), dict(pairwise(levels))
     for k in levels:
-        first_a, first_b, missing = _placed(table, a, b, kinds == "positive", k)
+        firsts, nums, missing = _placed(table, a, b, kinds == "positive", draws, k, following.get(k))
         chosen = _chosen(names, kinds, missing == "", num_pairs, k)
         counts = {"counts": Counter(kinds[chosen].tolist()), "short_of": Counter(missing[missing != ""].tolist())}
         facts[k] = {name: dict(sorted(count.items())) for name, count in counts.items()}
-        found.append(_table(pairs.take(chosen), ids, table, first_a[chosen], first_b[chosen], k, chosen))
+        found.append(_table(pairs.take(chosen), ids, table, firsts[:, chosen], nums[:, chosen], k, chosen))
     made = pa.concat_tables(found) if found else SCHEMA.append(pa.field("place", pa.int64())).empty_table()
     return made.sort_by([("place", "ascending"), ("k", "ascending")]).select(SCHEMA.names), facts
 
@@ -96,28 +105,46 @@ def _room(middle: np.ndarray, first: np.ndarray, last: np.ndarray, apart: np.nda
     return np.minimum(middle - first + 1, last - apart)
 
 
+def _draws(names: Sequence[str]) -> np.ndarray:
+    """What decides the lengths of each pair, by its name: (3, p) in [0, 1), one a side, one for which is short."""
+    return np.stack([marks([f"{name}|{what}" for name in names]) / 2.0**64 for what in ("left", "right", "short")])
+
+
+def _length(draw: np.ndarray, k: int, most: np.ndarray) -> np.ndarray:
+    """Lengths (p,) from `k` to `most`, even on a scale of logarithms: as many from 10 to 20 as from 100 to 200."""
+    most = np.maximum(most, k)
+    return np.minimum((k * ((most + 1) / k) ** draw).astype(np.int64), most)
+
+
 def _placed(
-    table: _Chunks, a: np.ndarray, b: np.ndarray, positive: np.ndarray, k: int
+    table: _Chunks, a: np.ndarray, b: np.ndarray, positive: np.ndarray, draws: np.ndarray, k: int, following: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First chunks of both stretches of p pairs, and why there are none, "" where there are: (p,) each."""
+    """First chunks and lengths of both stretches of p pairs, (2, p) each, and why some have none: "" where they do."""
     missing = np.full(len(a), "", dtype=object)
-    left, right = np.where(positive, np.minimum(a, b), a), np.where(positive, np.maximum(a, b), b)
+    left, right = np.minimum(a, b), np.maximum(a, b)
     # Room falls to both sides of its peak, so the best place to divide between two chunks is the nearest to the peak.
     middle = np.clip(table.peak[left], left, np.searchsorted(table.apart, right, side="right") - 1)
-    end_left = np.where(positive, middle + 1, table.last[left])
-    begin_right = np.where(positive, table.apart[middle], table.first[right])
-    missing[(end_left - table.first[left] < k) | (table.last[right] - begin_right < k)] = "no_room"
-    for side in (left, right):
-        peak = table.peak[side]
-        missing[_room(peak, table.first[side], table.last[side], table.apart[peak]) < k] = "document_short"
-    first_left = np.clip(left - k // 2, table.first[left], end_left - k)
-    first_right = np.clip(right - k // 2, begin_right, table.last[right] - k)
-    couples = np.stack([np.minimum(first_left, first_right), np.maximum(first_left, first_right)], axis=1)
+    begins = np.stack([table.first[left], np.where(positive, table.apart[middle], table.first[right])])
+    ends = np.stack([np.where(positive, middle + 1, table.last[left]), table.last[right]])
+    halves = np.stack([_halves(table, side) for side in (left, right)])
+    missing[((ends - begins) < k).any(0)] = "no_room"
+    missing[(halves < k).any(0)] = "document_short"
+    most = np.minimum(ends - begins, halves)
+    if following is not None:  # the side that is below the next level
+        short = (draws[2] < 0.5) == np.array([[True], [False]])
+        most = np.where(short, np.minimum(most, following - 1), most)
+    nums = _length(draws[:2], k, most)
+    firsts = np.clip(np.stack([left, right]) - nums // 2, begins, np.maximum(ends - nums, begins))
     there = np.flatnonzero(missing == "")
-    new = there[np.unique(couples[there], axis=0, return_index=True)[1]]
+    new = there[np.unique(firsts[:, there], axis=1, return_index=True)[1]]
     missing[np.setdiff1d(there, new)] = "drawn_before"
-    swapped = positive & (a > b)
-    return np.where(swapped, first_right, first_left), np.where(swapped, first_left, first_right), missing
+    return np.where(a > b, firsts[::-1], firsts), np.where(a > b, nums[::-1], nums), missing
+
+
+def _halves(table: _Chunks, chunk: np.ndarray) -> np.ndarray:
+    """Chunks (p,) in the smaller part of each chunk's document, divided where both parts have the most room."""
+    peak = table.peak[chunk]
+    return _room(peak, table.first[chunk], table.last[chunk], table.apart[peak])
 
 
 def _chosen(names: Sequence[str], kinds: np.ndarray, there: np.ndarray, num_pairs: int, k: int) -> np.ndarray:
@@ -139,17 +166,17 @@ def _chosen(names: Sequence[str], kinds: np.ndarray, there: np.ndarray, num_pair
 
 
 def _table(
-    pairs: pa.Table, ids: pa.Array, table: _Chunks, first_a: np.ndarray, first_b: np.ndarray, k: int, place: np.ndarray
+    pairs: pa.Table, ids: pa.Array, table: _Chunks, firsts: np.ndarray, nums: np.ndarray, k: int, place: np.ndarray
 ) -> pa.Table:
     columns: dict[str, Any] = {name: pairs[name] for name in schema.PAIRS.names}
-    for side, first in (("a", first_a), ("b", first_b)):
+    lasts = firsts + nums - 1
+    for side, first, num, last in zip("ab", firsts, nums, lasts, strict=True):
         columns[f"chunk_{side}"], columns[f"row_{side}"] = ids.take(pa.array(first)), pa.array(first)
-        columns[f"chars_{side}"] = pa.array(table.end[first + k - 1] - table.start[first])
+        columns[f"num_{side}"], columns[f"chars_{side}"] = pa.array(num), pa.array(table.end[last] - table.start[first])
     columns["pair_id"] = pc.binary_join_element_wise(columns["chunk_a"], columns["chunk_b"], "|")
-    before, behind = np.minimum(first_a, first_b), np.maximum(first_a, first_b)
     positive = pairs["label"].to_numpy() == 1
-    columns["distance"] = pa.array(table.start[behind] - table.end[before + k - 1], mask=~positive)
-    columns["k"] = pa.array(np.full(len(first_a), k), pa.int32())
+    columns["distance"] = pa.array(table.start[firsts.max(0)] - table.end[lasts.min(0)], mask=~positive)
+    columns["k"] = pa.array(np.full(len(place), k), pa.int32())
     made = pa.table({name: columns[name] for name in SCHEMA.names}).cast(SCHEMA)
     return made.append_column("place", pa.array(place, pa.int64()))
 

@@ -37,7 +37,7 @@ class CalibratedLevel(BaseModel):
 
     k: int = Field(description="passages that are read of either text")
     num_calibration_pairs: int = Field(
-        description="that the scales and thresholds were fitted on, of k passages in a row on either side"
+        description="that the scales and thresholds were fitted on, of texts read at k passages each"
     )
     calibration_prior: float = Field(description="share of same-book pairs among them")
     same_threshold: float | None = Field(description="same from this probability on; null: never")

@@ -316,6 +316,18 @@ def test_average_precision_is_scikit_learns_ties_and_all() -> None:
         assert metrics.average_precision(labels, scores) == pytest.approx(expected, abs=1e-12)
 
 
+def test_average_precision_of_groups_ranks_each_positive_among_its_own() -> None:
+    draw = np.random.default_rng(2)
+    labels, groups = draw.integers(0, 2, 300), np.repeat([0, 1, 2], [50, 100, 150])
+    labels[groups == 0] = 0  # nothing to find there
+    scores = draw.normal(size=300) + labels
+    parts = [(average_precision_score(labels[of], scores[of]), labels[of].sum()) for of in (groups == 1, groups == 2)]
+    expected = sum(value * count for value, count in parts) / labels.sum()
+    apart = scores + 100 * groups
+    assert metrics.average_precision(labels, apart, groups) == pytest.approx(expected, abs=1e-12)
+    assert metrics.average_precision(labels, apart) != pytest.approx(expected, abs=1e-3)
+
+
 def test_a_second_stage_earns_its_place_by_what_it_tells_of_authors_left_out() -> None:
     draw = np.random.default_rng(0)
     authors = np.repeat([f"a{n}" for n in range(24)], 20)

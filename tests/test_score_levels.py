@@ -89,7 +89,13 @@ def whole(root: str, encoder_folder: str) -> tuple[score.Scorer, list[dict[str, 
 def stretch(root: str, row: dict[str, Any], side: str) -> list[dict[str, Any]]:
     table = artifact.open_artifact(root, "chunks", "tiny").read()
     first = pc.index(table["chunk_id"], row[f"chunk_{side}"]).as_py()
-    return table.slice(first, row["k"]).to_pylist()
+    return table.slice(first, row[f"num_{side}"]).to_pylist()
+
+
+def passages(root: str, row: dict[str, Any], side: str) -> list[str]:
+    """Texts of the chunks that are read: evenly spaced over the stretch."""
+    chunks = stretch(root, row, side)
+    return [chunks[(2 * place + 1) * len(chunks) // (2 * row["k"])]["text"] for place in range(row["k"])]
 
 
 def test_scores_are_of_all_cells_and_the_cross_encoder_reads_the_telling_ones(
@@ -100,7 +106,7 @@ def test_scores_are_of_all_cells_and_the_cross_encoder_reads_the_telling_ones(
     for row in [
         next(row for row in rows if row["k"] == k and row["label"] == label) for k in (2, 3) for label in (0, 1)
     ]:
-        a, b = ([chunk["text"] for chunk in stretch(root, row, side)] for side in "ab")
+        a, b = (passages(root, row, side) for side in "ab")
         couples = [(x, y) for x in a for y in b]
         bi = made.bi.score(*zip(*couples, strict=True))
         own = [made.bi.score([x], [y])[0] for side in (a, b) for x in side for y in side if x != y]

@@ -117,3 +117,12 @@ def test_predictions_without_lengths_or_with_an_untyped_negative_are_refused() -
     untyped = table.set_column(1, "negative_type", pa.nulls(table.num_rows, pa.string()))
     with pytest.raises(UserError, match=r"negative_type\[\d+\] = ''"):
         strata.strata(untyped, topic)
+
+
+def test_a_stratum_that_no_group_can_compare_is_left_out_and_the_others_stay() -> None:
+    table, topic = predictions()
+    kinds = strata.negative_types(table)
+    groups = np.where(kinds == "random", 1, 0)  # one model scored all random negatives, and nothing else
+    found = strata.strata(table, topic, groups)
+    assert "random" not in found and {"overall", "same_author", "near", "long"} <= set(found)
+    assert set(strata.pair_types(table, groups)) == {"SB vs SA"}

@@ -45,8 +45,8 @@ def spans(row: dict) -> list[tuple[str, int, int]]:
     chunks = CHUNKS.to_pylist()
     found = []
     for side in "ab":
-        stretch = chunks[row[f"row_{side}"] : row[f"row_{side}"] + row["k"]]
-        assert len(stretch) == row["k"] and len({chunk["document_id"] for chunk in stretch}) == 1
+        stretch = chunks[row[f"row_{side}"] : row[f"row_{side}"] + row[f"num_{side}"]]
+        assert len(stretch) == row[f"num_{side}"] >= row["k"] and len({chunk["document_id"] for chunk in stretch}) == 1
         assert stretch[0]["chunk_id"] == row[f"chunk_{side}"] and stretch[0]["work_id"] == row[f"work_{side}"]
         found.append((stretch[0]["document_id"], stretch[0]["start"], stretch[-1]["end"]))
     return found
@@ -75,9 +75,27 @@ def test_a_stretch_lies_around_the_chunk_of_its_frozen_pair_and_holds_the_shorte
         made = [row for row in found.to_pylist() if row["label"] == pair["label"]]
         assert [row["k"] for row in made] == [2, 5, 10]
         for row in made:
-            outer = [set(range(row[f"row_{side}"], row[f"row_{side}"] + row["k"])) for side in "ab"]
-            assert inner[0] < outer[0] and inner[1] < outer[1]
+            outer = [set(range(row[f"row_{side}"], row[f"row_{side}"] + row[f"num_{side}"])) for side in "ab"]
+            assert inner[0] <= outer[0] and inner[1] <= outer[1]
             inner = outer
+
+
+def test_lengths_are_those_that_a_matcher_answers_at_the_level() -> None:
+    made, _ = stretches(PAIRS, CHUNKS, (2, 5, 10), 10**6)
+    sides = {k: [(r["num_a"], r["num_b"]) for r in made.to_pylist() if r["k"] == k] for k in (2, 5, 10)}
+    assert {min(nums) for nums in sides[2]} == {2, 3, 4} and {min(nums) for nums in sides[5]} == {5, 6, 7, 8, 9}
+    for k in (2, 5):  # either side is the short one, the other one of any length
+        longer = [max(nums) for nums in sides[k]]
+        assert 0.3 < np.mean([a <= b for a, b in sides[k]]) < 0.7
+        assert max(longer) > 20 and np.mean(np.array(longer) < 2 * k) > 0.1
+    largest = np.array(sides[10])
+    assert largest.min() == 10 and largest.max() <= 30 and np.mean(largest.min(axis=1) > 12) > 0.1
+
+
+def test_the_stretches_of_two_books_are_as_long_as_those_of_one() -> None:
+    made, _ = stretches(*library((60,) * 12)[::-1], (5,), 10**6)
+    by_label = [[r["num_a"] + r["num_b"] for r in made.to_pylist() if r["label"] == label] for label in (0, 1)]
+    assert abs(np.mean(by_label[0]) - np.mean(by_label[1])) < 0.15 * np.mean(by_label[0])
 
 
 def test_a_kind_without_room_is_left_out_and_the_others_go_on() -> None:
@@ -138,7 +156,7 @@ def test_places_do_not_depend_on_the_order_of_the_sides() -> None:
     swapped = PAIRS.rename_columns(
         [name.replace("_a", "_?").replace("_b", "_a").replace("_?", "_b") for name in PAIRS.column_names]
     ).select(PAIRS.column_names)
-    found, _ = stretches(swapped, CHUNKS, (5,), 60)
-    rows = [row for row in MADE.to_pylist() if row["k"] == 5]
-    assert [(r["row_b"], r["row_a"]) for r in found.to_pylist()] == [(r["row_a"], r["row_b"]) for r in rows]
+    found, _ = stretches(swapped, CHUNKS, (2, 5, 10), 60)
+    mirrored = [(r["row_b"], r["row_a"], r["num_b"], r["num_a"]) for r in found.to_pylist()]
+    assert mirrored == [(r["row_a"], r["row_b"], r["num_a"], r["num_b"]) for r in MADE.to_pylist()]
     assert np.all(found["distance"].fill_null(0).to_numpy() >= 0)

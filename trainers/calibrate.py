@@ -236,7 +236,7 @@ def _fit_level(
         }
         _check_certified(level, len(labels), settings)
     report["systems"] = {
-        name: _quality(table[name].to_numpy()[fitted], labels[fitted], scale) for name, scale in scales.items()
+        name: _quality(k, table[name].to_numpy()[fitted], labels[fitted], scale) for name, scale in scales.items()
     }
     return level, report
 
@@ -335,12 +335,13 @@ def _spec(inputs: dict[str, Artifact], settings: CalibrateConfig, **fitted: Any)
     )
 
 
-def _quality(logits: np.ndarray, labels: np.ndarray, scale: Scale) -> dict[str, Any]:
-    """NLL, Brier and ECE before (the plain sigmoid of the logit, or of the cosine) and after."""
+def _quality(k: int, scores: np.ndarray, labels: np.ndarray, scale: Scale) -> dict[str, Any]:
+    """NLL, Brier and ECE after, and of single passages before: by the plain sigmoid of the logit, or of the cosine."""
+    before = {"before": calibration.quality(labels, Scale(1.0, 0.0).probability(scores))} if k == 1 else {}
     return {
         "scale": {"slope": scale.slope, "bias": scale.bias},
-        "before": calibration.quality(labels, Scale(1.0, 0.0).probability(logits)),
-        "after": calibration.quality(labels, scale.probability(logits)),
+        **before,
+        "after": calibration.quality(labels, scale.probability(scores)),
     }
 
 

@@ -82,7 +82,7 @@ def run(settings: CrossValidateConfig) -> Artifact:
     groups = {k: np.repeat(np.arange(len(every)), counts) for k, counts in sizes.items()}
     measure = evaluate.Measure(test, draws, prior=float(test["label"].to_numpy().mean()), groups=groups[1])
     topic = evaluate.topic_of(test, settings.topic)
-    found, types = strata.strata(test, topic), strata.pair_types(test)
+    found, types = strata.strata(test, topic, groups[1]), strata.pair_types(test, groups[1])
     rows, described = measure.strata(scores, found), strata.described(found, topic)
     pair_types = {"raw": measure.rankings(scores, types)}
     if masked:
@@ -173,7 +173,8 @@ def _page(
             f"pairs in {num_folds} folds, each by models that saw none of its authors; ECE {two['ece']:.3f}."
         ),
         rows=main,
-        plots=matcher_report.figures(labels, kinds, scores.probabilities, scores.rankings, ancestry),
+        # Each model's scores are on a scale of its own, but its probabilities are on one that the others made.
+        plots=matcher_report.figures(labels, kinds, scores.probabilities, scores.probabilities, ancestry),
         tables=tables,
         sections=matcher_report.making_sections(ancestry),
     )
