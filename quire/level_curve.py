@@ -1,11 +1,14 @@
 """How AUC rises with the number of chunks a side: table, section and plot of one curve.
 
-A curve is system -> k, as text -> AUC, its interval, ECE, Brier and the numbers of pairs.
+A curve is system -> k, as text -> AUC, its interval, ECE, Brier and the numbers of pairs, and of the final answer also
+the AUC by length of text.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from quire import plots, report
 from quire.report import Report, Section
@@ -20,6 +23,7 @@ HOW = (
     "has a scale of its own, fitted on calibration pairs of its own. A level above 1 has fewer pairs."
 )
 _OF_FINAL = {"Brier": "brier", "ECE": "ece"}
+LENGTHS = {"under 2k": (1, 2), "2k to 4k": (2, 4), "4k and more": (4, np.inf)}  # chunks of the shorter text, in k
 
 
 def told(curve: Curve) -> str:
@@ -42,6 +46,7 @@ def table(curve: Curve) -> str:
     for name, place in (("from", 0), ("to", 1)):
         rows.append((f"{FINAL}, 95 % {name}", [f"{cell['auc_interval'][place]:.3f}" for cell in final.values()]))
     rows += [(f"{FINAL}, {what}", [f"{cell[key]:.3f}" for cell in final.values()]) for what, key in _OF_FINAL.items()]
+    rows += by_length(final)
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:<{width}}" + "".join(f"{cell:>9}" for cell in cells) for name, cells in rows)
 
@@ -55,6 +60,7 @@ def section(curve: Curve) -> Section:
     rows += [
         (f"{FINAL}, {what}", *(report.shown(cell[key]) for cell in final.values())) for what, key in _OF_FINAL.items()
     ]
+    rows += [(name, *cells) for name, cells in by_length(final)]
     text = f"{HOW} AUC with its 95 % interval over authors."
     return Section(TITLE, text, ("System", *(f"k = {k}" for k in final)), rows)
 
@@ -65,6 +71,19 @@ def plot(curve: Curve) -> report.Plot:
     band = [cell["auc_interval"] for cell in curve[FINAL].values()]
     svg = plots.against_level(lines, {FINAL: band})
     return report.Plot(TITLE, svg, "AUC as more chunks of either text are read; the band is the 95 % interval.")
+
+
+def by_length(final: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """AUC of the final answer by length of the shorter text, a cell a level; nothing where all are short."""
+    rows = {
+        name: [
+            "" if name not in cell["by_length"] else f"{cell['by_length'][name]['auc']:.3f}" for cell in final.values()
+        ]
+        for name in LENGTHS
+    }
+    if not any(cell for name in list(LENGTHS)[1:] for cell in rows[name]):
+        return []
+    return [(f"{FINAL}, shorter text {name} chunks", cells) for name, cells in rows.items()]
 
 
 def _num_pairs(cell: Mapping[str, Any]) -> int:

@@ -18,7 +18,8 @@ from quire.certify import Certificate
 from quire.errors import UserError
 from quire.evenly import evenly
 
-EVIDENCE = "beside each text's own, tails drawn in"  # what `evidence` computes; scales of another one do not fit
+# What `evidence` computes of which texts; scales of another one do not fit.
+EVIDENCE = "beside each text's own but neighbours, of texts of all lengths; single logits drawn in"
 STRANGERS = -1.0  # about the mean logit of random passages of two authors: -.7 to -1.2 by fold (LOG, 2026-11-22)
 SAYS = "says"  # the key of that in the recipe of predictions
 _TAIL = 2.0  # beyond which a single logit claims more than it keeps
@@ -88,12 +89,13 @@ def evidence(between: np.ndarray, within: Sequence[np.ndarray]) -> float:
 
     Passages of some books are far more alike than those of others, which both texts show without a label. So the mean
     logit is told on the way from `STRANGERS`, 0, to what the texts have within themselves, 1: as a cosine is a product
-    in units of both lengths. A single passage a side has nothing within: `drawn_in`. Neighbours in a row share their
-    overlap, so that stretches have more within than passages spread over a book.
+    in units of both lengths. A single passage a side has nothing within: `drawn_in`. Neighbours are left out of what a
+    text has within, but of two passages: in a short text they overlap, and both texts never do.
     """
-    if len(between) == 1:
+    k = len(between)
+    if k == 1:
         return float(drawn_in(between[0, 0]))
-    others = ~np.eye(len(between), dtype=bool)
+    others = np.abs(np.subtract.outer(np.arange(k), np.arange(k))) > (k > 2)
     own = np.mean([logits[others].mean() for logits in within])
     return float((between.mean() - STRANGERS) / (max(own, 0.0) - STRANGERS))
 

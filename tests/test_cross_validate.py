@@ -34,10 +34,12 @@ def predictions(
             row |= {"negative_type": None if label else "random" if kind == "positive" else kind}
             distance = int(draw.integers(9000))
             row |= {"author_a": a, "author_b": b, "distance": distance if label else None}
+            row |= {"num_a": k, "num_b": k + number % 2}
             row |= {"chars_a": int(draw.integers(200, 2000)), "chars_b": int(draw.integers(200, 2000))}
             row |= {system: signal + 0.2 * fold + error for system, error in zip(SYSTEMS, noise, strict=True)}
             rows.append(row | dict.fromkeys(("chunk_a", "chunk_b", "work_a", "work_b"), ""))
-    fields = [*schema.PAIRS, pa.field("k", pa.int32()), *(pa.field(f"chars_{side}", pa.int64()) for side in "ab")]
+    sizes = (pa.field(f"{what}_{side}", pa.int64()) for what in ("num", "chars") for side in "ab")
+    fields = [*schema.PAIRS, pa.field("k", pa.int32()), *sizes]
     fields += [pa.field(system, pa.float64()) for system in SYSTEMS]
     recipe = {"fold": fold, "masked": masked, "flipped": flipped, "says": says}
     draft = artifact.begin(root, "predictions", name, recipe=recipe, inputs={})

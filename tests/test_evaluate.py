@@ -13,7 +13,7 @@ from quire import matcher as books
 from quire.artifact import Artifact, Shard
 from quire.certify import Certificate
 from quire.errors import UserError
-from quire.levels import EVIDENCE, Level
+from quire.levels import EVIDENCE, Level, of_level
 from trainers import evaluate
 
 SYSTEMS = ("bi_encoder", "cross_encoder", "untrained", "word_tfidf")
@@ -34,12 +34,14 @@ def predictions(
             row = {"pair_id": f"{split}-{number}", "split": split, "k": k, "label": int(kind == "positive")}
             row |= {"negative_type": None if kind == "positive" else kind, "author_a": a, "author_b": b}
             row |= {"distance": int(draw.integers(9000)) if kind == "positive" else None}
+            row |= {"num_a": k * (1 + number % 6), "num_b": 6 * k}
             row |= {"chars_a": int(draw.integers(200, 2000)), "chars_b": int(draw.integers(200, 2000))}
             row |= {
                 system: signal + noise.normal(0, (1 + 0.2 * place) / k**0.5) for place, system in enumerate(SYSTEMS)
             }
             rows.append(row | dict.fromkeys(("chunk_a", "chunk_b", "work_a", "work_b"), ""))
-    fields = [*schema.PAIRS, pa.field("k", pa.int32()), *(pa.field(f"chars_{side}", pa.int64()) for side in "ab")]
+    sizes = (pa.field(f"{what}_{side}", pa.int64()) for what in ("num", "chars") for side in "ab")
+    fields = [*schema.PAIRS, pa.field("k", pa.int32()), *sizes]
     fields += [pa.field(system, pa.float64()) for system in SYSTEMS]
     draft = artifact.begin(
         root, "predictions", name, recipe={"names": names, "seed": seed, "levels": levels, "says": EVIDENCE}, inputs={}
@@ -184,6 +186,21 @@ def test_the_curve_holds_every_system_at_every_level_and_rises(report: Artifact,
     expected = metrics.auc(rows["label"].to_numpy() == 1, rows["word_tfidf"].to_numpy())
     assert curve["words, tf-idf"]["16"]["auc"] == pytest.approx(expected)
     assert two["16"]["num_positives"] + two["16"]["num_negatives"] == rows.num_rows == 150
+
+
+def test_the_curve_tells_the_final_answer_by_length_of_the_shorter_text(report: Artifact, root: str) -> None:
+    cell = report.read_json("levels.json")["two-stage"]["16"]["by_length"]
+    assert {name: part["num_pairs"] for name, part in cell.items()} == {
+        "under 2k": 25,
+        "2k to 4k": 50,
+        "4k and more": 75,
+    }
+    table = artifact.open_artifact(root, "predictions", "raw").read()
+    test = of_level(table.filter(pa.compute.equal(table["split"], "test")), 16)
+    scores = evaluate.system_scores(test, artifact.open_artifact(root, "models", "m"), 16).rankings["two_stage"]
+    long = np.minimum(test["num_a"].to_numpy(), test["num_b"].to_numpy()) >= 4 * 16
+    assert cell["4k and more"]["auc"] == pytest.approx(metrics.auc(test["label"].to_numpy()[long], scores[long]))
+    assert "two-stage, shorter text 4k and more chunks" in (Path(report.local()) / "table.txt").read_text("utf-8")
 
 
 def test_the_curve_is_drawn_and_told_only_where_there_are_levels(report: Artifact, root: str) -> None:

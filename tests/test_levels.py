@@ -84,6 +84,9 @@ def test_evidence_is_told_on_the_way_from_strangers_to_what_the_texts_have_withi
     a, b = np.full((3, 3), 7.0), np.full((3, 3), 1.0)
     assert levels.evidence(own, [a, b]) == levels.evidence(own, [b, a]) == 6 / 5
     assert levels.evidence(own, [strangers - 9, strangers - 9]) == 6  # texts of unlike passages divide by 1 at least
+    overlap = np.where(np.abs(np.subtract.outer(range(3), range(3))) == 1, 1e6, 0.0)
+    assert levels.evidence(own, [own + overlap, own + overlap]) == 1  # nor do neighbours, which share sentences
+    assert levels.evidence(own[:2, :2], [own[:2, :2]] * 2) == 1  # two passages have nothing but neighbours
 
 
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=9, unique=True))

@@ -179,6 +179,20 @@ def curve(
                 "num_positives": int(labels.sum()),
                 "num_negatives": int((1 - labels).sum()),
             }
+        found[level_curve.FINAL][str(k)]["by_length"] = _by_length(k, table, scores.rankings["two_stage"], of)
+    return found
+
+
+def _by_length(k: int, table: pa.Table, ranking: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
+    """AUC of the final answer where the shorter text is of so many times k chunks, as far as there are such pairs."""
+    labels, found = table["label"].to_numpy(), {}
+    groups = np.zeros(len(labels), int) if groups is None else groups
+    times = np.minimum(table["num_a"].to_numpy(), table["num_b"].to_numpy()) / k
+    for name, (low, high) in level_curve.LENGTHS.items():
+        of = (low <= times) & (times < high)
+        if metrics.any_couple(labels[of], groups[of]):
+            value = metrics.auc(labels[of], ranking[of], groups=groups[of])
+            found[name] = {"auc": value, "num_pairs": int(of.sum())}
     return found
 
 
