@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from quire.errors import UserError
 from quire.metrics import any_couple, auc
@@ -28,16 +29,17 @@ class Stratum(NamedTuple):
         return any_couple(self.classes[self.rows], groups[self.rows])
 
 
-def strata(table: pa.Table, topic: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Stratum]:
+def strata(
+    table: pa.Table, topic: np.ndarray, groups: np.ndarray | None = None, mined: np.ndarray | None = None
+) -> dict[str, Stratum]:
     """The strata of a table of predictions, in the order of a report; those without both classes are left out.
 
-    `groups` (n,): which model scored a pair; both classes must be there in one of them.
+    `groups` (n,): which model scored a pair; both classes must be there in one of them. `mined` (n,) bool: `nearest`.
 
-
-    All pairs; all positives against each type of negative; near and far positives (up to the median distance, and
-    beyond it) against all negatives; the pairs whose shorter text is of the shortest, middle and longest third; and
-    `topic_matched`, see there. `topic` (n,): a score of how much two texts are about the same. Raises UserError when a
-    column is missing.
+    All pairs; all positives against each type of negative, and against the mined ones; near and far positives (up to
+    the median distance, and beyond it) against all negatives; the pairs whose shorter text is of the shortest, middle
+    and longest third; and `topic_matched`, see there. `topic` (n,): a score of how much two texts are about the same.
+    Raises UserError when a column is missing.
     """
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
@@ -47,6 +49,8 @@ def strata(table: pa.Table, topic: np.ndarray, groups: np.ndarray | None = None)
     for kind in sorted(set(kinds[~labels])):
         title = f"Against {kind.replace('_', ' ')} negatives"
         found[kind] = Stratum(title, labels | (kinds == kind), labels)
+    if mined is not None:
+        found["mined"] = Stratum("Against mined negatives: a text's nearest in another book", labels | mined, labels)
     distance = table["distance"].fill_null(0).to_numpy()
     if labels.any():
         middle = int(np.median(distance[labels]))
@@ -73,6 +77,19 @@ def negative_types(table: pa.Table) -> np.ndarray:
     if len(untyped):
         raise UserError(f"negative_type[{untyped[0]}] = {kinds[untyped[0]]!r}: each negative needs a type of its own")
     return np.where(negative, kinds, "positive")
+
+
+def nearest(table: pa.Table, neighbors: pa.Table) -> np.ndarray:
+    """Negatives (n,) bool that a search found: one of the two chunks is the other's nearest in another book.
+
+    `neighbors`: the rows (schema.NEIGHBORS) that the pairs were drawn by; their search leaves a chunk's own book out.
+    """
+    of_chunks = neighbors.filter(pc.equal(neighbors["level"], "chunk"))
+    columns = (of_chunks[name].to_pylist() for name in ("id", "neighbor_ids"))
+    first = {name: ids[0] for name, ids in zip(*columns, strict=True) if ids}
+    sides = table["chunk_a"].to_pylist(), table["chunk_b"].to_pylist()
+    found = [first.get(a) == b or first.get(b) == a for a, b in zip(*sides, strict=True)]
+    return np.array(found, bool) & (table["label"].to_numpy() == 0)
 
 
 def by_others(table: pa.Table) -> np.ndarray:

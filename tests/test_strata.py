@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from quire import metrics, strata
+from quire import metrics, schema, strata
 from quire.errors import UserError
 
 
@@ -126,3 +126,25 @@ def test_a_stratum_that_no_group_can_compare_is_left_out_and_the_others_stay() -
     found = strata.strata(table, topic, groups)
     assert "random" not in found and {"overall", "same_author", "near", "long"} <= set(found)
     assert set(strata.pair_types(table, groups)) == {"SB vs SA"}
+
+
+def test_mined_negatives_are_those_that_a_search_found_first() -> None:
+    rows = [("a1", "b1", 0), ("b2", "a2", 0), ("a3", "b3", 0), ("a4", "a5", 1), ("a1", "c9", 0)]
+    table = pa.table({name: [row[place] for row in rows] for place, name in enumerate(("chunk_a", "chunk_b", "label"))})
+    links = {"a1": ["b1", "c9"], "a2": ["b2"], "a3": ["c1", "b3"], "a4": ["a5"], "b3": []}
+    near = [
+        {"level": "chunk", "split": "test", "id": name, "neighbor_ids": ids, "scores": []}
+        for name, ids in links.items()
+    ]
+    near.append({"level": "work", "split": "test", "id": "a3", "neighbor_ids": ["b3"], "scores": []})
+    mined = strata.nearest(table, pa.Table.from_pylist(near, schema.NEIGHBORS))
+    assert mined.tolist() == [True, True, False, False, False]  # in either order; first alone; no positive
+
+
+def test_mined_negatives_stand_against_all_positives() -> None:
+    table, topic = predictions()
+    kinds = strata.negative_types(table)
+    mined = (kinds == "neighbor") & (topic > 0)
+    rows = strata.strata(table, topic, mined=mined)["mined"].rows
+    assert (rows == (mined | (kinds == "positive"))).all()
+    assert "mined" not in strata.strata(table, topic, mined=np.zeros(len(topic), bool))

@@ -72,7 +72,9 @@ class BiEncoderConfig(config.Config):
         default=0.25, ge=0, lt=1, description="of those works by authors of one work or unknown ones: negatives alone"
     )
     chunks_per_work: int = Field(default=4, ge=2)
-    hard_share: float = Field(default=0.0, ge=0, le=1, description="chance that the next work of a batch is near the last")
+    hard_share: float = Field(
+        default=0.0, ge=0, le=1, description="chance that the next work of a batch is near the last"
+    )
     negatives: str | None = Field(default=None, description="negatives artefact, mined for single chunks")
     num_hard_negatives: int = Field(default=1, gt=0, description="mined ones for each chunk of a batch")
     relative_margin: float | None = Field(

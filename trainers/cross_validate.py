@@ -82,11 +82,13 @@ def run(settings: CrossValidateConfig) -> Artifact:
     groups = {k: np.repeat(np.arange(len(every)), counts) for k, counts in sizes.items()}
     measure = evaluate.Measure(test, draws, prior=float(test["label"].to_numpy().mean()), groups=groups[1])
     topic = evaluate.topic_of(test, settings.topic)
-    found, types = strata.strata(test, topic, groups[1]), strata.pair_types(test, groups[1])
+    singles = [levels.of_level(table, 1) for table in every]
+    mined = [evaluate.mined_pairs(root, made, table) for made, table in zip(scored, singles, strict=True)]
+    found = strata.strata(test, topic, groups[1], np.concatenate(mined))
+    types = strata.pair_types(test, groups[1])
     rows, described = measure.strata(scores, found), strata.described(found, topic)
     pair_types = {"raw": measure.rankings(scores, types)}
     if masked:
-        singles = [levels.of_level(table, 1) for table in every]
         hidden = [evaluate.same_pairs(table, made) for table, made in zip(singles, masked, strict=True)]
         _, values = cross_fitted(singles, 1, settings, said_of=hidden)
         pair_types["names masked"] = measure.rankings(values, types)

@@ -73,7 +73,8 @@ def run(settings: EvaluateConfig) -> Artifact:
     draws = {"num_samples": settings.num_bootstraps, "seed": settings.seed}
     measure = Measure(test, draws, prior=_spec(inputs["matcher"]).level(1).calibration_prior)
     scores = system_scores(test, inputs["matcher"])
-    found, types = strata.strata(test, topic), strata.pair_types(test)
+    mined = mined_pairs(root, inputs["predictions"], test)
+    found, types = strata.strata(test, topic, mined=mined), strata.pair_types(test)
     rows = measure.strata(scores, found)
     described = strata.described(found, topic)
     pair_types = {"raw": measure.rankings(scores, types)}
@@ -267,6 +268,17 @@ def topic_of(test: pa.Table, system: str) -> np.ndarray:
     if system not in test.column_names:
         raise UserError(f"topic = {system!r}: predictions have no such system, but {', '.join(test.column_names)}")
     return test[system].to_numpy()
+
+
+def mined_pairs(root: str, predictions: Artifact, test: pa.Table) -> np.ndarray:
+    """Which negatives (n,) bool of a table of predictions a search found, `strata.nearest`; none where their pairs were
+    drawn by no neighbours."""
+    for kind in ("pairs", "neighbors"):
+        described = predictions.manifest["inputs"].get(kind)
+        if not described:
+            return np.zeros(test.num_rows, bool)
+        predictions = artifact.open_artifact(root, kind, described["name"])
+    return strata.nearest(test, predictions.read())
 
 
 def same_pairs(test: pa.Table, masked: Artifact) -> pa.Table:
