@@ -210,3 +210,17 @@ def test_the_curve_is_drawn_and_told_only_where_there_are_levels(report: Artifac
     one = run(root, name="one", predictions="first")
     assert list(one.read_json("levels.json")["two-stage"]) == ["1"]
     assert "chunks a side" not in Path(one.local() / "index.html").read_text("utf-8")
+
+
+def test_mined_negatives_are_found_by_what_their_pairs_were_drawn_from(tmp_path: Path) -> None:
+    root, made = str(tmp_path), None
+    near = {"level": "chunk", "split": "test", "id": "x1", "neighbor_ids": ["y1"], "scores": [0.9]}
+    for kind, rows in (("neighbors", pa.Table.from_pylist([near], schema.NEIGHBORS)), ("pairs", pa.table({}))):
+        draft = artifact.begin(root, kind, "n", recipe={}, inputs={"neighbors": made} if made else {})
+        draft.write_shard(0, Shard(table=rows, rows_in=rows.num_rows))
+        made = draft.publish(num_shards=1)
+    table = pa.table({"chunk_a": ["y1", "x2"], "chunk_b": ["x1", "y1"], "label": [0, 0]})
+    scored = artifact.begin(root, "predictions", "n", recipe={}, inputs={"pairs": made}).publish()
+    assert evaluate.mined_pairs(root, scored, table).tolist() == [True, False]
+    alone = artifact.begin(root, "predictions", "alone", recipe={}, inputs={}).publish()
+    assert not evaluate.mined_pairs(root, alone, table).any()
