@@ -46,7 +46,7 @@ class ScoreConfig(config.Config):
     untrained: str = hub.MINILM
     mask_names: bool = Field(default=False, description="every name becomes one word, for every system")
     levels: tuple[int, ...] = Field(
-        default=(1,), description="chunks read of a side: single pairs, and pairs of stretches"
+        default=(1,), description="chunks read of each text; 1: the frozen pairs, more: pairs of longer texts"
     )
     num_level_pairs: int = Field(default=200, gt=0, description="pairs of stretches a level and split")
     max_cross_pairs: int = Field(

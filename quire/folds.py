@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from quire import artifact
+from quire import artifact, levels
 from quire.artifact import Artifact
 from quire.errors import UserError
 
@@ -32,6 +32,17 @@ def check_apart(names: Sequence[str], folds: Sequence[pa.Table]) -> None:
                 "(pipelines.chunk split.num_folds, the same seed)"
             )
         seen |= dict.fromkeys(authors, name)
+
+
+def check_levels(names: Sequence[str], folds: Sequence[pa.Table]) -> list[int]:
+    """The levels that all folds were scored at. Raises UserError where they differ: so do the texts of a level then."""
+    found = [levels.scored(table) for table in folds]
+    for name, of_fold in zip(names, found, strict=True):
+        if of_fold != found[0]:
+            raise UserError(
+                f"predictions = {name!r}: of {of_fold} passages a side, {names[0]!r} of {found[0]}; score both alike"
+            )
+    return found[0]
 
 
 def check_models(folds: Sequence[Artifact], served: dict[str, Artifact]) -> None:

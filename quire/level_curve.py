@@ -1,4 +1,4 @@
-"""How AUC rises with the number of chunks a side: table, section and plot of one curve.
+"""How AUC rises with the level, the number of chunks read of either text: table, section and plot of one curve.
 
 A curve is system -> k, as text -> AUC, its interval, ECE, Brier and the numbers of pairs, and of the final answer also
 the AUC by length of text.
@@ -17,10 +17,11 @@ Curve = Mapping[str, Mapping[str, Mapping[str, Any]]]
 FINAL = "two-stage"  # the system whose probabilities are the answer
 TITLE = "By chunks a side"
 HOW = (
-    "Texts around the pairs of single chunks, of which k evenly spaced chunks are read: the shorter one has less than "
-    "the next k, at the last k both are of any length up to half a book. The mean score of all k x k cells, for the "
-    "bi-encoder beside what each side has within itself, for the cross-encoder of those few that it reads. Every level "
-    "has a scale of its own, fitted on calibration pairs of its own. A level above 1 has fewer pairs."
+    "Texts around the pairs of single chunks, of which k evenly spaced chunks are read: the shorter one has fewer than "
+    "the next k, at the last k both are of any length up to half a book, so texts grow with k. The mean score of all "
+    "k x k cells, for the bi-encoder beside what each side has within itself, for the cross-encoder of those few that "
+    "it reads. Every level has a scale of its own, fitted on calibration pairs of its own. A level above 1 has fewer "
+    "pairs."
 )
 _OF_FINAL = {"Brier": "brier", "ECE": "ece"}
 LENGTHS = {"under 2k": (1, 2), "2k to 4k": (2, 4), "4k and more": (4, np.inf)}  # chunks of the shorter text, in k

@@ -90,7 +90,8 @@ def evidence(between: np.ndarray, within: Sequence[np.ndarray]) -> float:
     Passages of some books are far more alike than those of others, which both texts show without a label. So the mean
     logit is told on the way from `STRANGERS`, 0, to what the texts have within themselves, 1: as a cosine is a product
     in units of both lengths. A single passage a side has nothing within: `drawn_in`. Neighbours are left out of what a
-    text has within, but of two passages: in a short text they overlap, and both texts never do.
+    text has within, except where there are only two passages: in a short text they share sentences, and the two texts
+    of a pair never do.
     """
     k = len(between)
     if k == 1:
@@ -129,19 +130,16 @@ def cells(logits: np.ndarray, count: int) -> list[tuple[int, int]]:
     return list(zip(i[chosen].tolist(), j[chosen].tolist(), strict=True))
 
 
-def scored(predictions: pa.Table, asked: Sequence[int] | None = None) -> list[int]:
-    """The levels of a table of predictions, rising from 1, or those of them that are asked for.
+def scored(predictions: pa.Table) -> list[int]:
+    """The levels of a table of predictions, rising from 1.
 
-    Raises UserError when the predictions know no levels, or not these.
+    All of them belong together: which texts a level is asked for, and so which it was scored on, depends on the next.
+    Raises UserError when the predictions know no levels, or none of single passages.
     """
     found = sorted(set(_column(predictions).to_pylist()))
-    wanted = found if asked is None else sorted(set(asked))
-    lacking = [k for k in wanted if k not in found]
-    if lacking or wanted[:1] != [1]:
-        raise UserError(
-            f"levels = {wanted}: from 1 on, and of those that the predictions have, {found}; score the others"
-        )
-    return wanted
+    if found[:1] != [1]:
+        raise UserError(f"predictions: of {found} passages a side, none of single ones; score those, too")
+    return found
 
 
 def of_level(predictions: pa.Table, k: int) -> pa.Table:

@@ -62,10 +62,11 @@ def average_precision(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray
     """The mean precision at each positive of the ranking by scores (n,), equal scores being one step of it.
 
     As scikit-learn's average_precision_score gives it, without the checks, which take most of its time. `groups` (n,):
-    as in `auc`; each positive is ranked among the pairs of its group.
+    as in `auc`; each positive is ranked among the pairs of its group, those of groups that have no negative are not.
     """
     if groups is not None and (groups != groups[0]).any():
-        of = [groups == group for group in np.unique(groups[labels.astype(bool)])]
+        both = np.intersect1d(groups[labels == 1], groups[labels == 0])
+        of = [groups == group for group in both]
         each = [(average_precision(labels[o], scores[o]), np.count_nonzero(labels[o])) for o in of]
         return float(sum(value * count for value, count in each) / sum(count for _, count in each))
     order = np.argsort(-scores, kind="stable")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.score import SYSTEMS
-from quire import artifact, metrics, schema
+from quire import artifact, folds, metrics, schema
 from quire.artifact import Artifact, Shard
 from quire.errors import UserError
 from quire.levels import EVIDENCE
@@ -115,3 +115,10 @@ def test_predictions_of_another_evidence_are_refused(root: Path) -> None:
     predictions(str(root), "older", 4, says="mean logits")
     with pytest.raises(UserError, match="predictions = 'older': .* score again under another name"):
         cross_validate.run(config(root, name="older", predictions=[*FOLDS, "older"]))
+
+
+def test_folds_of_other_levels_are_refused(root: Path) -> None:
+    table = artifact.open_artifact(str(root), "predictions", "fold-0").read()
+    single = table.filter(pa.compute.equal(table["k"], 1))
+    with pytest.raises(UserError, match=r"predictions = 'b': of \[1\] passages a side, 'a' of \[1, 2\]; score both"):
+        folds.check_levels(["a", "b"], [table, single])

@@ -64,12 +64,9 @@ def test_equal_logits_go_by_place_and_symmetric_places_stay_together() -> None:
 
 def test_scored_levels_are_those_of_the_predictions_from_one_on() -> None:
     table = pa.table({"k": [1, 5, 2, 1]})
-    assert levels.scored(table) == [1, 2, 5] and levels.scored(table, (1, 5)) == [1, 5]
-    assert levels.of_level(table, 1).num_rows == 2
-    with pytest.raises(UserError, match=r"levels = \[1, 10\].*have, \[1, 2, 5\]"):
-        levels.scored(table, (1, 10))
-    with pytest.raises(UserError, match=r"levels = \[2\]: from 1 on"):
-        levels.scored(table, (2,))
+    assert levels.scored(table) == [1, 2, 5] and levels.of_level(table, 1).num_rows == 2
+    with pytest.raises(UserError, match=r"of \[2, 5\] passages a side, none of single ones"):
+        levels.scored(pa.table({"k": [5, 2]}))
     with pytest.raises(UserError, match="lack the column 'k'"):
         levels.scored(pa.table({"label": [1]}))
     with pytest.raises(UserError, match="k = 4: the matcher is calibrated for 1, 2, 3 passages"):

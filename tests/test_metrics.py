@@ -318,11 +318,11 @@ def test_average_precision_is_scikit_learns_ties_and_all() -> None:
 
 def test_average_precision_of_groups_ranks_each_positive_among_its_own() -> None:
     draw = np.random.default_rng(2)
-    labels, groups = draw.integers(0, 2, 300), np.repeat([0, 1, 2], [50, 100, 150])
-    labels[groups == 0] = 0  # nothing to find there
-    scores = draw.normal(size=300) + labels
+    labels, groups = draw.integers(0, 2, 400), np.repeat([0, 1, 2, 3], [50, 100, 150, 100])
+    labels[groups == 0], labels[groups == 3] = 0, 1  # nothing to find, and nothing to tell apart
+    scores = draw.normal(size=400) + labels
     parts = [(average_precision_score(labels[of], scores[of]), labels[of].sum()) for of in (groups == 1, groups == 2)]
-    expected = sum(value * count for value, count in parts) / labels.sum()
+    expected = sum(value * count for value, count in parts) / sum(count for _, count in parts)
     apart = scores + 100 * groups
     assert metrics.average_precision(labels, apart, groups) == pytest.approx(expected, abs=1e-12)
     assert metrics.average_precision(labels, apart) != pytest.approx(expected, abs=1e-3)

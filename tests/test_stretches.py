@@ -86,13 +86,34 @@ def test_lengths_are_those_that_a_matcher_answers_at_the_level() -> None:
     assert {min(nums) for nums in sides[2]} == {2, 3, 4} and {min(nums) for nums in sides[5]} == {5, 6, 7, 8, 9}
     for k in (2, 5):  # either side is the short one, the other one of any length
         longer = [max(nums) for nums in sides[k]]
-        assert 0.3 < np.mean([a <= b for a, b in sides[k]]) < 0.7
+        first = [(r["num_a"], r["num_b"])[r["row_a"] > r["row_b"]] for r in made.to_pylist() if r["k"] == k]
+        assert 0.3 < np.mean([num < 2 * k for num in first]) < 0.85
         assert max(longer) > 20 and np.mean(np.array(longer) < 2 * k) > 0.1
     largest = np.array(sides[10])
     assert largest.min() == 10 and largest.max() <= 30 and np.mean(largest.min(axis=1) > 12) > 0.1
 
 
-def test_the_stretches_of_two_books_are_as_long_as_those_of_one() -> None:
+def test_lengths_are_even_on_a_scale_of_logarithms_and_drawn_for_each_text_by_itself() -> None:
+    chunks, pairs = library((400,) * 10)
+    made, _ = stretches(pairs, chunks, (2,), 10**6)
+    negatives = [row for row in made.to_pylist() if not row["label"]]
+    nums = np.array([(row["num_a"], row["num_b"]) for row in negatives])
+    assert abs(np.mean(nums < (2 * 200) ** 0.5) - 0.5) < 0.06
+    assert abs(np.corrcoef(np.log(nums.T))[0, 1]) < 0.15
+
+
+def test_a_text_lies_evenly_to_both_sides_of_its_chunk_where_there_is_room() -> None:
+    chunks, pairs = library((400,) * 10)
+    place = {name: row for row, name in enumerate(chunks["chunk_id"].to_pylist())}
+    frozen = [row for row in pairs.to_pylist() if not row["label"] and 100 < place[row["chunk_a"]] % 400 < 300][:60]
+    couple = frozen + [next(row for row in pairs.to_pylist() if row["label"])]
+    made, _ = stretches(pa.Table.from_pylist(couple, pairs.schema), chunks, (2, 5), 10**6)
+    found = [row for row in made.to_pylist() if not row["label"]]
+    middles = {row["row_a"] + row["num_a"] // 2 for row in found}
+    assert len(found) > 100 and middles == {place[row["chunk_a"]] for row in frozen}
+
+
+def test_the_stretches_of_two_books_are_nearly_as_long_as_those_of_one() -> None:
     made, _ = stretches(*library((60,) * 12)[::-1], (5,), 10**6)
     by_label = [[r["num_a"] + r["num_b"] for r in made.to_pylist() if r["label"] == label] for label in (0, 1)]
     assert abs(np.mean(by_label[0]) - np.mean(by_label[1])) < 0.15 * np.mean(by_label[0])

@@ -56,9 +56,6 @@ class CalibrateConfig(config.Config):
     )
     seed: int = Field(default=0, description="which authors are held back, and which of their pairs are drawn")
     prefilter_recall: float = Field(default=0.95, gt=0, le=1, description="positives that must reach the cross-encoder")
-    levels: tuple[int, ...] | None = Field(
-        default=None, description="passages a side, rising from 1; default: all that were scored"
-    )
     runtime: config.Runtime = config.Runtime()
 
     @model_validator(mode="after")
@@ -106,16 +103,18 @@ def run(settings: CalibrateConfig) -> Artifact:
         "bi_encoder": artifact.open_artifact(root, "models", settings.bi_encoder),
         "cross_encoder": artifact.open_artifact(root, "models", settings.cross_encoder),
     }
+    for made in scored:
+        levels.check_says(made)
     draft = artifact.begin_step(settings, "models", inputs)
     if draft.published:
         return draft.published
     for made in scored:
-        levels.check_says(made)
         _check_scored(made, inputs, by_fold=bool(settings.by_fold))
     if settings.by_fold:
         folds.check_models(scored, {role: inputs[role] for role in folds.ROLES})
         tables = [folds.tested(made) for made in scored]
         folds.check_apart(names, tables)
+        folds.check_levels(names, tables)
         table = pa.concat_tables(tables)
     else:
         table = scored[0].read()
@@ -188,20 +187,19 @@ def _fit(
     groups = _author_groups(inputs["chunks"]) if asked.precisions and settings.unit == "author" else {}
     fitted: list[Level] = []
     reports: dict[str, dict[str, Any]] = {}
-    wanted = levels.scored(table, settings.levels)
-    for k in wanted:
+    for k in levels.scored(table):
         prior = fitted[0].calibration_prior if fitted else None
         try:
             level, reports[str(k)] = _fit_level(k, levels.of_level(table, k), groups, settings.prior or prior, settings)
         except UserError as error:
             if k == 1:
                 raise
-            raise UserError(f"k = {k}: {error}; or leave that level out: levels={[f.k for f in fitted]}") from error
+            raise UserError(f"k = {k}: {error}; or score again without that level (pipelines.score levels)") from error
         fitted.append(level)
     spec = _spec(
         inputs,
         settings,
-        data_sha256=data_sha256(table.filter(pc.is_in(table["k"], pa.array(wanted, table["k"].type)))),
+        data_sha256=data_sha256(table),
         levels=tuple(fitted),
         prior=settings.prior or fitted[0].calibration_prior,
         max_cross_pairs=max_cross_pairs,

@@ -7,10 +7,10 @@ none of its authors. What is calibrated for a fold, at every level, is fitted on
 (cross-fitting), so no pair has a part in its own scale. All folds' pairs are then told as `trainers.evaluate` tells
 those of one split: single-chunk strata, pair types, a curve over chunks a side, intervals over all authors.
 
-Every AUC, but that within PAN's mean, compares pairs of one fold alone: each fold has a model of its own, and how far
-their scores lie apart says nothing of either (Forman & Scholz 2010, SIGKDD Explorations 12). Probabilities are one
-answer, so what is measured of them (Brier, ECE, Cllr, PAN) is measured over all pairs. So do average precision and the
-curves: they are of all folds together. Decisions are those of probability .5.
+Every AUC and average precision, but the AUC within PAN's mean, compares pairs of one fold alone: each fold has a model
+of its own, and how far their scores lie apart says nothing of either (Forman & Scholz 2010, SIGKDD Explorations 12).
+Probabilities are one answer, so what is measured of them (Brier, ECE, Cllr, PAN) is measured over all pairs; the
+plotted curves rank by them, all folds together. Decisions are those of probability .5.
 """
 
 from typing import Any, Literal, Self
@@ -68,15 +68,16 @@ def run(settings: CrossValidateConfig) -> Artifact:
     masked = [artifact.open_artifact(root, "predictions", name) for name in settings.masked]
     inputs = {f"fold {place}": made for place, made in enumerate(scored)}
     inputs |= {f"fold {place}, masked": made for place, made in enumerate(masked)}
+    for made in (*scored, *masked):
+        levels.check_says(made)
     draft = artifact.begin_step(settings, "reports", inputs)
     if draft.published:
         return draft.published
-    for made in (*scored, *masked):
-        levels.check_says(made)
     every = [folds.tested(made) for made in scored]
     folds.check_apart(settings.predictions, every)
     draws = {"num_samples": settings.num_bootstraps, "seed": settings.seed}
-    by_level = {k: cross_fitted([levels.of_level(table, k) for table in every], k, settings) for k in _levels(every)}
+    scored_at = folds.check_levels(settings.predictions, every)
+    by_level = {k: cross_fitted([levels.of_level(table, k) for table in every], k, settings) for k in scored_at}
     test, scores = by_level[1]
     sizes = {k: [levels.of_level(table, k).num_rows for table in every] for k in by_level}
     groups = {k: np.repeat(np.arange(len(every)), counts) for k, counts in sizes.items()}
@@ -128,11 +129,6 @@ def cross_fitted(
         for kind in ("probabilities", "rankings")
     )
     return pa.concat_tables(said_of or tables), Scores(probabilities, rankings, dict.fromkeys(names, THRESHOLD))
-
-
-def _levels(tables: list[pa.Table]) -> list[int]:
-    """Those that every fold was scored at."""
-    return [k for k in levels.scored(tables[0]) if all(k in levels.scored(table) for table in tables)]
 
 
 def _fold(name: str, table: pa.Table, probabilities: np.ndarray) -> dict[str, Any]:

@@ -62,10 +62,10 @@ def run(settings: EvaluateConfig) -> Artifact:
     }
     if settings.masked:
         inputs["masked"] = artifact.open_artifact(root, "predictions", settings.masked)
+    _check_models(inputs)
     draft = artifact.begin_step(settings, "reports", inputs)
     if draft.published:
         return draft.published
-    _check_models(inputs)
     table = inputs["predictions"].read()
     every = table.filter(pc.equal(table["split"], "test"))
     test = levels.of_level(every, 1)
