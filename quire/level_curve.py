@@ -1,7 +1,7 @@
 """How AUC rises with the level, the number of chunks read of either text: table, section and plot of one curve.
 
-A curve is system -> k, as text -> AUC, its interval, ECE, Brier and the numbers of pairs, and of the final answer also
-the AUC by length of text.
+A curve is system -> k, as text -> AUC, its interval, ECE, Brier and the numbers of pairs, and of the final answer also,
+at the last level, the AUC by length of text.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,8 @@ HOW = (
     "pairs."
 )
 _OF_FINAL = {"Brier": "brier", "ECE": "ece"}
-LENGTHS = {"under 2k": (1, 2), "2k to 4k": (2, 4), "4k and more": (4, np.inf)}  # chunks of the shorter text, in k
+# Chunks of the shorter text, in k.
+LENGTHS = {"texts of under 2k": (1, 2), "texts of 2k to 4k": (2, 4), "texts of 4k and more": (4, np.inf)}
 
 
 def told(curve: Curve) -> str:
@@ -75,16 +76,13 @@ def plot(curve: Curve) -> report.Plot:
 
 
 def by_length(final: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """AUC of the final answer by length of the shorter text, a cell a level; nothing where all are short."""
-    rows = {
-        name: [
-            "" if name not in cell["by_length"] else f"{cell['by_length'][name]['auc']:.3f}" for cell in final.values()
-        ]
-        for name in LENGTHS
-    }
-    if not any(cell for name in list(LENGTHS)[1:] for cell in rows[name]):
-        return []
-    return [(f"{FINAL}, shorter text {name} chunks", cells) for name, cells in rows.items()]
+    """AUC of the final answer by length of the shorter text, of the last level, whose texts are of all lengths."""
+    *others, last = final.values()
+    return [
+        (f"{FINAL}, {name} chunks ({part['num_pairs']} pairs)", [*[""] * len(others), f"{part['auc']:.3f}"])
+        for name, part in last["by_length"].items()
+        if others
+    ]
 
 
 def _num_pairs(cell: Mapping[str, Any]) -> int:

@@ -2,9 +2,8 @@
 
 A pair of stretches keeps the works, the label and the type of its pair, so that what is measured with k chunks a side
 is measured of the same books. Stretches are of the lengths that a matcher answers at level k (`levels.question`): the
-shorter one has fewer chunks than the next level, the other, and at the last level both, are of any length up to half
-of a document. Shape letters: n chunks,
-p frozen pairs.
+shorter one has fewer chunks than the next level, the other, and at the last level both, are of any length up to half of
+a document. Level 1 is that of the single chunks themselves. Shape letters: n chunks, p frozen pairs.
 """
 
 from collections import Counter
@@ -61,9 +60,9 @@ def stretches(
     document and are at least `works.MIN_GAP` characters apart, as its two chunks are: the document is divided between
     them where both have the most room. Both lengths of a pair are drawn by its name, evenly on a scale of logarithms:
     one of them, which one is drawn too, below the next of `levels`, the other, and at the last level both, up to half
-    of the document. So are those of a negative, which could be longer; yet two books have a little more room than two
-    halves of one (AUC of the longer one's length .51 to .55 on 65 books), and no system reads the length. Longer
-    stretches hold the shorter ones of the same pair. Missing are pairs of
+    of the document. Negatives have the same bound, although two books have room for more; positives are often below it,
+    as their division lies between their chunks (on 65 books the longer one's length has an AUC of .51 to .55; no system
+    reads it directly). Longer stretches hold the shorter ones of the same pair. Missing are pairs of
     a document that has no room for two stretches (`document_short`, negatives too, so that a short book is not
     recognisable by its label), positives whose chunks lie so that there is no room around them (`no_room`), and what
     begins where another pair does (`drawn_before`).

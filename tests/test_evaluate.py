@@ -191,23 +191,27 @@ def test_the_curve_holds_every_system_at_every_level_and_rises(report: Artifact,
 def test_the_curve_tells_the_final_answer_by_length_of_the_shorter_text(report: Artifact, root: str) -> None:
     cell = report.read_json("levels.json")["two-stage"]["16"]["by_length"]
     assert {name: part["num_pairs"] for name, part in cell.items()} == {
-        "under 2k": 25,
-        "2k to 4k": 50,
-        "4k and more": 75,
+        "texts of under 2k": 25,
+        "texts of 2k to 4k": 50,
+        "texts of 4k and more": 75,
     }
     table = artifact.open_artifact(root, "predictions", "raw").read()
     test = of_level(table.filter(pa.compute.equal(table["split"], "test")), 16)
     scores = evaluate.system_scores(test, artifact.open_artifact(root, "models", "m"), 16).rankings["two_stage"]
     long = np.minimum(test["num_a"].to_numpy(), test["num_b"].to_numpy()) >= 4 * 16
-    assert cell["4k and more"]["auc"] == pytest.approx(metrics.auc(test["label"].to_numpy()[long], scores[long]))
-    assert "two-stage, shorter text 4k and more chunks" in (Path(report.local()) / "table.txt").read_text("utf-8")
+    assert cell["texts of 4k and more"]["auc"] == pytest.approx(
+        metrics.auc(test["label"].to_numpy()[long], scores[long])
+    )
+    assert "two-stage, texts of 4k and more chunks (75 pairs)" in (Path(report.local()) / "table.txt").read_text(
+        "utf-8"
+    )
 
 
 def test_the_curve_is_drawn_and_told_only_where_there_are_levels(report: Artifact, root: str) -> None:
     page, table = (Path(report.local() / name).read_text("utf-8") for name in ("index.html", "table.txt"))
     assert "By chunks a side" in page and "k = 16" in page and "by chunks a side" in table
     assert f"{report.read_json('levels.json')['two-stage']['16']['auc']:.3f}" in table
-    one = run(root, name="one", predictions="first")
+    one = run(root, name="one", predictions="first")  # single passages are the same whatever other levels there are
     assert list(one.read_json("levels.json")["two-stage"]) == ["1"]
     assert "chunks a side" not in Path(one.local() / "index.html").read_text("utf-8")
 
@@ -224,3 +228,9 @@ def test_mined_negatives_are_found_by_what_their_pairs_were_drawn_from(tmp_path:
     assert evaluate.mined_pairs(root, scored, table).tolist() == [True, False]
     alone = artifact.begin(root, "predictions", "alone", recipe={}, inputs={}).publish()
     assert not evaluate.mined_pairs(root, alone, table).any()
+
+
+def test_test_pairs_of_other_levels_than_the_matcher_has_are_refused(root: str) -> None:
+    predictions(root, "two-levels", names=1.0, levels=(1, 4))
+    with pytest.raises(UserError, match=r"of \[1, 4\] passages a side, the matcher 'm' is calibrated for \[1, 4, 16\]"):
+        run(root, name="two-levels", predictions="two-levels")

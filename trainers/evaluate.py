@@ -155,10 +155,16 @@ class Measure:
 
 
 def _curve(test: pa.Table, made: Artifact, settings: EvaluateConfig) -> level_curve.Curve:
-    """The curve over the levels that both the test pairs and the matcher have."""
-    known = {level.k for level in _spec(made).levels}
+    """The curve over the levels, or over single passages alone. Raises UserError where the matcher has other levels than
+    the test pairs: of other texts."""
+    known, scored = [level.k for level in _spec(made).levels], levels.scored(test)
+    if scored not in ([1], known):
+        raise UserError(
+            f"predictions: of {scored} passages a side, the matcher {made.name!r} is calibrated for {known}; score "
+            "the same ones, and calibrate by them"
+        )
     draws = {"num_samples": settings.num_bootstraps, "seed": settings.seed}
-    tables = {k: levels.of_level(test, k) for k in levels.scored(test) if k in known}
+    tables = {k: levels.of_level(test, k) for k in scored}
     return curve({k: (table, system_scores(table, made, k)) for k, table in tables.items()}, draws)
 
 
@@ -180,7 +186,7 @@ def curve(
                 "num_positives": int(labels.sum()),
                 "num_negatives": int((1 - labels).sum()),
             }
-        found[level_curve.FINAL][str(k)]["by_length"] = _by_length(k, table, scores.rankings["two_stage"], of)
+    found[level_curve.FINAL][str(k)]["by_length"] = _by_length(k, table, scores.rankings["two_stage"], of)
     return found
 
 
@@ -277,7 +283,12 @@ def mined_pairs(root: str, predictions: Artifact, test: pa.Table) -> np.ndarray:
         described = predictions.manifest["inputs"].get(kind)
         if not described:
             return np.zeros(test.num_rows, bool)
-        predictions = artifact.open_artifact(root, kind, described["name"])
+        made = artifact.open_artifact(root, kind, described["name"])
+        if made.content != described["content"]:
+            raise UserError(
+                f"{kind} = {made.name!r}: made again since predictions were scored by them; score those pairs anew"
+            )
+        predictions = made
     return strata.nearest(test, predictions.read())
 
 
