@@ -155,8 +155,8 @@ class Measure:
 
 
 def _curve(test: pa.Table, made: Artifact, settings: EvaluateConfig) -> level_curve.Curve:
-    """The curve over the levels, or over single passages alone. Raises UserError where the matcher has other levels than
-    the test pairs: of other texts."""
+    """The curve over the levels, or over single passages alone. Raises UserError where the matcher has other levels
+    than the test pairs: of other texts."""
     known, scored = [level.k for level in _spec(made).levels], levels.scored(test)
     if scored not in ([1], known):
         raise UserError(
