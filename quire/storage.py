@@ -93,7 +93,11 @@ class Storage:
         """All files below `relative`, relative to it, sorted; empty when there is no such folder."""
         base = self.path(relative)
         selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
-        found = (info.path for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File)
+        try:
+            infos = self.filesystem.get_file_info(selector)
+        except FileNotFoundError:  # Arrow could not list it, looked again, and by then somebody had made it
+            infos = self.filesystem.get_file_info(selector)
+        found = (info.path for info in infos if info.type == fs.FileType.File)
         names = (path[len(base) :].lstrip("/") for path in found)
         return sorted(name for name in names if not name.split("/")[-1].startswith(_TEMPORARY))
 

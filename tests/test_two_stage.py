@@ -98,7 +98,7 @@ def test_an_answer_is_all_cells_beside_the_texts_own_and_the_telling_ones_on_its
     a, b = (matcher.passages(text, spec) for text in matcher.ordered(A, B))
     a, b = [a[0], a[2], a[4]], [b[0], b[2], b[4]]  # three of five
     grid = np.array([[float(two_stage.bi.score([x], [y])[0]) for y in b] for x in a])
-    own = [float(two_stage.bi.score([x[i]], [x[j]])[0]) for x in (a, b) for i in range(3) for j in range(3) if i != j]
+    own = [float(two_stage.bi.score([x[i]], [x[2 - i]])[0]) for x in (a, b) for i in (0, 2)]  # neighbours left out
     evidence = (grid.mean() + 1) / (max(np.mean(own), 0) + 1)
     cells = [np.unravel_index(place, (3, 3)) for place in (grid.argmax(), grid.argmin())]
     cross = two_stage.cross.logits([(a[i], b[j]) for i, j in cells]).mean()
