@@ -81,7 +81,7 @@ def by_length(final: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[st
     return [
         (f"{FINAL}, {name} chunks ({part['num_pairs']} pairs)", [*[""] * len(others), f"{part['auc']:.3f}"])
         for name, part in last["by_length"].items()
-        if others
+        if len(last["by_length"]) > 1
     ]
 
 
