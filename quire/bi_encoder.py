@@ -113,10 +113,8 @@ class PairHead(nn.Module):
         return ((features - self.feature_mean) / self.feature_deviation).clamp(-5, 5)
 
     @torch.no_grad()
-    def weigh(self, both: Regression) -> None:
-        """Take the views and all the rest as a regression over the two, in this order, weighs them."""
-        of_views, of_rest = part_weights(both).tolist()
-        bias = both.bias - of_views * both.mean[0] - of_rest * both.mean[1]
+    def weigh(self, of_views: float, of_rest: float, bias: float) -> None:
+        """Multiply what the views say and all the rest, and add a bias to the logit."""
         self.feature_weight.mul_(of_views)
         for part in (self.cosine_scale, self.cosine_bias, self.out.weight, self.out.bias):
             part.mul_(of_rest)
@@ -234,15 +232,21 @@ class BiEncoder:
     def weigh(
         self, texts_a: Sequence[str], texts_b: Sequence[str], labels: np.ndarray, negative_types: Sequence[str]
     ) -> None:
-        """Weigh the views against what the encoder says by N pairs of works that it was not trained on.
+        """Weigh the views against what the encoder says by N pairs of works that it was not trained on, and put the
+        mean logit of the negatives at `levels.STRANGERS`.
 
         An encoder tells the works it was trained on apart far better than any other, the views tell all alike, so a
         head trained beside it trusts it too much: stacking wants predictions on held-out data (Wolpert 1992). Two
-        weights and a bias are all that is fitted, for masked texts too. Without views there is nothing to weigh. Raises
-        UserError as `fit_regression`.
+        weights and a bias are all that is fitted, for masked texts too. The bias is that of negatives alone: books are
+        alike within themselves by very different amounts, strangers are not, so that models of different authors agree
+        on where these lie, and one scale serves all of them (LOG, 2026-11-23). Without views there is nothing to weigh
+        but the bias. Raises UserError as `fit_regression`.
         """
+        parts, weights = self.parts(texts_a, texts_b), np.ones(2)
         if self.head.num_features:
-            self.head.weigh(fit_regression(self.parts(texts_a, texts_b), labels, negative_types))
+            weights = part_weights(fit_regression(parts, labels, negative_types))
+        strangers = (parts @ weights)[np.asarray(labels) == 0].mean()
+        self.head.weigh(*weights.tolist(), bias=float(levels.STRANGERS - strangers))
 
     def parts(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:
         """What the views add to the logits of N pairs, and all the rest of them: (N, 2), whose sum is `score`."""

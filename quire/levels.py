@@ -19,8 +19,8 @@ from quire.errors import UserError
 from quire.evenly import evenly
 
 # What `evidence` computes of which texts; scales of another one do not fit.
-EVIDENCE = "beside each text's own but neighbours, of texts of all lengths; single logits drawn in"
-STRANGERS = -1.0  # about the mean logit of random passages of two authors: -.7 to -1.2 by fold (LOG, 2026-11-22)
+EVIDENCE = "beside strangers and each text's own but neighbours, lengths that tell no label; single logits drawn in"
+STRANGERS = -1.0  # the mean logit of passages of two books, where `BiEncoder.weigh` puts it
 SAYS = "says"  # the key of that in the recipe of predictions
 _TAIL = 2.0  # beyond which a single logit claims more than it keeps
 

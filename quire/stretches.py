@@ -58,14 +58,12 @@ def stretches(
 
     A stretch lies around its chunk, as far to both sides as its document has room. The two of a positive lie in one
     document and are at least `works.MIN_GAP` characters apart, as its two chunks are: the document is divided between
-    them where both have the most room. Both lengths of a pair are drawn by its name, evenly on a scale of logarithms:
-    one of them, which one is drawn too, below the next of `levels`, the other, and at the last level both, up to half
-    of the document. Negatives have the same bound, although two books have room for more; positives are often below it,
-    as their division lies between their chunks (on 65 books the longer one's length has an AUC of .51 to .55; no system
-    reads it directly). Longer stretches hold the shorter ones of the same pair. Missing are pairs of
-    a document that has no room for two stretches (`document_short`, negatives too, so that a short book is not
-    recognisable by its label), positives whose chunks lie so that there is no room around them (`no_room`), and what
-    begins where another pair does (`drawn_before`).
+    them where both have the most room. Each document of a negative is divided, too, as if between its chunk and another
+    one apart from it, drawn by the name of the pair: so lengths tell no labels. Both lengths of a pair are drawn by its
+    name, evenly on a scale of logarithms: one of them, which one is drawn too, below the next of `levels`, the other,
+    and at the last level both, up to half of the document. Longer stretches hold the shorter ones of the same pair.
+    Missing are pairs of a document that has no room for two stretches (`document_short`), those whose chunks lie so
+    that there is no room around them (`no_room`), and what begins where another pair does (`drawn_before`).
 
     At most `num_pairs` a level, mixed in kinds as the frozen pairs are, those of the least hashes: the same pairs for
     every level, as far as they have room, whatever the other pairs are. The rows of one frozen pair stand together, in
@@ -112,13 +110,19 @@ class _Draws(NamedTuple):
     """What decides the lengths of p pairs; the left one of two stretches is that of the first chunk in the table."""
 
     lengths: np.ndarray  # (2, p) from 0 to 1: how long of what is possible, left and right
+    partners: np.ndarray  # (2, p) from 0 to 1: which other chunk divides a document of a negative
     is_short: np.ndarray  # (2, p) bool: which of both stays below the next level
 
 
 def _draws(names: Sequence[str]) -> _Draws:
     """By the name of each pair alone."""
-    left, right, short = (marks([f"{name}|{what}" for name in names]) / 2.0**64 for what in ("left", "right", "short"))
-    return _Draws(np.stack([left, right]), np.stack([short < 0.5, short >= 0.5]))
+
+    def drawn(what: str) -> np.ndarray:
+        return marks([f"{name}|{what}" for name in names]) / 2.0**64
+
+    lengths, partners = (np.stack([drawn(f"left{of}"), drawn(f"right{of}")]) for of in ("", " partner"))
+    short = drawn("short") < 0.5
+    return _Draws(lengths, partners, np.stack([short, ~short]))
 
 
 def _length(draw: np.ndarray, k: int, most: np.ndarray) -> np.ndarray:
@@ -132,27 +136,46 @@ def _placed(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First chunks and lengths of both stretches of p pairs, (2, p) each, and why some have none: "" where they do."""
     missing = np.full(len(a), "", dtype=object)
-    left, right = np.minimum(a, b), np.maximum(a, b)
-    # Room falls to both sides of its peak, so the best place to divide between two chunks is the nearest to the peak.
-    middle = np.clip(table.peak[left], left, np.searchsorted(table.apart, right, side="right") - 1)
-    begins = np.stack([table.first[left], np.where(positive, table.apart[middle], table.first[right])])
-    ends = np.stack([np.where(positive, middle + 1, table.last[left]), table.last[right]])
-    halves = np.stack([_halves(table, side) for side in (left, right)])
+    sides = np.stack([np.minimum(a, b), np.maximum(a, b)])
+    partners = np.where(positive, sides[::-1], _partner(table, sides, draws.partners))
+    begins, ends = _part(table, sides, partners)
+    halves = _halves(table, sides)
     missing[((ends - begins) < k).any(0)] = "no_room"
     missing[(halves < k).any(0)] = "document_short"
     most = np.minimum(ends - begins, halves)
     if next_level is not None:
         most = np.where(draws.is_short, np.minimum(most, next_level - 1), most)
     nums = _length(draws.lengths, k, most)
-    firsts = np.clip(np.stack([left, right]) - nums // 2, begins, np.maximum(ends - nums, begins))
+    firsts = np.clip(sides - nums // 2, begins, np.maximum(ends - nums, begins))
     there = np.flatnonzero(missing == "")
     new = there[np.unique(firsts[:, there], axis=1, return_index=True)[1]]
     missing[np.setdiff1d(there, new)] = "drawn_before"
     return np.where(a > b, firsts[::-1], firsts), np.where(a > b, nums[::-1], nums), missing
 
 
+def _partner(table: _Chunks, chunk: np.ndarray, draw: np.ndarray) -> np.ndarray:
+    """One of the chunks of its document that are apart from each chunk, all (2, p); itself where there is none."""
+    before = np.maximum(np.searchsorted(table.apart, chunk, side="right") - table.first[chunk], 0)
+    number = (draw * (before + table.last[chunk] - table.apart[chunk])).astype(np.int64)
+    partner = np.where(number < before, table.first[chunk] + number, table.apart[chunk] + number - before)
+    return np.where(partner < table.last[chunk], partner, chunk)
+
+
+def _part(table: _Chunks, chunk: np.ndarray, partner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The chunk's part of its document, where it is divided between the two: its first chunk, the place behind its
+    last; all (2, p). Empty where they are not apart."""
+    left, right = np.minimum(chunk, partner), np.maximum(chunk, partner)
+    # Room falls to both sides of its peak, so the best place to divide between two chunks is the nearest to the peak.
+    last_middle = np.searchsorted(table.apart, right, side="right") - 1
+    middle = np.clip(table.peak[left], left, last_middle)
+    is_left = chunk == left
+    begin = np.where(is_left, table.first[left], table.apart[middle])
+    end = np.where(is_left, middle + 1, table.last[left])
+    return begin, np.where(last_middle < left, begin, end)
+
+
 def _halves(table: _Chunks, chunk: np.ndarray) -> np.ndarray:
-    """Chunks (p,) in the smaller part of each chunk's document, divided where both parts have the most room."""
+    """Chunks (2, p) in the smaller part of each chunk's document, divided where both parts have the most room."""
     peak = table.peak[chunk]
     return _room(peak, table.first[chunk], table.last[chunk], table.apart[peak])
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from quire.errors import UserError
+from quire.metrics import auc
 from quire.pairs import sample_pairs
 from quire.stretches import SCHEMA, stretches, told
 from quire.works import MIN_GAP
@@ -14,7 +15,7 @@ from quire.works import MIN_GAP
 SIZES = (60, 9, 25, 60, 14, 40)  # chunks of each work
 
 
-def library(sizes: tuple[int, ...] = SIZES) -> tuple[pa.Table, pa.Table]:
+def library(sizes: tuple[int, ...] = SIZES, num_pairs: int = 20) -> tuple[pa.Table, pa.Table]:
     """Chunks that overlap by 40 characters, so that the next but one touches still; and frozen pairs of them."""
     rows = [
         {
@@ -32,7 +33,8 @@ def library(sizes: tuple[int, ...] = SIZES) -> tuple[pa.Table, pa.Table]:
     ]
     chunks = pa.Table.from_pylist(rows)
     near = {f"w{work}": [f"w{(work + 2) % len(sizes)}"] for work in range(len(sizes))}
-    pairs, _ = sample_pairs(chunks, near, num_positives_per_work=20, num_negatives_per_work=40, seed=0)
+    counts = {"num_positives_per_work": num_pairs, "num_negatives_per_work": 2 * num_pairs}
+    pairs, _ = sample_pairs(chunks, near, **counts, seed=0)
     return chunks, pairs.append_column("split", pa.array(["test"] * pairs.num_rows))
 
 
@@ -108,15 +110,19 @@ def test_a_text_lies_evenly_to_both_sides_of_its_chunk_where_there_is_room() -> 
     frozen = [row for row in pairs.to_pylist() if not row["label"] and 100 < place[row["chunk_a"]] % 400 < 300][:60]
     couple = frozen + [next(row for row in pairs.to_pylist() if row["label"])]
     made, _ = stretches(pa.Table.from_pylist(couple, pairs.schema), chunks, (2, 5), 10**6)
-    found = [row for row in made.to_pylist() if not row["label"]]
-    middles = {row["row_a"] + row["num_a"] // 2 for row in found}
-    assert len(found) > 100 and middles == {place[row["chunk_a"]] for row in frozen}
+    found = [row for row in made.to_pylist() if not row["label"] and row["num_a"] < 20]
+    chunks_a = {place[row["chunk_a"]] for row in frozen}
+    in_the_middle = [row["row_a"] + row["num_a"] // 2 in chunks_a for row in found]
+    assert len(found) > 40 and np.mean(in_the_middle) > 0.6  # the others are where their document is divided
 
 
-def test_the_stretches_of_two_books_are_nearly_as_long_as_those_of_one() -> None:
-    made, _ = stretches(*library((60,) * 12)[::-1], (5,), 10**6)
-    by_label = [[r["num_a"] + r["num_b"] for r in made.to_pylist() if r["label"] == label] for label in (0, 1)]
-    assert abs(np.mean(by_label[0]) - np.mean(by_label[1])) < 0.15 * np.mean(by_label[0])
+def test_lengths_tell_no_labels() -> None:
+    for sizes in ((60,) * 12, (400, 60, 25, 120, 30, 300, 90, 40, 700, 200, 150, 50)):
+        made, _ = stretches(*library(sizes, num_pairs=100)[::-1], (2, 5, 10), 10**6)
+        labels, k, a, b = (made[name].to_numpy() for name in ("label", "k", "num_a", "num_b"))
+        for level in (2, 5, 10):
+            for nums in (np.maximum(a, b), a + b):
+                assert auc(labels[k == level], nums[k == level].astype(float)) == pytest.approx(0.5, abs=0.03)
 
 
 def test_a_kind_without_room_is_left_out_and_the_others_go_on() -> None:
