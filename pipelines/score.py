@@ -77,6 +77,7 @@ def run(settings: ScoreConfig) -> Artifact:
         "cross_encoder": artifact.open_artifact(root, "models", settings.cross_encoder),
         "untrained_weights": hub.weights_sha256(hub.find_model(settings.untrained)),
     }
+    levels.check_strangers(inputs["bi_encoder"])
     recipe = config.recipe(settings) | {levels.SAYS: levels.EVIDENCE}
     draft = artifact.begin_step(settings, "predictions", inputs, recipe)
     if draft.published:

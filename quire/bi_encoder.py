@@ -4,6 +4,7 @@ Saved as a sentence-transformers folder (`SentenceTransformer(path)` loads the e
 Shape letters: N texts or pairs, B rows of a batch, T tokens, D embedding width, F pair features of the views.
 """
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -229,24 +230,27 @@ class BiEncoder:
             logits[block] = self.pair_logits(embeddings[a[block]], embeddings[b[block]], features)
         return logits
 
-    def weigh(
+    def weighed(
         self, texts_a: Sequence[str], texts_b: Sequence[str], labels: np.ndarray, negative_types: Sequence[str]
-    ) -> None:
-        """Weigh the views against what the encoder says by N pairs of works that it was not trained on, and put the
-        mean logit of the negatives at `levels.STRANGERS`.
+    ) -> "BiEncoder":
+        """The same with a head that weighs the views against what the encoder says by N pairs of works that it was not
+        trained on, and has the mean logit of their negatives at `levels.STRANGERS`.
 
         An encoder tells the works it was trained on apart far better than any other, the views tell all alike, so a
         head trained beside it trusts it too much: stacking wants predictions on held-out data (Wolpert 1992). Two
-        weights and a bias are all that is fitted, for masked texts too. The bias is that of negatives alone: books are
-        alike within themselves by very different amounts, strangers are not, so that models of different authors agree
-        on where these lie, and one scale serves all of them (LOG, 2026-11-23). Without views there is nothing to weigh
-        but the bias. Raises UserError as `fit_regression`.
+        weights and a bias are all that is fitted, for masked texts too. The bias is that of negatives alone, every type
+        of them weighing the same: how alike a book is within itself differs more from one to the next than how alike
+        strangers are, and one scale then serves models of different authors (LOG, 2026-11-23). Without views the bias
+        is all. Raises UserError as `fit_regression`.
         """
         parts, weights = self.parts(texts_a, texts_b), np.ones(2)
         if self.head.num_features:
             weights = part_weights(fit_regression(parts, labels, negative_types))
-        strangers = (parts @ weights)[np.asarray(labels) == 0].mean()
-        self.head.weigh(*weights.tolist(), bias=float(levels.STRANGERS - strangers))
+        logits, kinds = parts @ weights, np.where(np.asarray(labels) == 1, "", np.asarray(negative_types, dtype=str))
+        strangers = np.mean([logits[kinds == kind].mean() for kind in sorted({*kinds} - {""})])
+        head = copy.deepcopy(self.head)
+        head.weigh(*weights.tolist(), bias=float(levels.STRANGERS - strangers))
+        return BiEncoder(self.model, head, self.views)
 
     def parts(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:
         """What the views add to the logits of N pairs, and all the rest of them: (N, 2), whose sum is `score`."""

@@ -45,6 +45,18 @@ def check_levels(names: Sequence[str], folds: Sequence[pa.Table]) -> list[int]:
     return found[0]
 
 
+def check_cells(folds: Sequence[Artifact]) -> None:
+    """Raise UserError where the cross-encoder was asked about more cells of a text in one fold than in another."""
+    first, *others = folds
+    for made in others:
+        asked, theirs = (of.manifest["recipe"].get("max_cross_pairs") for of in (first, made))
+        if asked != theirs:
+            raise UserError(
+                f"predictions = {made.name!r}: max_cross_pairs = {theirs}, but {asked} in {first.name!r}; score both "
+                "alike"
+            )
+
+
 def check_models(folds: Sequence[Artifact], served: dict[str, Artifact]) -> None:
     """Raise UserError where a fold's models were not made by the recipes of those that are `served`.
 

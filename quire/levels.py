@@ -19,9 +19,10 @@ from quire.errors import UserError
 from quire.evenly import evenly
 
 # What `evidence` computes of which texts; scales of another one do not fit.
-EVIDENCE = "beside strangers and each text's own but neighbours, lengths that tell no label; single logits drawn in"
-STRANGERS = -1.0  # the mean logit of passages of two books, where `BiEncoder.weigh` puts it
+EVIDENCE = "beside strangers at -1 and each text's own but neighbours, of texts of all lengths; single logits drawn in"
+STRANGERS = -1.0  # the mean logit of passages of two books, where `BiEncoder.weighed` puts it
 SAYS = "says"  # the key of that in the recipe of predictions
+LIE = "strangers"  # the key of where they lie in the recipe of a bi-encoder
 _TAIL = 2.0  # beyond which a single logit claims more than it keeps
 
 
@@ -107,6 +108,14 @@ def check_says(made: Artifact) -> None:
         raise UserError(
             f"predictions = {made.name!r}: their scores are {says or 'mean logits'!r}, now they are {EVIDENCE!r}; "
             "score again under another name, and calibrate with that"
+        )
+
+
+def check_strangers(bi_encoder: Artifact) -> None:
+    """Raises UserError for a bi-encoder whose strangers lie elsewhere, so that `evidence` does not fit its logits."""
+    if bi_encoder.manifest["recipe"].get(LIE) != STRANGERS:
+        raise UserError(
+            f"bi_encoder = {bi_encoder.name!r}: its logits are on a scale of before; train it again under another name"
         )
 
 

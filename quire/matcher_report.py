@@ -31,15 +31,25 @@ SB_SA_DA = (
     "masked training texts; the models are those that read the texts as they are."
 )
 
+LEAD = (
+    "AUC of the two-stage answer less the system's, by the same draws of authors: beyond chance where the interval "
+    "does not hold 0."
+)
+
 
 def title(system: str) -> str:
     """A system's name as reports have it."""
     return TITLES.get(system, system.replace("_", " "))
 
 
-def pair_type_table(pair_types: Mapping[str, Results]) -> str:
-    """AUC of each system for each two pair types as aligned text: raw, and names masked where that was measured."""
-    section = pair_type_section(pair_types)
+def pair_type_tables(pair_types: Mapping[str, Results]) -> str:
+    """AUC of each system for each two pair types as aligned text, raw, and names masked where that was measured; and by
+    how much the answer leads."""
+    found = lead_section(pair_types)
+    return "\n".join([_aligned(pair_type_section(pair_types)), "", f"{found.title}: {LEAD}", _aligned(found)])
+
+
+def _aligned(section: Section) -> str:
     width = max(len(str(row[0])) for row in section.rows) + 2
     names, *texts = section.columns
     lines = [f"{names:<{width}}" + "".join(f"{name:>27}" for name in texts)]
@@ -49,14 +59,27 @@ def pair_type_table(pair_types: Mapping[str, Results]) -> str:
 
 def pair_type_section(pair_types: Mapping[str, Results]) -> Section:
     """`pair_types`: "raw" and "names masked" -> system -> "SB vs DA" -> AUC and interval."""
+    return _pair_types(pair_types, "auc", "Same book, same author, different authors", SB_SA_DA)
+
+
+def lead_section(pair_types: Mapping[str, Results]) -> Section:
+    """By how much the AUC of the answer is higher than each other system's, from the same."""
+    others = {
+        texts: {system: cells for system, cells in found.items() if system != TITLES["two_stage"]}
+        for texts, found in pair_types.items()
+    }
+    return _pair_types(others, "lead", "How far the answer is ahead", LEAD)
+
+
+def _pair_types(pair_types: Mapping[str, Results], value: str, name_of_all: str, text: str) -> Section:
     compared = list(dict.fromkeys(name for found in pair_types.values() for cells in found.values() for name in cells))
     columns = [(texts, name) for name in compared for texts in pair_types]
     rows = [
-        (system, *(_auc(pair_types[texts].get(system, {}).get(name)) for texts, name in columns))
+        (system, *(_shown(pair_types[texts].get(system, {}).get(name), value) for texts, name in columns))
         for system in next(iter(pair_types.values()))
     ]
     heads = [name if texts == "raw" else f"{name}, {texts}" for texts, name in columns]
-    return Section("Same book, same author, different authors", SB_SA_DA, ("System", *heads), rows)
+    return Section(name_of_all, text, ("System", *heads), rows)
 
 
 def stratum_section(rows: Results, described: Mapping[str, Mapping[str, Any]]) -> Section:
@@ -65,7 +88,7 @@ def stratum_section(rows: Results, described: Mapping[str, Mapping[str, Any]]) -
     for name, facts in described.items():
         size = f"{facts['num_positives']:,} + {facts['num_negatives']:,}"
         topic = "" if facts["topic_auc"] is None else f"{facts['topic_auc']:.3f}"
-        lines.append((facts["title"], size, topic, *(_auc(system.get(name)) for system in rows.values())))
+        lines.append((facts["title"], size, topic, *(_shown(system.get(name)) for system in rows.values())))
     return Section(
         "Strata",
         "AUC with its 95 % interval over authors. Pairs are positives + negatives. Topic is the score by which pairs "
@@ -76,8 +99,8 @@ def stratum_section(rows: Results, described: Mapping[str, Mapping[str, Any]]) -
     )
 
 
-def _auc(cell: Mapping[str, Any] | None) -> str:
-    return "" if cell is None else report.shown(cell["auc"], cell.get("auc_interval"))
+def _shown(cell: Mapping[str, Any] | None, value: str = "auc") -> str:
+    return "" if cell is None else report.shown(cell[value], cell.get(f"{value}_interval"))
 
 
 def calibration_section(calibration: Mapping[str, Any]) -> Section:
@@ -109,13 +132,22 @@ def decision_section(decided: Sequence[Mapping[str, Any]]) -> Section:
                 f"{made['bound']:.3f} ({made['num_right']} of {made['num_decided']})",
                 f"{row['decided']:.1%}",
                 "" if row["precision"] is None else f"{row['precision']:.3f}",
+                f"{row['c_at_1']:.3f}, {row['f05u']:.3f}",
             )
         )
     return Section(
         "Decisions",
         "What was promised of each decision when the matcher was calibrated, and what it kept on test; all other pairs "
         "are undecided. The bound is from independent pairs that nothing else was fitted on.",
-        ("Decision", "precision promised", "decided where", "bound", "decided on test", "precision on test"),
+        (
+            "Decision",
+            "precision promised",
+            "decided where",
+            "bound",
+            "decided on test",
+            "precision on test",
+            "c@1, F0.5u",
+        ),
         rows,
     )
 

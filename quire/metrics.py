@@ -219,7 +219,29 @@ def author_bootstrap(
     seed: int = 0,
     groups: np.ndarray | None = None,
 ) -> tuple[float, float]:
-    """95 % percentile interval of the AUC when authors are drawn with replacement.
+    """95 % percentile interval of the AUC when authors are drawn with replacement, `author_aucs`."""
+    if statistic != "auc":
+        raise UserError(f"statistic = {statistic!r}: only 'auc'")
+    return interval(author_aucs(labels, scores, authors_a, authors_b, num_samples, seed, groups))
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of bootstrap values (num_samples,)."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def author_aucs(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    authors_a: Sequence[str],
+    authors_b: Sequence[str],
+    num_samples: int = 500,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
+    """The AUC (num_samples,) of each draw of authors with replacement: of the same draws for every system's scores of
+    the same pairs, so that their differences have an interval of their own.
 
     A pair within one author weighs as often as the author was drawn, a pair of two authors the product of both (the
     vertex bootstrap of Snijders & Borgatti 1999, Connections 22; its theory: Davezies, D'Haultfoeuille & Guyonvarch
@@ -230,18 +252,16 @@ def author_bootstrap(
     check(labels, np.zeros(len(labels)))
     if not len(labels) == len(scores) == len(authors_a) == len(authors_b) or not np.isfinite(scores).all():
         raise UserError(f"{len(labels)} labels: need a finite score and two authors for each")
-    if statistic != "auc":
-        raise UserError(f"statistic = {statistic!r}: only 'auc'")
     order = np.argsort(scores, kind="stable")  # sorted once, every draw is sorted already
     labels, scores = labels[order], scores[order]
     a, b = (np.asarray(authors, dtype=object)[order] for authors in (authors_a, authors_b))
     groups = np.zeros(len(labels), int) if groups is None else np.asarray(groups)[order]
-    values = [
-        auc(labels[present], scores[present], weights[present], groups[present])
-        for present, weights in _author_draws(labels, a, b, num_samples, seed, groups)
-    ]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    return np.array(
+        [
+            auc(labels[present], scores[present], weights[present], groups[present])
+            for present, weights in _author_draws(labels, a, b, num_samples, seed, groups)
+        ]
+    )
 
 
 def metric_intervals(
@@ -271,8 +291,7 @@ def metric_intervals(
         )
     ]
     names = [name for name in rows[0] if not name.startswith("num_")]
-    bounds = {name: np.percentile([row[name] for row in rows], [2.5, 97.5]) for name in names}
-    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+    return {name: interval(np.array([row[name] for row in rows])) for name in names}
 
 
 def _author_draws(

@@ -77,24 +77,18 @@ def cross_validated(
 ) -> np.ndarray:
     """Probabilities (n,) by curves that have seen neither author of the pair; NaN where no curve could be fitted.
 
-    `groups`: the author groups of both sides. The groups are dealt into folds by hash, and the pairs between two folds
-    (or within one) are judged by a curve fitted on the pairs that touch neither. A pair of which one author stands in
-    training is an easier one than users bring (Park & Marcotte 2012, Nature Methods 9, their class C3 against C2); and
-    every pair is judged once, while keeping only pairs inside a fold would lose most pairs of two authors, and with
-    them the mixture that the probabilities are for.
+    `groups`: the author groups of both sides, which are dealt into folds by hash; `calibration.left_out` says which
+    pairs are judged by which.
     """
     cosines, labels = np.asarray(cosines, np.float64), np.asarray(labels).astype(bool)
     names = sorted({*groups[0], *groups[1]}, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
     fold_of = {name: place % num_folds for place, name in enumerate(names)}
     a, b = (np.fromiter((fold_of[name] for name in side), np.int64, len(side)) for side in groups)
     found = np.full(len(labels), np.nan)
-    for first in range(num_folds):
-        for second in range(first, num_folds):
-            judged = ((a == first) & (b == second)) | ((a == second) & (b == first))
-            fitted = ~(np.isin(a, (first, second)) | np.isin(b, (first, second)))
-            if judged.any() and 0 < labels[fitted].sum() < fitted.sum():
-                curve = fit_curve(method, cosines[fitted], labels[fitted], must_rise=False)
-                found[judged] = curve.probability(cosines[judged])
+    for judged, fitted in calibration.left_out(a, b, num_folds):
+        if 0 < labels[fitted].sum() < fitted.sum():
+            curve = fit_curve(method, cosines[fitted], labels[fitted], must_rise=False)
+            found[judged] = curve.probability(cosines[judged])
     return found
 
 

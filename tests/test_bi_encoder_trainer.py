@@ -25,7 +25,7 @@ from bi_encoder_training import (
 from safetensors.torch import load_file
 
 from pipelines import teach
-from quire import artifact, bi_encoder, cross_encoder, encoder, hub, proper_names
+from quire import artifact, bi_encoder, cross_encoder, encoder, hub, levels, proper_names
 from quire.errors import UserError
 from trainers.bi_encoder import inputs, run
 
@@ -139,8 +139,29 @@ def test_it_trains_alike_in_chunks_and_with_checkpointing_and_saves_a_whole_mode
         assert b == pytest.approx(a, rel=1e-3, abs=1e-5)
     parts.save(tmp_path / "saved")
     again = bi_encoder.BiEncoder.load(tmp_path / "saved")
-    texts = parts.validation.texts(0)
-    np.testing.assert_allclose(again.score(*([t] for t in texts)), parts.bi.score(*([t] for t in texts)), atol=1e-5)
+    pairs = parts.validation
+    a, b = (list(side) for side in zip(*(pairs.texts(row) for row in range(len(pairs.labels))), strict=True))
+    parts.module.eval()
+    weighed = parts.bi.weighed(a, b, pairs.labels, pairs.negative_types)
+    scores = again.score(a, b)
+    np.testing.assert_allclose(scores, weighed.score(a, b), atol=1e-5)
+    kinds = sorted(set(pairs.negative_types[pairs.labels == 0]))
+    of_types = [scores[pairs.negative_types == kind].mean() for kind in kinds]
+    assert np.mean(of_types) == pytest.approx(levels.STRANGERS, abs=1e-4)
+
+
+def test_what_is_saved_on_the_way_leaves_training_as_it_was(root: str, encoder_folder: str, tmp_path: Path) -> None:
+    made = task(settings(root, encoder_folder, dropout=0.1))
+    made.module.train()
+    before = {name: tensor.clone() for name, tensor in made.module.state_dict().items()}
+    made.save(tmp_path / "one")
+    made.save(tmp_path / "two")
+    assert made.module.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in made.module.state_dict().items())
+    for file in ("pair_head.safetensors", "model.safetensors"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    # weighed, what is saved is another head
+    assert not torch.equal(load_file(tmp_path / "one/pair_head.safetensors")["cosine_bias"], before["head.cosine_bias"])
 
 
 def test_checkpointed_layers_have_the_same_gradients_with_dropout(root: str, encoder_folder: str) -> None:

@@ -41,7 +41,7 @@ def predictions(
     sizes = (pa.field(f"{what}_{side}", pa.int64()) for what in ("num", "chars") for side in "ab")
     fields = [*schema.PAIRS, pa.field("k", pa.int32()), *sizes]
     fields += [pa.field(system, pa.float64()) for system in SYSTEMS]
-    recipe = {"fold": fold, "masked": masked, "flipped": flipped, "says": says}
+    recipe = {"fold": fold, "mask_names": masked, "flipped": flipped, "says": says}
     draft = artifact.begin(root, "predictions", name, recipe=recipe, inputs={})
     draft.write_shard(0, Shard(table=pa.Table.from_pylist(rows, schema=pa.schema(fields)), rows_in=len(rows)))
     return draft.publish(num_shards=1)
@@ -109,6 +109,14 @@ def test_masked_predictions_of_other_pairs_are_refused(root: Path) -> None:
         config(root, masked=names[:1])
     with pytest.raises(UserError, match="topic = 'fog'"):
         cross_validate.run(config(root, name="fog", topic="fog"))
+
+
+def test_raw_and_masked_predictions_may_not_be_taken_for_each_other(root: Path) -> None:
+    masked = [f"{name}-masked" for name in FOLDS]
+    with pytest.raises(UserError, match="masked = 'fold-0': scored with mask_names = false; name those that .* = true"):
+        cross_validate.run(config(root, name="raw", masked=FOLDS))
+    with pytest.raises(UserError, match="predictions = 'fold-0-masked': scored with mask_names = true"):
+        cross_validate.run(config(root, name="hidden", predictions=masked))
 
 
 def test_predictions_of_another_evidence_are_refused(root: Path) -> None:

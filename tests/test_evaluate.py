@@ -43,9 +43,8 @@ def predictions(
     sizes = (pa.field(f"{what}_{side}", pa.int64()) for what in ("num", "chars") for side in "ab")
     fields = [*schema.PAIRS, pa.field("k", pa.int32()), *sizes]
     fields += [pa.field(system, pa.float64()) for system in SYSTEMS]
-    draft = artifact.begin(
-        root, "predictions", name, recipe={"names": names, "seed": seed, "levels": levels, "says": EVIDENCE}, inputs={}
-    )
+    recipe = {"mask_names": name == "masked", "names": names, "seed": seed, "levels": levels, "says": EVIDENCE}
+    draft = artifact.begin(root, "predictions", name, recipe=recipe, inputs={})
     draft.write_shard(0, Shard(table=pa.Table.from_pylist(rows, schema=pa.schema(fields)), rows_in=len(rows)))
     return draft.publish(num_shards=1)
 
@@ -158,6 +157,10 @@ def test_the_report_shows_what_was_promised_and_what_was_kept(report: Artifact, 
     assert row["decided"] == pytest.approx(0.4 * right + 0.6 * wrong)
     assert row["precision"] == pytest.approx(0.4 * right / (0.4 * right + 0.6 * wrong))
     page = Path(report.local() / "index.html").read_text("utf-8")
+    answers = np.where(said, 1.0, 0.5)  # nothing is certified as different
+    official = metrics.pan(labels, answers)
+    assert (row["c_at_1"], row["f05u"]) == pytest.approx((official["c_at_1"], official["f05u"]))
+    assert row["c_at_1"] != pytest.approx(report.read_json("results.json")["two-stage"]["overall"]["c_at_1"])
     assert "0.7 at confidence 0.95" in page and f"{row['precision']:.3f}" in page
 
 
@@ -170,6 +173,29 @@ def test_predictions_of_other_models_than_the_matchers_are_refused(root: str, tm
         file.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="predictions = 'raw': scored by 'bi-x', but the matcher 'm' .* 'bi-y'"):
         run(str(tmp_path / "root"), name="z")
+
+
+def test_masked_predictions_by_other_models_than_the_raw_ones_are_refused(root: str) -> None:
+    raw, masked = (artifact.open_artifact(root, "predictions", name) for name in ("raw", "masked"))
+    for made, content in ((raw, "x"), (masked, "y")):
+        made.manifest["inputs"]["cross_encoder"] = {"kind": "models", "name": f"cross-{content}", "content": content}
+    with pytest.raises(UserError, match="masked = 'masked': scored by 'cross-y', but 'raw' by 'cross-x'"):
+        evaluate.check_reading(raw, masked)
+    evaluate.check_reading(raw)
+
+
+def test_the_lead_of_the_answer_has_an_interval_of_its_own(report: Artifact, root: str) -> None:
+    rows = report.read_json("pair_types.json")["raw"]
+    for system, cells in rows.items():
+        for name, cell in cells.items():
+            assert cell["lead"] == pytest.approx(rows["two-stage"][name]["auc"] - cell["auc"])
+            low, high = cell["lead_interval"]
+            assert low <= cell["lead"] <= high or (low, high) == (0, 0)
+            if system != "two-stage":  # the same draws: narrower than two intervals by themselves would allow
+                widths = (high - low for low, high in (rows["two-stage"][name]["auc_interval"], cell["auc_interval"]))
+                assert 0 < high - low < sum(widths)
+    assert "How far the answer is ahead" in Path(report.local() / "index.html").read_text("utf-8")
+    assert "less the system's" in Path(report.local() / "table.txt").read_text("utf-8")
 
 
 def test_the_curve_holds_every_system_at_every_level_and_rises(report: Artifact, root: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 from test_calibrate import predictions
 
-from quire import artifact, calibration, matcher
+from quire import artifact, calibration, folds, matcher
 from quire.artifact import Artifact, Shard
 from quire.errors import UserError
 from quire.levels import EVIDENCE
@@ -92,6 +92,21 @@ def test_folds_by_another_recipe_or_of_other_windows_are_refused(root: Path, pai
         calibrate.run(settings(root, "longer", model={"steps": 180}))
     with pytest.raises(UserError, match="chunks = 'all-wider': size = 20, but 14 in 'c0'"):
         calibrate.run(settings(root, "wider", cut={"size": 20}))
+
+
+def test_folds_scored_with_other_cells_are_refused(root: Path, pairs: list[pa.Table]) -> None:
+    first = artifact.open_artifact(str(root), "predictions", "p0")
+    draft = artifact.begin(str(root), "predictions", "fewer", recipe=SCORED | {"max_cross_pairs": 1}, inputs={})
+    with pytest.raises(UserError, match="predictions = 'fewer': max_cross_pairs = 1, but 3 in 'p0'"):
+        folds.check_cells([first, draft.publish()])
+
+
+def test_pairs_that_chose_a_model_do_not_calibrate_it(root: Path, pairs: list[pa.Table]) -> None:
+    made = artifact.open_artifact(str(root), "models", "bi_encoder-0")
+    calibrate._check_unseen(made)
+    made.manifest["recipe"]["eval_splits"] = ["validation", "calibration"]
+    with pytest.raises(UserError, match="bi_encoder = 'bi_encoder-0': .* calibration pairs chose its step"):
+        calibrate._check_unseen(made)
 
 
 @pytest.mark.parametrize("side", ["same", "different"])

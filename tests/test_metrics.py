@@ -335,9 +335,22 @@ def test_a_second_stage_earns_its_place_by_what_it_tells_of_authors_left_out() -
     bi = 1.5 * labels + draw.normal(size=len(authors))
     telling, noise = 1.5 * labels + draw.normal(size=len(authors)), draw.normal(size=len(authors))
     of_one = np.where(authors == "a0", 20.0 * labels - 10, noise)  # and of nobody else
-    assert calibration.earns(telling, bi, labels, authors)
-    assert not calibration.earns(noise, bi, labels, authors)
-    assert not calibration.earns(of_one, bi, labels, authors)
+    others = np.where(labels == 1, authors, draw.permutation(authors))
+    for sides in ((authors, authors), (authors, others), (others, authors)):
+        assert calibration.earns(telling, bi, labels, sides)
+        assert not calibration.earns(noise, bi, labels, sides)
+    assert not calibration.earns(of_one, bi, labels, (authors, others))
     assert calibration.fit_fusion(of_one, bi, labels).cross_slope > 0  # on all pairs it seems to tell something
     few = np.where(np.arange(len(authors)) % 2, "a0", "a1")
-    assert calibration.earns(noise, bi, labels, few)  # of two authors nobody can be left out
+    assert calibration.earns(noise, bi, labels, (few, few))  # of two authors nobody can be left out
+
+
+def test_what_is_fitted_for_a_pair_has_seen_neither_of_its_sides() -> None:
+    draw = np.random.default_rng(0)
+    a, b = draw.integers(4, size=(2, 200))
+    judged_by = np.zeros(200, int)
+    for judged, fitted in calibration.left_out(a, b, 4):
+        judged_by += judged
+        sides = {*a[judged], *b[judged]}
+        assert fitted.any() and not sides & {*a[fitted], *b[fitted]}
+    assert (judged_by == 1).all()

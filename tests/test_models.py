@@ -122,7 +122,7 @@ def test_views_are_weighed_against_the_encoder_by_texts_that_it_was_not_trained_
     parts = np.stack([of_views, before - of_views], axis=1)
     expected = fit_regression(parts, labels, kinds)
     assert (expected.weights / expected.deviation > bi_encoder.LEAST_PART_WEIGHT).all()
-    made.weigh(a, b, labels, kinds)
+    made = made.weighed(a, b, labels, kinds)
     inside = np.abs((parts - expected.mean) / expected.deviation).max(1) < 5
     wanted, after = expected.logits(parts), made.score(a, b)
     assert np.std((after - wanted)[inside]) < 1e-4 and inside.sum() > 40
@@ -135,9 +135,13 @@ def test_strangers_are_where_levels_expect_them_whatever_a_model_sees(encoder_fo
     made = bi_encoder.BiEncoder(model, bi_encoder.PairHead(32).eval())  # no views: nothing to weigh
     a, b, labels = TEXTS[:2] * 2, TEXTS[2:] * 2, np.array([1, 0, 1, 0])
     before = made.score(a, b)
-    made.weigh(a, b, labels, ["random"] * 4)
-    after = made.score(a, b)
+    after = made.weighed(a, b, labels, ["", "neighbor", "", "random"]).score(a, b)
     assert after[labels == 0].mean() == pytest.approx(levels.STRANGERS, abs=1e-5)
+    one_type = [*a, a[0]], [*b, b[1]], np.append(labels, 0), ["", "neighbor", "", "random", "random"]
+    after_more = made.weighed(*one_type).score(a, b)  # however many of a type there are
+    assert np.mean([after_more[1], np.mean([after_more[3], made.weighed(*one_type).score(a[:1], b[1:2])[0]])]) == (
+        pytest.approx(levels.STRANGERS, abs=1e-5)
+    )
     assert np.ptp(after - before) < 1e-5
 
 

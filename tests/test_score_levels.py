@@ -14,6 +14,7 @@ from tiny_matcher import publish
 
 from pipelines import score
 from quire import artifact, chunks, encoder, levels, schema
+from quire.errors import UserError
 from quire.matcher import TwoStage
 from quire.pairs import sample_pairs
 
@@ -58,8 +59,9 @@ def root(tmp_path_factory: pytest.TempPathFactory, encoder_folder: str) -> str:
     publish(folder, "chunks", made)
     publish(folder, "pairs", pairs)
     publish_matcher(folder, encoder_folder, prefilter=0.0)
-    for name in ("bi", "cross"):
-        artifact.begin(str(folder), "models", name, recipe={}, inputs={}).publish()
+    for name in ("bi", "cross", "older"):
+        recipe = {} if name == "older" else {levels.LIE: levels.STRANGERS}
+        artifact.begin(str(folder), "models", name, recipe=recipe, inputs={}).publish()
     return str(folder)
 
 
@@ -169,6 +171,11 @@ def test_single_chunks_are_level_one_and_know_their_lengths(
 def test_levels_rise_from_one(wrong: tuple[int, ...], root: str, encoder_folder: str) -> None:
     with pytest.raises(ValidationError, match="rising from 1"):
         settings(root, encoder_folder, levels=wrong)
+
+
+def test_a_bi_encoder_whose_strangers_lie_elsewhere_is_refused(root: str, encoder_folder: str) -> None:
+    with pytest.raises(UserError, match="bi_encoder = 'older': .* train it again under another name"):
+        score.run(settings(root, encoder_folder, bi_encoder="older"))
 
 
 @pytest.mark.ray

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from quire import adversary, artifact, bi_encoder, config, encoder, hub, loop, packing, sampler
+from quire import adversary, artifact, bi_encoder, config, encoder, hub, levels, loop, packing, sampler
 from quire import training_sets as sets
 from quire import views as view  # the config has a field of that name
 from quire.artifact import Artifact, Draft
@@ -140,7 +140,8 @@ CONFIG = BiEncoderConfig
 def run(settings: BiEncoderConfig) -> Artifact:
     """Make the `models` artefact, a folder that `SentenceTransformer(path)` and `BiEncoder.load` load."""
     check_workers(settings, settings.runtime.num_workers or 1)
-    draft = artifact.begin_step(settings, "models", inputs(settings))
+    recipe = config.recipe(settings) | {levels.LIE: levels.STRANGERS}
+    draft = artifact.begin_step(settings, "models", inputs(settings), recipe)
     if draft.published:
         return draft.published
     fit("trainers.bi_encoder", settings, draft)
@@ -379,10 +380,12 @@ class BiEncoderTask:
         return sets.mean_auc(self.validation, whole @ bi_encoder.part_weights(both))
 
     def save(self, folder: Path) -> None:
+        """Write the model as it is now, weighed; training goes on from what is not."""
+        training = self.module.training
         self.module.eval()
         sides = zip(*(self.validation.texts(row) for row in range(len(self.validation.labels))), strict=True)
-        self.bi.weigh(*sides, self.validation.labels, self.validation.negative_types)
-        self.bi.save(folder)
+        self.bi.weighed(*sides, self.validation.labels, self.validation.negative_types).save(folder)
+        self.module.train(training)
 
 
 def work(settings: BiEncoderConfig, draft: Draft, log: Callable[[dict[str, Any]], None]) -> None:

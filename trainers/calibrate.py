@@ -111,12 +111,14 @@ def run(settings: CalibrateConfig) -> Artifact:
     for made in scored:
         _check_scored(made, inputs, by_fold=bool(settings.by_fold))
     if settings.by_fold:
+        folds.check_cells(scored)
         folds.check_models(scored, {role: inputs[role] for role in folds.ROLES})
         tables = [folds.tested(made) for made in scored]
         folds.check_apart(names, tables)
         folds.check_levels(names, tables)
         table = pa.concat_tables(tables)
     else:
+        _check_unseen(inputs["bi_encoder"])
         table = scored[0].read()
         table = table.filter(pc.equal(table["split"], "calibration"))
     max_cross_pairs = scored[0].manifest["recipe"]["max_cross_pairs"]  # as the logits were made
@@ -177,6 +179,16 @@ def _check_scored(predictions: Artifact, inputs: dict[str, Artifact], *, by_fold
                 f"{role} = {inputs[role].name!r}: {predictions.name!r} was made with {scored['name']!r}, or "
                 "with an earlier one of that name; score again"
             )
+
+
+def _check_unseen(bi_encoder: Artifact) -> None:
+    """Raise UserError for a model that the calibration pairs have had a part in, as sweeps that look at them have."""
+    splits = bi_encoder.manifest["recipe"].get("eval_splits", ())
+    if "calibration" in splits:
+        raise UserError(
+            f"bi_encoder = {bi_encoder.name!r}: eval_splits = {list(splits)}, so calibration pairs chose its step and "
+            "its weights; train it with eval_splits = ['validation'], or calibrate by folds"
+        )
 
 
 def _fit(
@@ -273,7 +285,7 @@ def fit_stages(
     enough = min(labels[passed].sum(), (1 - labels[passed]).sum()) >= MIN_PASSED
     fitted_on = passed if enough else np.ones(len(labels), bool)
     logits = (systems[name][fitted_on] for name in ("cross_encoder", "bi_encoder"))
-    authors = table["author_a"].filter(pa.array(fitted_on)).to_pylist()
+    authors = tuple(table[side].filter(pa.array(fitted_on)).to_pylist() for side in ("author_a", "author_b"))
     fusion = calibration.fit_fusion(*logits, labels[fitted_on], authors)
     if fusion.cross_slope == 0:  # it would be asked for nothing, and pairs would fall under another scale for no reason
         prefilter, passed = calibration.NONE_PASSES, np.zeros(len(labels), bool)

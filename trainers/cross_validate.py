@@ -61,7 +61,7 @@ CONFIG = CrossValidateConfig
 def run(settings: CrossValidateConfig) -> Artifact:
     """Make the `reports` artefact: results, strata, pair_types, levels and folds as JSON, table.txt, index.html.
 
-    Raises UserError where an author is tested in two folds, or masked predictions are of other pairs.
+    Raises UserError where an author is tested in two folds, or masked predictions are of other pairs or models.
     """
     root = settings.runtime.root
     scored = [artifact.open_artifact(root, "predictions", name) for name in settings.predictions]
@@ -70,6 +70,8 @@ def run(settings: CrossValidateConfig) -> Artifact:
     inputs |= {f"fold {place}, masked": made for place, made in enumerate(masked)}
     for made in (*scored, *masked):
         levels.check_says(made)
+    for made, hidden in zip(scored, masked or [None] * len(scored), strict=True):
+        evaluate.check_reading(made, hidden)
     draft = artifact.begin_step(settings, "reports", inputs)
     if draft.published:
         return draft.published
@@ -99,9 +101,10 @@ def run(settings: CrossValidateConfig) -> Artifact:
         for fold, name in enumerate(settings.predictions)
     ]
     main = evaluate.main_strata(rows, test)
-    text = "\n".join([report.table(main), "", matcher_report.pair_type_table(pair_types)]) + level_curve.told(rising)
+    text = "\n".join([report.table(main), "", matcher_report.pair_type_tables(pair_types)]) + level_curve.told(rising)
     tables = [
         matcher_report.pair_type_section(pair_types),
+        matcher_report.lead_section(pair_types),
         matcher_report.stratum_section(rows, described),
         _fold_section(by_fold),
     ]

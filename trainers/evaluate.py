@@ -17,7 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from quire import artifact, config, decisions, level_curve, levels, matcher, matcher_report, metrics, report, strata
+from quire import (
+    artifact,
+    config,
+    decisions,
+    folds,
+    level_curve,
+    levels,
+    matcher,
+    matcher_report,
+    metrics,
+    report,
+    strata,
+)
 from quire.artifact import Artifact, Draft
 from quire.calibration import Scale, prior_weights
 from quire.errors import UserError
@@ -87,11 +99,12 @@ def run(settings: EvaluateConfig) -> Artifact:
         described["masked"] = described["overall"] | {"title": title, "topic_auc": None}
         pair_types["names masked"] = measure.rankings(hidden, types)
     rising = _curve(every, inputs["matcher"], settings)
-    text = "\n".join([report.table(main_strata(rows, test)), "", matcher_report.pair_type_table(pair_types)])
+    text = "\n".join([report.table(main_strata(rows, test)), "", matcher_report.pair_type_tables(pair_types)])
     text += level_curve.told(rising)
     decided = decisions_on(every, inputs["matcher"])
     tables = [
         matcher_report.pair_type_section(pair_types),
+        matcher_report.lead_section(pair_types),
         matcher_report.stratum_section(rows, described),
         matcher_report.decision_section(decided),
     ]
@@ -123,34 +136,43 @@ class Measure:
         self.groups = np.zeros(table.num_rows, int) if groups is None else groups
 
     def strata(self, scores: Scores, found: dict[str, Stratum]) -> dict[str, dict[str, dict[str, Any]]]:
-        """system -> stratum -> metrics, with the interval of the AUC, and over all pairs that of every metric."""
-        rows: dict[str, dict[str, dict[str, Any]]] = {}
+        """system -> stratum -> metrics, with the interval of the AUC, and over all pairs that of every metric; and how
+        far the final answer leads, as in `rankings`."""
+        rows = self.rankings(scores, found)
         for system, values in scores.probabilities.items():
             threshold = scores.thresholds[system]
-            rows[matcher_report.title(system)] = measured = {}
+            measured = rows[matcher_report.title(system)]
             for name, (_, chosen, classes) in found.items():
                 labels, ranking = classes[chosen], scores.rankings[system][chosen]
                 groups = self.groups[chosen]
                 options = {"threshold": threshold, "prior": self.prior, "ranking": ranking, "groups": groups}
-                measured[name] = metrics.metrics(labels, values[chosen], **options)
-                authors = [side[chosen] for side in self.authors]
+                measured[name] |= metrics.metrics(labels, values[chosen], **options)
                 if name == "overall":
+                    authors = [side[chosen] for side in self.authors]
                     bounds = metrics.metric_intervals(labels, values[chosen], *authors, **options, **self.draws)
-                else:
-                    bounds = {"auc": metrics.author_bootstrap(labels, ranking, *authors, groups=groups, **self.draws)}
-                measured[name] |= {f"{metric}_interval": list(pair) for metric, pair in bounds.items()}
+                    measured[name] |= {f"{metric}_interval": list(pair) for metric, pair in bounds.items()}
         return rows
 
     def rankings(self, scores: Scores, found: dict[str, Stratum]) -> dict[str, dict[str, dict[str, Any]]]:
-        """system -> pair types -> AUC and its interval."""
-        rows: dict[str, dict[str, dict[str, Any]]] = {}
-        for system, values in scores.rankings.items():
-            cells = rows[matcher_report.title(system)] = {}
-            for name, (_, chosen, classes) in found.items():
-                these, groups = (classes[chosen], values[chosen]), self.groups[chosen]
-                authors = [side[chosen] for side in self.authors]
-                bounds = metrics.author_bootstrap(*these, *authors, groups=groups, **self.draws)
-                cells[name] = {"auc": metrics.auc(*these, groups=groups), "auc_interval": list(bounds)}
+        """system -> pair types -> AUC and by how much the final answer's is higher (`lead`), each with its interval."""
+        rows: dict[str, dict[str, dict[str, Any]]] = {matcher_report.title(system): {} for system in scores.rankings}
+        for name, (_, chosen, classes) in found.items():
+            authors, groups = [side[chosen] for side in self.authors], self.groups[chosen]
+            drawn = {
+                system: metrics.author_aucs(classes[chosen], values[chosen], *authors, groups=groups, **self.draws)
+                for system, values in scores.rankings.items()
+            }
+            values = {
+                system: metrics.auc(classes[chosen], values[chosen], groups=groups)
+                for system, values in scores.rankings.items()
+            }
+            for system, aucs in drawn.items():
+                rows[matcher_report.title(system)][name] = {
+                    "auc": values[system],
+                    "auc_interval": list(metrics.interval(aucs)),
+                    "lead": values["two_stage"] - values[system],
+                    "lead_interval": list(metrics.interval(drawn["two_stage"] - aucs)),
+                }
         return rows
 
 
@@ -234,7 +256,8 @@ def decisions_on(test: pa.Table, made: Artifact) -> list[dict[str, Any]]:
     """What a matcher promised of each side at each level, and what it kept on test pairs, mixed as the promise says.
 
     `decided`: share of all pairs that the side was said of; `precision`: the share of those that it was true of, None
-    where it was never said.
+    where it was never said. `c_at_1` and `f05u` (`metrics.pan`) are of all decisions of the level, the undecided
+    unanswered, on the test pairs as they are mixed.
     """
     spec, rows = _spec(made), []
     for level in (level for level in spec.levels if level.certificates):
@@ -243,17 +266,39 @@ def decisions_on(test: pa.Table, made: Artifact) -> list[dict[str, Any]]:
         logits = (table[name].to_numpy() for name in ("bi_encoder", "cross_encoder"))
         answers = matcher.decide(spec, *logits, k=[level.k] * len(labels))
         weights = prior_weights(labels, spec.prior)
+        sides = {"same": 1.0, "different": 0.0}
+        official = metrics.pan(labels, np.array([sides.get(answer.decision, metrics.UNANSWERED) for answer in answers]))
+        of_level = {"k": level.k, "c_at_1": official["c_at_1"], "f05u": official["f05u"]}
         for certificate in level.certificates:
             said = np.fromiter((answer.decision == certificate.side for answer in answers), bool, len(answers))
             right = labels[said] == (certificate.side == "same")
             precision = float(np.average(right, weights=weights[said])) if said.any() else None
             share = float(np.average(said, weights=weights))
-            rows.append({"k": level.k, "certificate": asdict(certificate), "decided": share, "precision": precision})
+            rows.append({**of_level, "certificate": asdict(certificate), "decided": share, "precision": precision})
     return rows
+
+
+def check_reading(predictions: Artifact, masked: Artifact | None = None) -> None:
+    """Raises UserError for predictions of masked texts, and for `masked` ones of texts as they are, or by other models
+    than the predictions."""
+    for key, made, is_masked in (("predictions", predictions, False), ("masked", masked, True)):
+        if made and bool(made.manifest["recipe"].get("mask_names")) != is_masked:
+            raise UserError(
+                f"{key} = {made.name!r}: scored with mask_names = {str(not is_masked).lower()}; name those that "
+                f"pipelines.score made with mask_names = {str(is_masked).lower()}"
+            )
+    for role in folds.ROLES if masked else ():
+        raw, hidden = (made.manifest["inputs"].get(role) for made in (predictions, masked))
+        if raw and hidden and raw["content"] != hidden["content"]:
+            raise UserError(
+                f"masked = {masked.name!r}: scored by {hidden['name']!r}, but {predictions.name!r} by {raw['name']!r}, "
+                "or by another one of that name; score both with one"
+            )
 
 
 def _check_models(inputs: dict[str, Artifact]) -> None:
     """The scales hold for the very models that they were fitted to, and for what those say now."""
+    check_reading(inputs["predictions"], inputs.get("masked"))
     for scored in ("predictions", "masked"):
         if scored in inputs:
             levels.check_says(inputs[scored])
