@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines.shards import gpus, on_a_worker, run_shards, speed
-from quire import artifact, config, grouping, index, index_cost, ledger, neighbors, sampled, schema
+from quire import artifact, config, grouping, index, index_cost, index_report, ledger, neighbors, sampled, schema
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.index import Plan
@@ -331,7 +331,9 @@ def _publish(draft: Draft, plan: Plan, cuts: list[Cut], settings: IndexConfig) -
     if plan.code_size:
         facts |= {"rerank": settings.rerank}
         facts["recall"] |= {"by_codes": list(found.by_codes.items())}
-    return draft.publish(num_shards=len(cuts), summary=_told(draft, facts, plan, settings), facts=facts)
+    told = _told(draft, facts, plan, settings)
+    draft.storage.write_bytes(f"{draft.folder}/index.html", index_report.page(facts, told).encode())
+    return draft.publish(num_shards=len(cuts), summary=told, facts=facts)
 
 
 def _told(draft: Draft, facts: dict[str, Any], plan: Plan, settings: IndexConfig) -> str:

@@ -23,6 +23,7 @@ from pipelines.shards import run_shards, speed
 from quire import (
     artifact,
     bpe,
+    chunk_report,
     chunk_statistics,
     config,
     hub,
@@ -274,6 +275,8 @@ def _publish(draft: Draft, num_shards: int, found: dict[str, Any]) -> Artifact:
         f"{chunk_statistics.told(found)}\n"
         f"{schema.summarise(totals['dropped'])}; {speed(draft, size, 'MB')}, {speed(draft, found['tokens'], 'tokens')}"
     )
+    page = chunk_report.page(found, totals, token_drops.examples(draft))
+    draft.storage.write_bytes(f"{draft.folder}/index.html", page.encode())
     return draft.publish(num_shards=num_shards, summary=summary, facts=found)
 
 

@@ -94,6 +94,16 @@ def _number_lines(storage: Storage, file: str, rejects: list[dict[str, Any]]) ->
     return bool(found)
 
 
+def examples(draft: Draft) -> dict[str, str]:
+    """For each reason the first record that was dropped for it, and where that stands."""
+    found: dict[str, str] = {}
+    for index, record in sorted(draft.finished_shards().items()):
+        if record["dropped"].keys() - found.keys():
+            for row in draft.storage.read_table(f"{draft.folder}/rejects-{index:05d}.parquet").to_pylist():
+                found.setdefault(row["reason"], row["detail"] or row["id"])
+    return found
+
+
 def place_of(file: str, place: Any) -> str:
     """Where a record stands, for people to read. The number of a line is found at the end, by `_number_lines`."""
     if not isinstance(place, int):

@@ -32,9 +32,10 @@ MOST_NEEDED = 1_000_000  # decided pairs that an estimate of what would do looks
 class Certificate:
     """What is promised of one side, or, without a threshold, that nothing can be.
 
-    `confidence`: the share of calibration sets for which the promise holds, of this side by itself (of both sides
-    together: twice the misses at most). `unit`: whom it speaks of: pairs of authors never seen (author), or further
-    pairs of the calibration authors (pair). `prior`: the share of same-book pairs for which it was made.
+    `confidence`: the share of calibration sets for which the promise holds, of this side at this level by itself (of
+    several sides and levels together: as many times the misses at most). `unit`: whom it speaks of: pairs of authors
+    never seen (author), or further pairs of the calibration authors (pair). `prior`: the share of same-book pairs for
+    which it was made.
     """
 
     side: Side

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quire import chunk_statistics, plots, report, schema
+from quire import chunk_report, plots, report, schema
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
@@ -25,24 +25,17 @@ def page(name: str, facts: Mapping[str, Any], records: Sequence[Mapping[str, Any
     near = f"; cosine to float32 at least {found['min']:.6f} of {found['rows']:,}" if found["rows"] else ""
     cosines = [cosine for record in records for cosine in record["facts"]["cosines"]]
     counts, edges = np.histogram(cosines, bins=20)
-    drawn = {
-        "Cosine to float32": (
-            plots.bars("cosines", edges, counts, "cosine to the embedding in float32"),
-            "A sample of every shard, encoded again one text at a time; 1 is the same direction.",
-        )
-    }
-    lengths = chunks["facts"].get("histogram")
-    if lengths:
-        drawn["Length of chunks"] = (
-            plots.bars("lengths", lengths["edges"], lengths["counts"], "tokens, special ones not counted"),
-            chunk_statistics.told(chunks["facts"]),
-        )
+    svg = plots.bars("cosines", edges, counts, "cosine to the embedding in float32")
+    text = "A sample of every shard, encoded again one text at a time; 1 is the same direction."
+    figures = [report.Plot("Cosine to float32", svg, text)]
+    if chunks["facts"].get("histogram"):
+        figures.append(chunk_report.length_plot(chunks["facts"]))
     return report.render(
         report.Report(
             title=f"Embeddings: {name}",
             question="What was embedded, and can it be trusted?",
             headline=f"{rows:,} chunks, {facts['tokens']:,} tokens{near}.",
-            plots=[report.Plot(title, svg, text) for title, (svg, text) in drawn.items()],
+            plots=figures,
             sections=[_whole(facts, records, chunks), _shards(records)],
             details={"facts": dict(facts), "facts of the chunks": dict(chunks["facts"])},
         )

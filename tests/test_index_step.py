@@ -93,6 +93,11 @@ def test_the_recall_in_the_manifest_is_that_of_the_index(tmp_path: Path, serial:
     truth = others(brute_force(unit, queries, 11)[0])
     found = others(index.search(opened, queries, k=11, trained=trained, num_probes=facts["num_probes"])[0])
     assert index.recall(found, truth) == pytest.approx(measured[facts["num_probes"]], abs=0.05)
+    page = (Path(many.storage.path(many.folder)) / "index.html").read_text("utf-8")
+    recall = dict(facts["recall"]["by_num_probes"])
+    assert f"recall@10 {recall[facts['num_probes']]:.3f} with {facts['num_probes']:,} of" in page
+    assert all(f"<td>{value:.3f}</td>" in page for value in recall.values()) and "<svg" in page
+    assert ("by codes alone" in page) == (method == "ivf_pq") and "<td>index-00005.faiss</td>" in page
 
 
 def test_the_order_that_codes_give_is_made_anew_from_the_embeddings(tmp_path: Path, serial: None) -> None:

@@ -138,6 +138,10 @@ def test_bad_rows_are_named_and_counted_and_good_ones_done(tmp_path: Path, model
     assert ids["not_json"] == f"a.jsonl:{size}" and ids["no_token"] == "empty"
     lines = {row["reason"]: row["detail"].partition(":")[0] for row in rejects(made)}
     assert lines == {reason: f"a.jsonl, line {number}" for number, reason in enumerate(bad, 11)}
+    page = (made.local() / "index.html").read_text("utf-8")
+    assert all(f"<td>{reason}</td><td>1</td><td>a.jsonl, line {line}" in page for line, reason in enumerate(bad, 11))
+    facts = made.manifest["facts"]
+    assert f"{facts['rows']:,} chunks, {facts['tokens']:,} tokens of 19 records" in page and "<svg" in page
 
 
 def test_damaged_files_cost_what_is_lost_and_no_more(tmp_path: Path, model: str, serial: None) -> None:
