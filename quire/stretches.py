@@ -59,11 +59,12 @@ def stretches(
     A stretch lies around its chunk, as far to both sides as its document has room. The two of a positive lie in one
     document and are at least `works.MIN_GAP` characters apart, as its two chunks are: the document is divided between
     them where both have the most room. Each document of a negative is divided, too, as if between its chunk and another
-    one apart from it, drawn by the name of the pair: so lengths tell no labels. Both lengths of a pair are drawn by its
-    name, evenly on a scale of logarithms: one of them, which one is drawn too, below the next of `levels`, the other,
-    and at the last level both, up to half of the document. Longer stretches hold the shorter ones of the same pair.
-    Missing are pairs of a document that has no room for two stretches (`document_short`), those whose chunks lie so
-    that there is no room around them (`no_room`), and what begins where another pair does (`drawn_before`).
+    one apart from it, drawn by the name of the pair: so lengths tell no labels, but for the last level, where the
+    smaller of two books bounds the shorter text of a negative. Both lengths of a pair are drawn by its name, evenly on
+    a scale of logarithms: one of them, which one is drawn too, below the next of `levels`, the other, and at the last
+    level both, up to half of the document. Longer stretches hold the shorter ones of the same pair. Missing are pairs
+    of a document that has no room for two stretches (`document_short`), those whose chunks lie so that there is no room
+    around them (`no_room`), and what begins where another pair does (`drawn_before`).
 
     At most `num_pairs` a level, mixed in kinds as the frozen pairs are, those of the least hashes: the same pairs for
     every level, as far as they have room, whatever the other pairs are. The rows of one frozen pair stand together, in
