@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 from sentence_transformers import SentenceTransformer
+from tqdm import tqdm
 
 from quire import encoder
 from quire.artifact import Artifact
 from quire.errors import UserError
+
+_BLOCK = 256  # chunks that a progress bar counts together
 
 
 def spread(num: int | np.ndarray, count: int) -> np.ndarray:
@@ -91,9 +94,12 @@ class Encoded:
     def means(self, rows: np.ndarray) -> np.ndarray:
         """Mean (n, D) of the normalised embeddings of some chunks (n, k): the product of two is the mean cosine."""
         new = [row for row in np.unique(rows).tolist() if row not in self.place]
-        if new:
-            made = encoder.encode(self.model, self.chunks.texts(np.asarray(new)), prompt=self.prompt)
-            self.place |= {row: len(self.vectors) + number for number, row in enumerate(new)}
+        blocks = [new[start : start + _BLOCK] for start in range(0, len(new), _BLOCK)]
+        for block in tqdm(
+            blocks, desc="      chunks encoded", unit=f"x{_BLOCK}", mininterval=5, disable=len(blocks) < 2
+        ):
+            made = encoder.encode(self.model, self.chunks.texts(np.asarray(block)), prompt=self.prompt)
+            self.place |= {row: len(self.vectors) + number for number, row in enumerate(block)}
             self.vectors = np.concatenate([self.vectors, normalised(made)])
         places = np.vectorize(self.place.__getitem__, otypes=[np.int64])(rows)
         return self.vectors[places].mean(1, dtype=np.float64)
