@@ -36,6 +36,7 @@ from quire import (
     word_tokens,
 )
 from quire.artifact import WORK, Artifact, Draft, Shard
+from quire.errors import UserError
 from quire.readers import Dropped, Piece
 from quire.storage import Storage
 
@@ -86,6 +87,9 @@ class TokenChunksRuntime(config.Runtime):
     max_bad_share: float = Field(
         default=0.05, ge=0, le=1, description="of records that cannot be read, and of bytes in files that cannot"
     )
+    max_repeated_share: float = Field(
+        default=0.5, ge=0, le=1, description="of records that have the id of an earlier one, where source.key names ids"
+    )
 
 
 class TokenChunksConfig(config.Config):
@@ -132,11 +136,14 @@ def run(settings: TokenChunksConfig) -> Artifact:
         arguments,
         num_workers=settings.runtime.num_workers,
         memory=2**30,
-        hopeless=lambda: token_drops.hopeless(draft, storage, pieces, most_bad),
+        hopeless=lambda: token_drops.hopeless(draft, storage, pieces, most_bad) or token_drops.check_kept(draft),
     )
     token_drops.name_lines(draft, storage, pieces)
     token_drops.check(draft, settings.source.folder or settings.source.dataset, most_bad)
+    if lacking := token_drops.check_kept(draft, ended=True):
+        raise UserError(lacking)
     lengths, hashes = token_drops.drop_repeated(draft, storage, pieces)
+    token_drops.check_repeated(draft, settings.source.key, settings.runtime.max_repeated_share)
     found = chunk_statistics.statistics(lengths, hashes, settings.max_tokens)
     return _publish(draft, len(items), found)
 
@@ -175,6 +182,10 @@ def _source(settings: TokenChunksConfig) -> tuple[hub_sets.Found, str]:
         found = hub_sets.find(source.dataset, source.subset, source.split, source.revision)
     columns = {"source.text": source.text, "source.key": source.key, **{f"source.keep.{n}": n for n in source.keep}}
     readers.require_columns(found.storage, found.files, columns)
+    for file in (file for file in found.files if readers.csv_delimiter(file)):
+        for name, kind in source.types.items():
+            if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
+                raise UserError(f"source.keep.{name} = {kind}: columns of CSV are strings ({file}); keep it as string")
     return found, _tokenizer(settings.model)
 
 
@@ -196,9 +207,11 @@ def _chunker(
     def process(item: tuple[int, Piece]) -> Shard:
         index, piece = item
         tables, rejects, places, read, size = [empty], [], [], 0, 0
+        kept = dict.fromkeys(source.keep, 0)  # records that have a value
         for batch in _batches(readers.records(storage, piece, columns), source):
             documents, where, bad = _documents(batch, source)
             made, counts = token_chunks.chunk_table(documents, backend, **how)
+            kept = {name: count + len(documents) - documents[name].null_count for name, count in kept.items()}
             tables.append(made)
             found = list(zip(documents["document_id"].to_pylist(), where, counts, strict=True))
             rejects += bad + [
@@ -208,7 +221,7 @@ def _chunker(
             read, size = read + len(batch), size + sum(len(text.encode()) for text in documents["text"].to_pylist())
         table = pa.concat_tables(tables)
         draft.storage.write_table(f"{draft.folder}/{WORK}/{index:05d}.parquet", token_drops.seen(table, places))
-        return Shard(table=table, rows_in=read, rejects=schema.rejects(rejects), bytes_in=size)
+        return Shard(table=table, rows_in=read, rejects=schema.rejects(rejects), bytes_in=size, facts={"kept": kept})
 
     return process
 
@@ -238,6 +251,8 @@ def _documents(batch: list[readers.Found], source: Corpus) -> tuple[pa.Table, li
     types = {"document_id": pa.string(), "text": pa.string(), **source.types}
     records = [record for _, _, record in batch if not isinstance(record, Dropped)]
     try:
+        if any(_is_cut(record[name], kind) for name, kind in source.types.items() for record in records):
+            raise pa.ArrowInvalid("a fraction as an integer")
         table = pa.table({name: [record[name] for record in records] for name in types}, schema=pa.schema(types))
     except _MISFITS:
         batch = [(file, place, _fitting(record, source.types)) for file, place, record in batch]
@@ -258,11 +273,19 @@ def _documents(batch: list[readers.Found], source: Corpus) -> tuple[pa.Table, li
 _MISFITS = (pa.ArrowException, OverflowError, UnicodeEncodeError)  # what Arrow raises for a value of another type
 
 
+def _is_cut(value: Any, kind: pa.DataType) -> bool:
+    """Whether Arrow would cut the fraction off a number without a word."""
+    return isinstance(value, float) and pa.types.is_integer(kind) and not value.is_integer()
+
+
 def _fitting(record: dict[str, Any] | Dropped, types: dict[str, pa.DataType]) -> dict[str, Any] | Dropped:
     for name, kind in types.items() if not isinstance(record, Dropped) else ():
         try:
+            fits = not _is_cut(record[name], kind)
             pa.array([record[name]], kind)
         except _MISFITS:
+            fits = False
+        if not fits:
             return Dropped("wrong_type", f"{name} = {record[name]!r:.80} is no {kind}")
     return record
 

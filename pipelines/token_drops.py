@@ -18,7 +18,8 @@ from quire.artifact import WORK, Draft
 from quire.readers import Piece
 from quire.storage import Storage
 
-_AFTER_READING = ("no_token", "repeated_id")  # reasons that say nothing against the source's files
+_READ = ("empty_text", "no_token", "repeated_id")  # reasons that say nothing against the source's files
+_ENOUGH = 10_000  # records, by which a column that is kept has shown a value
 
 
 def check_lost(draft: Draft, share: float, pieces: list[Piece], max_bad_share: float) -> None:
@@ -38,16 +39,15 @@ def hopeless(draft: Draft, storage: Storage, pieces: list[Piece], max_bad_share:
     already more records are bad than the whole may have, with a quarter more allowed for pieces that hold more."""
     records = draft.finished_shards()
     totals = manifest.totals(records.values())
-    count, told = _bad(draft, totals)
     expected = totals["rows_in"] * len(pieces) / len(records)
-    if len(records) == len(pieces) or count <= 1.25 * max_bad_share * expected:
+    if len(records) == len(pieces) or sum(_bad(totals).values()) <= 1.25 * max_bad_share * expected:
         return None
     name_lines(draft, storage, pieces)
     return str(
         draft.given_up(
             f"runtime.max_bad_share = {max_bad_share}: after {len(records):,} of {len(pieces):,} "
-            f"shards there are more bad records than all of them may have: {told}; mend the source, or set a higher "
-            "share, which goes on from here"
+            f"shards there are more bad records than all of them may have: {_told(draft, totals)}; mend the source, or "
+            "set a higher share, which goes on from here"
         )
     )
 
@@ -55,21 +55,54 @@ def hopeless(draft: Draft, storage: Storage, pieces: list[Piece], max_bad_share:
 def check(draft: Draft, source: str | None, max_bad_share: float) -> None:
     """Raises UserError when more than the share `max_bad_share` of the records is bad, or `source` gives no chunk."""
     totals = draft.totals()
-    count, told = _bad(draft, totals)
-    if count > max_bad_share * totals["rows_in"]:
+    if sum(_bad(totals).values()) > max_bad_share * totals["rows_in"]:
         raise draft.given_up(
-            f"runtime.max_bad_share = {max_bad_share}: more records than that cannot be read: {told}; mend the source, "
-            "or set a higher share, which goes on from here"
+            f"runtime.max_bad_share = {max_bad_share}: more records than that cannot be read: {_told(draft, totals)}; "
+            "mend the source, or set a higher share, which goes on from here"
         )
     if not totals["rows_out"]:
-        raise draft.given_up(f"source = {source!r}: no chunk is left: {told}")
+        raise draft.given_up(f"source = {source!r}: no chunk is left: {_told(draft, totals)}")
 
 
-def _bad(draft: Draft, totals: dict[str, Any]) -> tuple[int, str]:
-    """How many of the records read so far are bad, and that in words."""
-    bad = {reason: count for reason, count in totals["dropped"].items() if reason not in _AFTER_READING}
-    where = f"look at rejects in {draft.storage.uri(draft.folder)}"
-    return sum(bad.values()), f"{schema.summarise(bad)} of {totals['rows_in']:,} records; {where}"
+def _bad(totals: dict[str, Any]) -> dict[str, int]:
+    """How many of the records read so far are bad, by reason."""
+    return {reason: count for reason, count in totals["dropped"].items() if reason not in _READ}
+
+
+def _told(draft: Draft, totals: dict[str, Any]) -> str:
+    """That in words, with the first record of the commonest reason."""
+    bad = _bad(totals)
+    told = f"{schema.summarise(bad)} of {totals['rows_in']:,} records"
+    if bad:
+        most = max(bad, key=lambda reason: bad[reason])
+        told += f", such as {most}: {examples(draft)[most]}"
+    return f"{told}; all are in rejects-*.parquet in {draft.storage.uri(draft.folder)}"
+
+
+def check_kept(draft: Draft, *, ended: bool = False) -> str | None:
+    """Why the run is given up for a column that is to be kept and that no record has, None where each is somewhere.
+
+    It is asked while the run goes on, from `_ENOUGH` records on, and at its end.
+    """
+    records = draft.finished_shards().values()
+    num_records = sum(record["rows_in"] for record in records)
+    for name in next(iter(records))["facts"].get("kept", ()) if ended or num_records >= _ENOUGH else ():
+        if not sum(record["facts"]["kept"][name] for record in records):
+            found = f"none of {num_records:,} records has a value of it"
+            return str(draft.given_up(f"source.keep.{name}: {found}; name a column that there is, or leave it out"))
+    return None
+
+
+def check_repeated(draft: Draft, key: str | None, max_repeated_share: float) -> None:
+    """Raises UserError when too many records share the ids of others: then `key` is no column of ids."""
+    totals = draft.totals()
+    count = totals["dropped"].get("repeated_id", 0)
+    if key and count > max_repeated_share * totals["rows_in"]:
+        raise draft.given_up(
+            f"source.key = {key!r}: {count:,} of {totals['rows_in']:,} records have the id of an earlier one, such as "
+            f"{examples(draft)['repeated_id']}; name the column that tells records apart, leave it out, or set "
+            "runtime.max_repeated_share, which goes on from here"
+        )
 
 
 def name_lines(draft: Draft, storage: Storage, pieces: list[Piece]) -> None:

@@ -297,7 +297,7 @@ def document(record: Mapping[str, Any], file: str, place: Any, *, text: str, key
     if not isinstance(found, str):
         return Dropped("not_a_string", f"{text}: {type(found).__name__}")
     if not found or found.isspace():
-        return Dropped("no_text", f"{text}: empty")
+        return Dropped("empty_text", text)
     name = record.get(key) if key else file if place is None else f"{file}:{place}"
     if name in (None, "") or not isinstance(name, str | int):
         return Dropped("no_id", f"{key}: {name!r}"[:80])
@@ -378,4 +378,4 @@ def _text_file(storage: Storage, file: str) -> dict[str, Any] | Dropped:
     try:
         return {"text": decode.decode(storage.read_bytes(file)).text, "name": file}
     except decode.Unreadable as error:
-        return Dropped("no_text" if error.reason == "empty" else "bad_encoding", error.detail)
+        return Dropped("empty_text" if error.reason == "empty" else "bad_encoding", error.detail)

@@ -1,5 +1,7 @@
 """The columns of every table, in one place."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
@@ -140,8 +142,13 @@ def rejects(rows: list[dict]) -> pa.Table | None:
     """Dropped rows with their reasons, or None when nothing was dropped."""
     if not rows:
         return None
-    columns = {name: [row.get(name) for row in rows] for name in REJECTS.names}
+    columns = {name: [_encodable(row.get(name)) for row in rows] for name in REJECTS.names}
     return pa.table(columns, schema=REJECTS)
+
+
+def _encodable(value: Any) -> Any:
+    """What is told of bad input may hold what makes it bad: half a surrogate pair is spelt out."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def summarise(dropped: dict[str, int]) -> str:

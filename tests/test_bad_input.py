@@ -114,7 +114,7 @@ CASES = {
     "a truncated gz": Case(half_gz, {"damaged": 1, "not_json": 1}, ("b.jsonl.gz:end",)),
     "a truncated zst": Case(half_zst, {"damaged": 1, "not_json": 1}, ("b.jsonl.zst:end",), 7),
     "half an Arrow stream": Case(half_arrow, {"damaged": 1}, ("b.arrow:end",)),
-    "empty files": Case(empty_files, {"damaged": 3, "no_text": 1}, ("e.parquet:end", "f.arrow:end", "h.txt")),
+    "empty files": Case(empty_files, {"damaged": 3, "empty_text": 1}, ("e.parquet:end", "f.arrow:end", "h.txt")),
     "no such column in one file, and other types": Case(
         mixed_schemas,
         {"no_text": 3, "not_a_string": 5},
@@ -132,8 +132,8 @@ CASES = {
         1,
     ),
     "empty documents": Case(
-        raw_lines(b'{"text": ""}', b'{"text": " \\n\\t"}', b'{"text": null}', b"{}"),
-        {"no_text": 4},
+        raw_lines(b'{"text": ""}', b'{"text": " \\n\\t"}', b'{"text": null}', b"{}", b'{"\\ud800": "w1"}'),
+        {"empty_text": 2, "no_text": 3},
         ("b.jsonl:0", "b.jsonl:13"),
     ),
     "control characters": Case(

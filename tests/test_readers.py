@@ -90,7 +90,7 @@ def test_text_files_are_documents(tmp_path: Path) -> None:
     assert len(readers.cut(storage, files, 8)) == 2
     found = read(tmp_path, files, 8)
     assert found[0] == ("a.txt", None, {"text": "Ein Öl", "name": "a.txt"})
-    assert [record.reason for _, _, record in found[1:]] == ["no_text", "no_text", "bad_encoding"]
+    assert [record.reason for _, _, record in found[1:]] == ["empty_text", "empty_text", "bad_encoding"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_line_that_is_no_object_has_a_reason(line: bytes, reason: str) -> None
     [
         ({}, "no_text"),
         ({"text": None}, "no_text"),
-        ({"text": " \n"}, "no_text"),
+        ({"text": " \n"}, "empty_text"),
         ({"text": 5}, "not_a_string"),
         ({"text": b"raw"}, "not_a_string"),
         ({"text": ["a"]}, "not_a_string"),

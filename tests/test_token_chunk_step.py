@@ -16,8 +16,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pipelines import token_chunks as step
-from quire import config, token_chunks
-from quire.artifact import Artifact
+from pipelines import token_drops
+from quire import artifact, config, token_chunks
+from quire.artifact import Artifact, Shard
 from quire.errors import UserError
 from quire.storage import Storage
 
@@ -160,7 +161,8 @@ def test_damaged_files_cost_what_is_lost_and_no_more(tmp_path: Path, model: str,
 
 def test_too_many_bad_rows_stop_the_run_and_a_higher_share_goes_on(tmp_path: Path, model: str, serial: None) -> None:
     write_lines(tmp_path, [*rows(9), b"{"])
-    with pytest.raises(UserError, match=r"runtime.max_bad_share = 0.05: .* 1 not_json of 10 records; look at rejects"):
+    told = r"runtime.max_bad_share = 0.05: .* 1 not_json of 10 records, such as not_json: a.jsonl, line 10: .*rejects-"
+    with pytest.raises(UserError, match=told):
         step.run(settings(tmp_path, model))
     assert step.run(settings(tmp_path, model, "runtime.max_bad_share=0.1")).manifest["dropped"] == {"not_json": 1}
 
@@ -192,6 +194,42 @@ def test_a_run_ends_as_soon_as_its_bad_rows_are_too_many_for_the_whole(
     assert found[0]["detail"].startswith("a.jsonl, line 1")
     made = step.run(settings(tmp_path, model, *given, "runtime.max_bad_share=0.2"))  # goes on, and is never hopeless
     assert made.manifest["dropped"] == {"not_json": 40}
+
+
+def test_a_fraction_is_not_cut_off_to_fit_an_integer(tmp_path: Path, model: str, serial: None) -> None:
+    records = [row | {"score": score} for row, score in zip(rows(4), (2, 3.0, 2.7, None), strict=True)]
+    write_lines(tmp_path, records)
+    made = step.run(settings(tmp_path, model, "source.keep.score=int64", "runtime.max_bad_share=0.5"))
+    assert made.read(["score"])["score"].unique().to_pylist() == [2, 3, None]
+    (reject,) = rejects(made)
+    assert reject["reason"] == "wrong_type" and reject["detail"] == "a.jsonl, line 3: score = 2.7 is no int64"
+
+
+def test_a_kept_column_that_no_record_has_is_refused(tmp_path: Path, model: str, serial: None) -> None:
+    write_lines(tmp_path, rows(6))
+    with pytest.raises(UserError, match=r"source.keep.scroe: none of 6 records has a value of it"):
+        step.run(settings(tmp_path, model, "source.keep.scroe=float64"))
+    draft = artifact.begin(str(tmp_path / "kept"), "chunks", "c", recipe={}, inputs={})
+    for index, count in enumerate((0, 0, 1)):
+        assert index == 0 or (token_drops.check_kept(draft) is None) == (index == 1)
+        draft.write_shard(index, Shard(rows_in=6_000, facts={"kept": {"score": count}}))
+    assert token_drops.check_kept(draft) is None  # the third shard has it
+
+
+def test_a_key_whose_values_repeat_is_no_column_of_ids(tmp_path: Path, model: str, serial: None) -> None:
+    write_lines(tmp_path, [row | {"dump": f"crawl-{n % 2}"} for n, row in enumerate(rows(9))])
+    given = ("source.key=dump", "source.shard_bytes=900")
+    with pytest.raises(UserError, match=r"source.key = 'dump': 7 of 9 records .*, such as a.jsonl, line 3; .*max_rep"):
+        step.run(settings(tmp_path, model, *given))
+    made = step.run(settings(tmp_path, model, *given, "runtime.max_repeated_share=0.9"))
+    assert made.manifest["dropped"] == {"repeated_id": 7}
+
+
+def test_a_column_of_csv_is_kept_as_a_string_or_not_at_all(tmp_path: Path, model: str, serial: None) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/a.csv").write_text("text,score\nw1 w2,1.5\n")
+    with pytest.raises(UserError, match=r"source.keep.score = double: columns of CSV are strings \(a.csv\)"):
+        step.run(settings(tmp_path, model, "source.keep.score=float64"))
 
 
 def test_of_documents_that_share_an_id_the_first_stays(tmp_path: Path, model: str, serial: None) -> None:
