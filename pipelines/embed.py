@@ -78,7 +78,8 @@ def run(settings: EmbedConfig) -> Artifact:
     """Make the `embeddings` artefact: chunk_id, embedding, num_tokens. Raises UserError when a check fails."""
     root = settings.runtime.root
     chunks = artifact.open_artifact(root, "chunks", settings.chunks)
-    weights = hub.weights_sha256(hub.model_folder(settings.model, settings.runtime.root))
+    folder = hub.model_folder(settings.model, settings.runtime.root)
+    weights = hub.weights_sha256(folder)
     inputs = {"chunks": chunks, "model_weights": weights}
     earlier = Earlier.open(settings, weights) if settings.reuse else None
     if earlier:
@@ -87,7 +88,7 @@ def run(settings: EmbedConfig) -> Artifact:
     if draft.published:
         return draft.published
     runtime = settings.runtime
-    wants = {"num_workers": runtime.num_workers, "memory": 2 * 2**30}
+    wants = {"num_workers": runtime.num_workers, "memory": 2 * 2**30 + 2 * hub.weights_size(folder)}
     wants["num_gpus"] = gpus(runtime.num_gpus, can_use=True)
     reader = draft.settle("reader", lambda: on_a_worker(_reader, settings, **wants))
     _check_reader(draft, reader, chunks, settings, earlier)
@@ -218,7 +219,7 @@ def _embedder(
 ) -> Callable[[Any], Shard]:
     model, prompt, budget = _model(settings)
     exact = model
-    if precision != "float32":
+    if precision != "float32" and settings.runtime.check_rows:
         exact = encoder.load_encoder(hub.model_folder(settings.model, settings.runtime.root), settings.max_seq_length)
     with_ids = _holds_ids(chunks, model, prompt)
 
@@ -343,7 +344,10 @@ def _publish(draft: Draft, chunks: Artifact, weights: str, ids_checked: int) -> 
         "ids_checked": ids_checked,
         "cosine_to_float32": {"rows": len(cosines), **embedding_report.spread(cosines)},
     }
-    told = f"; {facts['truncated']:,} cut to what the model reads" if facts["truncated"] else ""
+    told = ""
+    if "tokenizer" in chunks.manifest["inputs"] and not facts["token_ids_used"]:
+        told = "; texts tokenised anew: the chunks' token ids are another model's, or its prompt changes them"
+    told += f"; {facts['truncated']:,} cut to what the model reads" if facts["truncated"] else ""
     told += f"; {rows - facts['new_rows']:,} taken from before" if facts["new_rows"] < rows else ""
     summary = f"{rows:,} chunks, {facts['tokens']:,} tokens; {speed(draft, facts['tokens'], 'tokens')}{told}"
     if len(cosines):

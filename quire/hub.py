@@ -92,6 +92,11 @@ def _offline_minilm() -> str | None:
     return str(folder)
 
 
+def weights_size(folder: str | Path) -> int:
+    """Bytes of the safetensors files of a model folder, about what the loaded model takes."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
+
+
 def weights_sha256(folder: str | Path) -> str:
     """One SHA-256 over all safetensors and JSON files of a model folder: the key of every cache and fingerprint."""
     _quieten()

@@ -1,5 +1,6 @@
 """What stages cost: seconds of processors, bytes, tokens, and money by a table of prices."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,8 +59,19 @@ def estimate(sample: Sample, prices: Mapping[str, Any] | None) -> str:
         f"estimate from {sample.rows:,} rows, {sample.share:.1%} of the work:",
         f"  {', '.join(made)}, {_rounded(whole['bytes_out'] / 1e6)} MB",
         f"  {_rounded(whole['cpu'] / 3600)} CPU hours, {_rounded(whole['gpu'] / 3600)} GPU hours; money: {told(whole)}",
+        f"  by the clock {_rounded(_clock(whole) / 3600)} hours on {_machine(whole)}, all of it busy; "
+        "Ray's start, hashing of the source and publishing come on top",
     ]
     return "\n".join(lines)
+
+
+def _clock(cost: Mapping[str, Any]) -> float:
+    """Seconds on one GPU where GPUs are used, else on the CPUs of this machine."""
+    return cost["gpu"] or cost["cpu"] / (os.cpu_count() or 1)
+
+
+def _machine(cost: Mapping[str, Any]) -> str:
+    return "one GPU" if cost["gpu"] else f"the {os.cpu_count()} CPUs of this machine"
 
 
 def _rounded(value: float) -> str:

@@ -88,6 +88,7 @@ def test_what_is_cut_on_purpose_is_counted_whether_ids_are_kept_tokenised_or_tak
     anew = made(root, encoder_folder, "anew", "max_seq_length=102", "prompt=theship")  # its blank is missing
     for found, used in ((kept, True), (taken, True), (anew, False)):
         facts = found.manifest["facts"]
+        assert ("texts tokenised anew" in found.manifest["summary"]) is not used
         assert facts["token_ids_used"] is used and f"<td>{facts['truncated']}</td>" in page(found)
     assert kept.manifest["facts"]["truncated"] == taken.manifest["facts"]["truncated"] == expected
     assert taken.manifest["facts"]["new_rows"] == 0 < anew.manifest["facts"]["truncated"]

@@ -1,5 +1,6 @@
 """What a stage cost is told in its manifest, in money where there are prices, and for a whole flow at its end."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,7 +59,9 @@ def test_an_estimate_is_the_sample_by_its_share() -> None:
     sample = ledger.Sample(share=0.01, rows=100, tokens=25_000, bytes_out=123_456, cpu=36.0, gpu=18.0)
     told = ledger.estimate(sample, config.Prices(cpu_hour=0.1, gpu_hour=2.0).model_dump())
     assert "100 rows, 1.0% of the work" in told and "10,000 rows, 2,500,000 tokens, 12 MB" in told
-    assert "1 CPU hours, 0.5 GPU hours; money: 1.1000 USD" in told
+    assert "1 CPU hours, 0.5 GPU hours; money: 1.1000 USD" in told and "by the clock 0.5 hours on one GPU" in told
+    told = ledger.estimate(ledger.Sample(share=0.01, rows=100, tokens=0, bytes_out=0, cpu=36.0), None)
+    assert f"by the clock {1 / os.cpu_count():.2g} hours on the {os.cpu_count()} CPUs of this machine" in told
 
 
 def ledger_of(root: Path, *changes: str) -> accounts.Ledger:
