@@ -31,6 +31,7 @@ from quire import hub
 
 TIMES = (1, 2, 4, 8)
 GROUP_ROWS = 100  # documents of a row group, which is a shard: 0.2 MB, so that 1x has enough for every core
+SHARD_BYTES = 300_000
 MEASURES = {"wall": "s/document", "cpu": "CPU s/document", "driver": "MB, driver", "worker": "MB, worker"}
 
 
@@ -88,7 +89,7 @@ def flow(root: str, times: int) -> dict[str, float]:
     chunks = token_chunks.run(
         token_chunks.TokenChunksConfig(
             name=name,
-            source=token_chunks.Corpus(folder=f"{root}/source-{times}", key="id"),
+            source=token_chunks.Corpus(folder=f"{root}/source-{times}", key="id", shard_bytes=SHARD_BYTES),
             model=f"{root}/model",
             runtime=runtime,
         )

@@ -61,7 +61,7 @@ def prepare(root: str, megabytes: float, books: str = "") -> float:
 def quire_step(root: str) -> Artifact:
     settings = token_chunks.TokenChunksConfig(
         name=f"chunks-{time.monotonic_ns()}",
-        source=token_chunks.Corpus(folder=f"{root}/source", key="id"),
+        source=token_chunks.Corpus(folder=f"{root}/source", key="id", shard_bytes=3 * 2**20),  # work for every core
         max_tokens=MAX_TOKENS,
         overlap=OVERLAP,
         runtime=token_chunks.TokenChunksRuntime(root=root),

@@ -36,7 +36,7 @@ def prepare(root: str, megabytes: int) -> tuple[list[Path], float]:
     bpe.save(bpe.train(texts[:3_000], 4_096), Path(root) / "bpe")
     made = labelled_sets.run(
         labelled_sets.DatasetsConfig(
-            name="bench", source={"kind": "table", "folder": str(folder)}, runtime={"root": root}
+            name="bench", source={"kind": "table", "folder": str(folder), "shard_bytes": 2**20}, runtime={"root": root}
         )
     )
     return [Path(root) / part for part in made.parts], sum(len(text.encode()) for text in texts) / 1e6

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from quire import config, ledger
+from quire import config, ledger, many
 from quire import manifest as manifests
 from quire import storage as storages
 from quire.errors import UserError
@@ -211,7 +211,9 @@ class Draft:
     def finished_shards(self) -> dict[int, dict[str, Any]]:
         """Records of the shards that this or an interrupted run has completed, by index."""
         names = self.storage.files(f"{self.folder}/{SHARDS}")
-        return {int(name.split(".")[0]): self.storage.read_json(f"{self.folder}/{SHARDS}/{name}") for name in names}
+        paths = [f"{self.folder}/{SHARDS}/{name}" for name in names]
+        records = many.each(self.storage.read_json, paths, "records of shards read", num_threads=16)
+        return {int(name.split(".")[0]): record for name, record in zip(names, records, strict=True)}
 
     def has_shard(self, index: int) -> bool:
         """Whether this or an interrupted run has completed the shard."""
@@ -268,7 +270,7 @@ class Draft:
             **draft,
             "kind": self.kind,
             "name": self.name,
-            "files": {name: self._describe(name) for name in files},
+            "files": dict(zip(files, many.each(self._describe, files, "files hashed"), strict=True)),
             **manifests.totals(records.values()),
             "facts": dict(facts or {}),
             "summary": summary,

@@ -10,7 +10,6 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from quire import csv_rows, decode, streams
+from quire import csv_rows, decode, many, streams
 from quire.errors import UserError
 from quire.storage import Storage
 
@@ -26,6 +25,8 @@ LINES = (".json", ".jsonl", ".gz", ".zst")  # .gz and .zst are JSON lines, compr
 ARROW = (".arrow", ".feather")  # of files and of streams, which is what `datasets` writes
 TABLES = (*LINES, ".parquet", *ARROW, *csv_rows.SUFFIXES)
 FORMATS = (*TABLES, ".txt")
+# What `datasets` and the hub put beside the records of a set.
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _BATCH_ROWS, _BATCH_BYTES = 256, 16 * 2**20
 _READ_BYTES = 2**20  # at once of a Parquet column, instead of all that its row group has
 _RANGES, _ROW_RANGES = 16, 64  # of a compressed file, of a row group: all are read from its beginning
@@ -51,10 +52,12 @@ Found = tuple[str, Any, dict[str, Any] | Dropped]  # file, place, record
 
 
 def list_files(storage: Storage, wanted: Sequence[str], formats: Sequence[str], key: str = "source") -> list[str]:
-    """The wanted files below a folder, by default every one of these formats, sorted. Raises UserError for none."""
+    """The wanted files below a folder, by default every one of these formats but what is about a data set, sorted.
+    Raises UserError for none."""
     every = [file for file in storage.files() if file.endswith(tuple(formats))]
     missing = sorted(set(wanted) - set(every))
-    if missing or not every:
+    every = [file for file in every if Path(file).name not in _ABOUT]
+    if missing or not (wanted or every):
         kinds = f"{', '.join(formats[:-1])} or {formats[-1]}"
         what = f"no file {missing[0]!r}" if missing else f"no {kinds} file below it"
         raise UserError(f"{key}.folder = {storage.root!r}: {what}")
@@ -70,8 +73,7 @@ def lost_share(storage: Storage, files: Sequence[str], pieces: Sequence[Piece]) 
 def contents(storage: Storage, files: Iterable[str]) -> str:
     """SHA-256 over the names and contents of files: which corpus it is, wherever it lies."""
     names = sorted(set(files))
-    with ThreadPoolExecutor(4) as pool:
-        digests = list(pool.map(storage.sha256, names))
+    digests = many.each(storage.sha256, names, "files of the source hashed")
     return hashlib.sha256(json.dumps(list(zip(names, digests, strict=True))).encode()).hexdigest()
 
 
@@ -85,11 +87,15 @@ def cut(storage: Storage, files: Sequence[str], piece_bytes: int, *, strict: boo
     piece, which its reader fetches to a temporary file.
     """
     pieces: list[Piece] = []
-    for file in (file for file in files if not file.endswith(".txt")):
+
+    def pieces_of(file: str) -> tuple[list[Piece], str | None]:
         if storage.fetch_whole and (file.endswith((*streams.CODECS, *ARROW)) or csv_delimiter(file)):
-            pieces.append({"file": file, "whole": True})
-            continue
-        found, damage = _cutter(file)(storage, file, piece_bytes)
+            return [{"file": file, "whole": True}], None
+        return _cutter(file)(storage, file, piece_bytes)
+
+    records = [file for file in files if not file.endswith(".txt")]
+    cuts = many.each(pieces_of, records, "files looked through")
+    for file, (found, damage) in zip(records, cuts, strict=True):
         if damage and strict:
             raise UserError(f"{storage.uri(file)}: {damage}; fetch it again")
         # Of a file that is cut off nobody knows how much is missing; of one that gives nothing, it is all of it.
@@ -144,8 +150,9 @@ def _lines(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], 
 
 
 def _parquet(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], str | None]:
-    """Ranges of the rows of each row group, which may be all the file has."""
+    """Ranges of the rows of each row group, which may be all the file has; small row groups together."""
     pieces: list[Piece] = []
+    room = 0
     try:
         with storage.filesystem.open_input_file(storage.path(file)) as opened:
             about = pq.ParquetFile(opened).metadata
@@ -153,8 +160,13 @@ def _parquet(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece]
                 group = about.row_group(number)
                 size, rows = max(1, group.total_byte_size), group.num_rows
                 step = max(1, rows * piece_bytes // size, -(-rows // _ROW_RANGES))
-                ranges = ([at, min(at + step, rows)] for at in range(0, rows, step))
-                pieces += [{"file": file, "row_group": number, "rows": part} for part in ranges]
+                ranges = [[number, at, min(at + step, rows)] for at in range(0, rows, step)]
+                if len(ranges) == 1 and size <= room:
+                    pieces[-1]["rows"] += ranges
+                else:
+                    pieces += [{"file": file, "rows": [part]} for part in ranges]
+                    room = piece_bytes if len(ranges) == 1 else 0
+                room -= size
     except streams.DAMAGE as error:
         return [], f"cut off or not Parquet ({streams.about_bytes(error)})"
     return pieces, None
@@ -325,26 +337,34 @@ def _arrow_records(storage: Storage, piece: Piece, columns: Sequence[str] | None
 
 
 def _parquet_records(storage: Storage, piece: Piece, columns: Sequence[str] | None) -> Iterator[Found]:
-    file, number = piece["file"], piece["row_group"]
-    with storage.filesystem.open_input_file(storage.path(file)) as opened:
+    with storage.filesystem.open_input_file(storage.path(piece["file"])) as opened:
         parquet = pq.ParquetFile(opened, buffer_size=_READ_BYTES)
-        group = parquet.metadata.row_group(number)
-        row = sum(parquet.metadata.row_group(before).num_rows for before in range(number))
-        start, end = (row + at for at in piece["rows"])
         names = None if columns is None else [n for n in parquet.schema_arrow.names if n in columns]
-        most = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
-        batches = parquet.iter_batches(most, row_groups=[number], columns=names)
-        try:
-            while row < end:
-                batch = next(batches)
-                first = max(row, start)
-                wanted = batch.slice(min(first - row, batch.num_rows), max(0, end - first))
-                yield from ((file, place, record) for place, record in enumerate(_rows(wanted), first))
-                row += batch.num_rows
-        except streams.DAMAGE as error:
+        for number, *rows in piece["rows"]:
+            found = _row_group(parquet, number, rows, names)
+            yield from ((piece["file"], place, record) for place, record in found)
+
+
+def _row_group(
+    parquet: pq.ParquetFile, number: int, rows: Sequence[int], names: list[str] | None
+) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
+    """(row of the file, record) of the rows [start, end) of a row group."""
+    group = parquet.metadata.row_group(number)
+    row = sum(parquet.metadata.row_group(before).num_rows for before in range(number))
+    start, end = (row + at for at in rows)
+    most = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
+    batches = parquet.iter_batches(most, row_groups=[number], columns=names)
+    try:
+        while row < end:
+            batch = next(batches)
             first = max(row, start)
-            detail = f"row group {number} from row {first} on ({streams.about_bytes(error)})"
-            yield from ((file, lost, Dropped("damaged", detail)) for lost in range(first, end))
+            wanted = batch.slice(min(first - row, batch.num_rows), max(0, end - first))
+            yield from enumerate(_rows(wanted), first)
+            row += batch.num_rows
+    except streams.DAMAGE as error:
+        first = max(row, start)
+        detail = f"row group {number} from row {first} on ({streams.about_bytes(error)})"
+        yield from ((lost, Dropped("damaged", detail)) for lost in range(first, end))
 
 
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Dropped]:

@@ -57,6 +57,26 @@ def test_pieces_of_any_size_give_every_record_once(tmp_path: Path, file: str, pi
         assert places == list(range(200))
 
 
+def test_small_row_groups_are_one_piece_and_large_ones_several(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=20)
+    size = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(0).total_byte_size
+    storage = Storage(str(tmp_path))
+    together = readers.cut(storage, ["a.parquet"], int(3.5 * size))
+    assert [len(piece["rows"]) for piece in together] == [3, 3, 3, 1]
+    assert together[1]["rows"] == [[3, 0, 20], [4, 0, 20], [5, 0, 20]]
+    apart = readers.cut(storage, ["a.parquet"], size // 2)
+    assert len(apart) >= 20 and all(len(piece["rows"]) == 1 for piece in apart)
+
+
+def test_what_datasets_puts_beside_the_records_is_no_record(tmp_path: Path) -> None:
+    write(tmp_path, "data-00000-of-00001.arrow")
+    for name in ("dataset_info.json", "state.json"):
+        (tmp_path / name).write_text('{"splits": 1}')
+    storage = Storage(str(tmp_path))
+    assert readers.list_files(storage, (), readers.FORMATS) == ["data-00000-of-00001.arrow"]
+    assert readers.list_files(storage, ("state.json",), readers.FORMATS) == ["state.json"]
+
+
 def test_a_row_group_is_cut_to_ranges_that_are_read_in_the_memory_of_a_range(tmp_path: Path) -> None:
     rows = [{"id": i, "text": f"{i} " * 100} for i in range(20_000)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=10**6, compression="zstd")
