@@ -10,7 +10,8 @@ codes, the order of the candidates is made anew from the embeddings. Rows that h
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import faiss
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from pipelines.shards import gpus, on_a_worker, run_shards, speed
+from pipelines.shards import gpus, most_cpus, on_a_worker, run_shards, speed
 from quire import artifact, config, grouping, index, index_cost, index_report, ledger, neighbors, sampled, schema
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.errors import UserError
@@ -78,7 +79,9 @@ def run(settings: IndexConfig) -> Artifact:
     options = {"num_workers": runtime.num_workers, "num_gpus": runtime.num_gpus}
     options |= {"can_use_gpus": neighbors.built_for_gpus()}
     if 0 not in draft.finished_shards():
-        run_shards(draft, cuts[:1], _worker, arguments, memory=2**30 + 8 * plan.training_rows * dim, **options)
+        num_cpus = most_cpus() if plan.method != "flat" else 1  # the training is one worker's, so it gets all of a node
+        memory = 2**30 + 8 * plan.training_rows * dim
+        run_shards(draft, cuts[:1], _worker, (*arguments, num_cpus), num_cpus=num_cpus, memory=memory, **options)
     # Twice: the vectors as they are read, and in the index.
     most = max(sum(sizes[part] for part in c.parts) for c in cuts[1:])
     run_shards(draft, cuts, _worker, arguments, memory=2**30 + 8 * most * dim, **options)
@@ -171,12 +174,15 @@ def cut(sizes: list[int], max_rows: int) -> list[Cut]:
     return [Cut(0, 0, tuple(range(len(sizes)))), *cuts]
 
 
-def _worker(embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfig) -> Callable[[Cut], Shard]:
+def _worker(
+    embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfig, num_threads: int = 1
+) -> Callable[[Cut], Shard]:
     held: dict[str, Any] = {}
 
     def process(item: Cut) -> Shard:
         if not item.number:
-            return _train(embeddings, draft, plan, settings)
+            with _threads(num_threads):  # however many there are, the training has the same bytes
+                return _train(embeddings, draft, plan, settings)
         if not held:
             name = f"{draft.folder}/{TRAINED}"
             data = b"" if plan.method == "flat" else draft.storage.read_bytes(name)
@@ -185,6 +191,17 @@ def _worker(embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfi
         return _fill(embeddings, draft, plan, item, held["trained"], held["queries"], settings.rerank)
 
     return process
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """FAISS with so many threads, and as before once it is left: Ray lends the process to other steps."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(number)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _train(embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfig) -> Shard:

@@ -79,6 +79,7 @@ def run_shards(
     num_workers: int | None = None,
     num_gpus: float | None = None,
     can_use_gpus: bool = False,
+    num_cpus: int = 1,
     memory: int = 512 * 2**20,
     hopeless: Callable[[], str | None] = lambda: None,
 ) -> None:
@@ -86,10 +87,10 @@ def run_shards(
     turns an item into a `Shard`.
 
     Raises the UserError of a worker, and RuntimeError with the trace of whatever else it raises: a step that lost a
-    shard never ends well; and UserError when an interrupted run has cut its shards otherwise. One worker holds one CPU
-    (and what `gpus` makes of `num_gpus`); `num_workers` is the most at a time, by default as many as the cluster has or
-    gets room for. `hopeless` is asked after 1, 2, 4 and so on of the shards: what it says instead of None ends the run
-    as a UserError.
+    shard never ends well; and UserError when an interrupted run has cut its shards otherwise. One worker holds
+    `num_cpus` (and what `gpus` makes of `num_gpus`); `num_workers` is the most at a time, by default as many as the
+    cluster has or gets room for. `hopeless` is asked after 1, 2, 4 and so on of the shards: what it says instead of
+    None ends the run as a UserError.
 
     A step that can use GPUs or is given some has actors. Any other is done by the processes that Ray keeps for tasks,
     which have begun and imported already: on 2 cores it begins in .4 s where actors took 2.4 (LOG, 2026-11-22).
@@ -112,10 +113,10 @@ def run_shards(
     with bar:
         constructor = (make, arguments, draft, items, share)
         most = min(len(pending), num_workers or len(pending))
-        places = min(most, _places(share, num_workers, memory))
+        places = min(most, max(1, _places(share, num_workers, memory) // num_cpus))
         by_tasks = not (can_use_gpus or share)
         how = _by_tasks(constructor, most) if by_tasks else _by_actors(constructor, places, most)
-        held = _holding(share, can_use_gpus) | {"num_cpus": 1, "memory": memory}
+        held = _holding(share, can_use_gpus) | {"num_cpus": num_cpus, "memory": memory}
         with _reservations(not (by_tasks and _alone)):
             failed = _first_failure(pending, how | held, bar, hopeless)
     if failed is None:
@@ -179,6 +180,15 @@ def _first_failure(
         if not bar.n & (bar.n - 1) and (message := hopeless()):
             return row | {"mistake": message}
     return None
+
+
+def most_cpus() -> int:
+    """Of one node of the cluster now, at least 1: as many as a shard that only one worker can make may hold.
+
+    Connects to the cluster.
+    """
+    connect()
+    return max([1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])])
 
 
 def gpus(asked: float | None, can_use: bool) -> float:

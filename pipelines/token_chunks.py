@@ -125,6 +125,7 @@ def run(settings: TokenChunksConfig) -> Artifact:
     draft = artifact.begin_step(settings, "chunks", inputs, recipe=recipe)
     if draft.published:
         return draft.published
+    storage = hub_sets.near(storage, files, draft.storage.below(f"{draft.folder}/{WORK}/source"))
     pieces, most_bad = readers.cut(storage, files, settings.source.shard_bytes), settings.runtime.max_bad_share
     token_drops.check_lost(draft, readers.lost_share(storage, files, pieces), pieces, most_bad)
     items = list(enumerate(pieces))

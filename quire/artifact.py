@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -209,11 +209,23 @@ class Draft:
         return draft["settled"][key]
 
     def finished_shards(self) -> dict[int, dict[str, Any]]:
-        """Records of the shards that this or an interrupted run has completed, by index."""
-        names = self.storage.files(f"{self.folder}/{SHARDS}")
-        paths = [f"{self.folder}/{SHARDS}/{name}" for name in names]
-        records = many.each(self.storage.read_json, paths, "records of shards read", num_threads=16)
-        return {int(name.split(".")[0]): record for name, record in zip(names, records, strict=True)}
+        """Records of the shards that this or an interrupted run has completed, by index.
+
+        Each is read once: a record is written again only by the process that drops rows of a finished shard.
+        """
+        names = {int(name.split(".")[0]): name for name in self.storage.files(f"{self.folder}/{SHARDS}")}
+        new = [index for index in names if index not in self._records]
+        paths = [f"{self.folder}/{SHARDS}/{names[index]}" for index in new]
+        read = many.each(self.storage.read_json, paths, "records of shards read", num_threads=16)
+        self._records.update(zip(new, read, strict=True))
+        return {index: self._records[index] for index in names}
+
+    @cached_property
+    def _records(self) -> dict[int, dict[str, Any]]:
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_records"}
 
     def has_shard(self, index: int) -> bool:
         """Whether this or an interrupted run has completed the shard."""
@@ -242,6 +254,7 @@ class Draft:
             "item": shard.item,
         }
         self.storage.write_json(f"{self.folder}/{SHARDS}/{index:05d}.json", record)
+        self._records.pop(index, None)
         return record
 
     def publish(

@@ -1,9 +1,11 @@
 """Data sets of the hub as files to be read where they lie: which files a split is, pinned to one revision.
 
-`datasets` says which files make a subset and a split; they are read by ranges of bytes, by `quire.readers`, so that
-neither memory nor disk ever holds the set.
+`datasets` says which files make a subset and a split. Parquet and lines are read by ranges of bytes, by
+`quire.readers`, so that neither memory nor disk ever holds the set; files that are read from their beginning for every
+piece (compressed, CSV, Arrow) are fetched once, to where the step keeps its scratch.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +16,7 @@ from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pyarrow import fs
 
-from quire import readers
+from quire import many, readers
 from quire.errors import UserError
 from quire.storage import Storage
 
@@ -24,7 +26,7 @@ _SCHEME = "hf://"
 class HubFiles(Storage):
     """The files of one revision of a data set, to be read only. Cheap to pickle, as every storage."""
 
-    fetch_whole = True
+    fetch_first = True
 
     def __init__(self, dataset: str, revision: str):
         self.root, self.is_local = f"{_SCHEME}datasets/{dataset}@{revision}", False
@@ -106,3 +108,21 @@ def find(dataset: str, subset: str | None, split: str, revision: str | None) -> 
         what = f"file {(foreign or other)[0]!r}, which is " + ("elsewhere" if foreign else "in a format not read here")
         raise UserError(f"{where}: {what}; read here are {', '.join(readers.FORMATS)} files of the data set itself")
     return Found(storage, [file.removeprefix(start) for file in by_split[split]], commit)
+
+
+def near(storage: Storage, files: Sequence[str], scratch: Storage) -> Storage:
+    """Where to read the files: where they lie, or in `scratch`, once those that are not there yet are fetched to it.
+
+    Raises UserError for a file that arrives with another length.
+    """
+    if not storage.fetch_first or not any(readers.is_read_through(file) for file in files):
+        return storage
+
+    def fetch(file: str) -> None:
+        scratch.copy(file, storage)
+        if scratch.size(file) != storage.size(file):
+            scratch.delete(file)
+            raise UserError(f"{storage.uri(file)}: arrived with another length; run the step again")
+
+    many.each(fetch, [file for file in files if not scratch.exists(file)], "files fetched")
+    return scratch

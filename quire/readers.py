@@ -8,7 +8,6 @@ batches, some text files, or a damage that was found when the pieces were cut. A
 import csv
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -30,6 +29,7 @@ _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state
 _BATCH_ROWS, _BATCH_BYTES = 256, 16 * 2**20
 _READ_BYTES = 2**20  # at once of a Parquet column, instead of all that its row group has
 _RANGES, _ROW_RANGES = 16, 64  # of a compressed file, of a row group: all are read from its beginning
+_MOST_BYTES = 128 * 2**20  # of a range, decompressed, however many that makes: a worker holds all chunks of one
 
 Piece = dict[str, Any]
 
@@ -81,20 +81,13 @@ def cut(storage: Storage, files: Sequence[str], piece_bytes: int, *, strict: boo
     """Pieces that tile the files, each record in one of them, in the order of the files, text files last.
 
     A piece has about `piece_bytes` (decompressed), but for what is read from its beginning for every piece: of a
-    compressed file there are 16 at most, of a row group of Parquet 64. What a damaged file still holds is read, and its
-    damage is a piece of its own, whose one record is dropped as `damaged`; if `strict`, it raises UserError. CSV,
-    compressed lines and Arrow are read through once for it; where storage is far (`fetch_whole`) such a file is one
-    piece, which its reader fetches to a temporary file.
+    compressed file there are no more than 16 of less than 128 MiB, of a row group of Parquet 64. What a damaged file
+    still holds is read, and its damage is a piece of its own, whose one record is dropped as `damaged`; if `strict`, it
+    raises UserError. CSV, compressed lines and Arrow are read through once for it.
     """
     pieces: list[Piece] = []
-
-    def pieces_of(file: str) -> tuple[list[Piece], str | None]:
-        if storage.fetch_whole and (file.endswith((*streams.CODECS, *ARROW)) or csv_delimiter(file)):
-            return [{"file": file, "whole": True}], None
-        return _cutter(file)(storage, file, piece_bytes)
-
     records = [file for file in files if not file.endswith(".txt")]
-    cuts = many.each(pieces_of, records, "files looked through")
+    cuts = many.each(lambda file: _cutter(file)(storage, file, piece_bytes), records, "files looked through")
     for file, (found, damage) in zip(records, cuts, strict=True):
         if damage and strict:
             raise UserError(f"{storage.uri(file)}: {damage}; fetch it again")
@@ -109,6 +102,11 @@ def cut(storage: Storage, files: Sequence[str], piece_bytes: int, *, strict: boo
         pieces[-1]["files"].append(file)
         room -= storage.size(file)
     return pieces
+
+
+def is_read_through(file: str) -> bool:
+    """Whether `cut` reads all of a file."""
+    return file.endswith((*streams.CODECS, *ARROW)) or csv_delimiter(file) is not None
 
 
 def _cutter(file: str) -> Callable[[Storage, str, int], tuple[list[Piece], str | None]]:
@@ -127,7 +125,8 @@ def csv_delimiter(file: str) -> str | None:
 
 def _step(file: str, size: int, piece_bytes: int) -> int:
     """A compressed file is read from its beginning for every range: more of them cost more than they give."""
-    return max(piece_bytes, -(-size // _RANGES)) if file.endswith(tuple(streams.CODECS)) else piece_bytes
+    compressed = file.endswith(tuple(streams.CODECS))
+    return max(piece_bytes, min(-(-size // _RANGES), _MOST_BYTES)) if compressed else piece_bytes
 
 
 def _csv(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], str | None]:
@@ -231,14 +230,6 @@ def records(storage: Storage, piece: Piece, columns: Sequence[str] | None = None
     """
     if "files" in piece:
         yield from ((file, None, _text_file(storage, file)) for file in piece["files"])
-    elif "whole" in piece:
-        with tempfile.TemporaryDirectory(prefix="quire-read-") as folder:
-            target = Path(folder) / piece["file"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            storage.download_file(piece["file"], target)
-            near = Storage(folder)
-            for part in cut(near, [piece["file"]], storage.size(piece["file"]) * 1000):
-                yield from records(near, part, columns)
     elif "damage" in piece:
         yield piece["file"], "end", Dropped("damaged", piece["damage"])
     elif "columns" in piece:

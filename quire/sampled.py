@@ -28,7 +28,7 @@ def pieces(storage: Storage, files: Sequence[str], piece_bytes: int, count: int)
     read = 0.0
     for group in chosen:
         first = group[0]
-        if _compressed(first) and _text_bytes(first, sizes) > piece_bytes and not storage.fetch_whole:
+        if _compressed(first) and _text_bytes(first, sizes) > piece_bytes:
             head, share = _head(storage, first, piece_bytes)
             found, read = found + head, read + share * sizes[first]
             continue

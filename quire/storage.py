@@ -32,7 +32,7 @@ class Storage:
     Cheap to pickle: it carries the root alone, each process opens its own connection.
     """
 
-    fetch_whole = False  # whether a file that must be read through, and again, is better fetched first
+    fetch_first = False  # whether files that are read from their beginning for every piece are better fetched first
 
     def __init__(self, root: str):
         if "://" in root and not root.startswith("s3://"):
@@ -61,6 +61,12 @@ class Storage:
             return fs.FileSystem.from_uri(self.root)
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"root {self.root!r} cannot be opened: {error}") from error
+
+    def below(self, relative: str) -> "Storage":
+        """The storage whose root is a folder of this one."""
+        self.path(relative)  # raises for what is not below it
+        address, sign, options = (self.root, "", "") if self.is_local else self.root.partition("?")
+        return Storage(f"{address.rstrip('/')}/{relative}{sign}{options}")
 
     @property
     def filesystem(self) -> fs.FileSystem:
@@ -197,6 +203,11 @@ class Storage:
             target = Path(folder) / name
             target.parent.mkdir(parents=True, exist_ok=True)
             self.download_file(f"{relative}/{name}", target)
+
+    def copy(self, relative: str, source: "Storage") -> None:
+        """Copy one file of another storage to the same place in this one, atomically; memory holds one block."""
+        with source.filesystem.open_input_file(source.path(relative)) as read, self._writing(relative) as target:
+            shutil.copyfileobj(read, target, _BLOCK)
 
     def download_file(self, relative: str, target: Path) -> None:
         """Copy one file to a local path; memory holds one block."""

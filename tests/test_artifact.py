@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -310,6 +311,33 @@ def test_a_large_file_is_copied_hashed_and_fetched_a_block_at_a_time(root: str, 
         assert peak < len(data) / 3
     assert digest == hashlib.sha256(data).hexdigest()
     assert (fetched / "sub" / "tokens.bin").read_bytes() == data
+
+
+def test_a_storage_below_another_holds_copies_at_the_same_places(root: str, tmp_path: Path) -> None:
+    (tmp_path / "source/a").mkdir(parents=True)
+    (tmp_path / "source/a/b.gz").write_bytes(b"12")
+    below = Storage(root).below("chunks/books/_work")
+    below.copy("a/b.gz", Storage(str(tmp_path / "source")))
+    assert below.read_bytes("a/b.gz") == b"12" == Storage(root).read_bytes("chunks/books/_work/a/b.gz")
+    with pytest.raises(UserError, match="leaves the root"):
+        Storage(root).below("../other")
+
+
+def test_the_record_of_a_shard_is_read_once_until_it_is_written_again(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, others = start(root), start(root)
+    read: list[str] = []
+    monkeypatch.setattr(
+        Storage, "read_json", lambda self, name, own=Storage.read_json: [read.append(name), own(self, name)][1]
+    )
+    for index in range(3):
+        others.write_shard(index, shard(index))
+        assert list(begun.finished_shards()) == list(range(index + 1))
+    assert len(read) == 3
+    begun.write_shard(1, shard(7, 8))
+    assert [record["rows_out"] for record in begun.finished_shards().values()] == [1, 2, 1] and len(read) == 4
+    assert "_records" not in pickle.loads(pickle.dumps(begun)).__dict__
 
 
 def test_a_published_folder_is_a_data_set_though_a_part_is_empty(tmp_path: Path) -> None:

@@ -181,8 +181,12 @@ def test_a_flow_tells_what_it_would_take_before_anything_runs(
 
 
 @pytest.mark.ray
-def test_the_rows_are_a_data_set(corpus: Corpus, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stored", ["float32", "float16"])
+def test_the_rows_are_a_data_set(corpus: Corpus, tmp_path: Path, stored: str) -> None:
     datasets = pytest.importorskip("datasets")
-    made = corpus.embeddings("e", "chunks=c")
+    made = corpus.embeddings(f"e-{stored}", "chunks=c", f"stored={stored}")
     rows = datasets.load_dataset(made.storage.uri(made.folder), split="train", cache_dir=str(tmp_path))
-    assert rows.num_rows == made.manifest["rows_out"] and len(rows[0]["embedding"]) == 32
+    assert rows.num_rows == made.manifest["rows_out"]
+    assert rows.features["embedding"].feature.dtype == stored and rows.features["embedding"].length == 32
+    read = np.asarray(rows.with_format("numpy")["embedding"][:], np.float32)
+    assert np.array_equal(read, schema.matrix(made.read()["embedding"]).astype(np.float32))

@@ -1,5 +1,6 @@
 """A data set of the hub to token chunks: read where it lies, pinned, the same as from a folder."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ configs:
   data_files: other/*.xml
 ---
 """
-LINES = ("source.subset=lines", "source.split=test")
+LINES = ("source.subset=lines", "source.split=test", "source.shard_bytes=2000")
 RUN = """
 import sys
 from pipelines import token_chunks as step
@@ -80,6 +81,7 @@ def test_a_data_set_is_read_where_it_lies_and_pinned(tmp_path: Path, model: str,
         runs += [words(root, model, "wrong", "source.dataset=me/nothing"), asked]
         done = hub.python(RUN.format(runs=runs), tmp_path / "home")
         read = sum(hub.ranges)
+        asked_for = Counter(hub.requests)
         told = done.stdout.splitlines()
         assert told[:2] == ["made chunks/hub", "made chunks/test"] and told[-1] == "made chunks/hub", done.stderr
         assert "source.split = 'dev': me/set has train" in told[2]
@@ -97,6 +99,9 @@ def test_a_data_set_is_read_where_it_lies_and_pinned(tmp_path: Path, model: str,
         assert near.read().equals(far.read()) and far.manifest["rows_out"] > 60
         assert far.manifest["dropped"] == near.manifest["dropped"]
         assert far.manifest["recipe"]["source"]["revision"] == pinned
+        assert not (root / far.folder / "_work").exists()
+    assert len(far.parts) > 5  # what is compressed is cut as it is near by, and is fetched once
+    assert asked_for[next(r for r in asked_for if r.startswith("GET") and r.endswith("test.jsonl.gz"))] == 1
     assert far.manifest["dropped"]["damaged"] == 1
 
 

@@ -98,6 +98,14 @@ def test_the_same_sample_and_seed_train_the_same_bytes() -> None:
     assert np.array_equal(*map(faiss.serialize_index, (once, again)))
 
 
+@pytest.mark.parametrize("method", ["ivf", "ivf_pq"])
+def test_the_training_has_the_same_bytes_on_any_number_of_threads(method: str) -> None:
+    plan, once = trained(method)
+    faiss.omp_set_num_threads(3)  # which `one_thread` takes back
+    again = index.train(plan, clustered(10_000))
+    assert np.array_equal(*map(faiss.serialize_index, (once, again)))
+
+
 def test_the_method_follows_from_the_size() -> None:
     assert index.plan(index.FLAT_ROWS, 384).method == "flat"
     ivf = index.plan(10**6, 384)

@@ -25,6 +25,7 @@ def serial(monkeypatch: pytest.MonkeyPatch) -> None:
             draft.write_shard(number, process(items[number]))
 
     monkeypatch.setattr(step, "run_shards", run_shards)
+    monkeypatch.setattr(step, "most_cpus", lambda: 2)
 
 
 def embedded(root: Path, vectors: np.ndarray, part_rows: int) -> Artifact:
@@ -178,3 +179,20 @@ def test_a_killed_run_goes_on_to_the_same_bytes_whatever_the_number_of_workers(t
     for key in ("files", "facts", "rows_out"):
         assert made.manifest[key] == whole.manifest[key], key
     assert step.run(resumed).manifest == made.manifest
+
+
+@pytest.mark.ray
+def test_the_worker_that_trains_holds_all_cpus_of_a_node_and_uses_them(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    run_shards = step.run_shards
+
+    def told(draft, items, make, arguments, **options) -> None:
+        held.append(options.get("num_cpus", 1))
+        run_shards(draft, items, make, arguments, **options)
+
+    monkeypatch.setattr(step, "run_shards", told)
+    embedded(tmp_path, clustered(6_000), 2_000)
+    step.run(settings(tmp_path, "method=ivf"))
+    assert held == [2, 1]

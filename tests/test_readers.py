@@ -94,6 +94,22 @@ def test_a_row_group_is_cut_to_ranges_that_are_read_in_the_memory_of_a_range(tmp
     assert memory.peak(read) < 4 * 2**20 < pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(0).total_byte_size
 
 
+@pytest.mark.parametrize("file", ["a.jsonl.gz", "a.csv.gz"])
+def test_a_range_of_a_compressed_file_is_never_larger_than_a_worker_holds(
+    tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ["id,text", *(f"{i},{i:09d}" for i in range(20_000))]
+    lines = rows if "csv" in file else [json.dumps({"id": i, "text": f"{i:09d}"}) for i in range(20_000)]
+    (tmp_path / file).write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode()))
+    storage = Storage(str(tmp_path))
+    assert len(readers.cut(storage, [file], 1_000)) == 16
+    monkeypatch.setattr(readers, "_MOST_BYTES", 10_000)
+    pieces = readers.cut(storage, [file], 1_000)
+    assert len(pieces) > 25
+    found = [record for piece in pieces for _, _, record in readers.records(storage, piece)]
+    assert [record["text"] for record in found] == [f"{i:09d}" for i in range(20_000)]
+
+
 @pytest.mark.parametrize("file", ["a.parquet", "a.arrow"])
 def test_of_a_table_only_the_columns_that_are_asked_for_are_read(tmp_path: Path, file: str) -> None:
     write(tmp_path, file)
