@@ -1,20 +1,22 @@
 """How cost grows: chunks, embeddings and index of 1, 2, 4 and 8 times the corpus, time a document and peaks of memory.
 
-    python -m bench.growth [--folder BOOKS] [--megabytes 4] [--rounds 3]
+    python -m bench.growth [--folder BOOKS] [--megabytes 4] [--passes 1] [--rounds 3]
 
 The text, of a folder of .txt files or else the documentation of installed Python packages (which suffices for 1 MB or
 so), is cut into documents of 2,000 characters; the 1x corpus is `megabytes` of it, and none of it is repeated up to 8x,
-so that the vocabulary grows as a corpus' does. Each size runs in a process and on a Ray of its own:
-`pipelines.token_chunks`, `pipelines.embed` with a BERT of two layers and width 32, whose weights are random, and
-`pipelines.index`, as in flows/corpus.toml. Told are, a document: seconds from beginning to end, in which the start of
-the workers counts and weighs most at 1x, and the CPU seconds of the steps, in which it does not; and the peak of the
-process that leads and of the largest worker. Ratios are to 1x of the same round. Beside them stand what holds neither
-start nor imports, between 1x and each other size: the seconds for each document more (`slope`), and the bytes for each
-chunk more in the process that leads (`driver_bytes_per_chunk`).
+so that the vocabulary grows as a corpus' does. With more `passes` a folder's text is gone through again, cut at other
+places, so that no two chunks are equal: what that leaves out is the growth of the vocabulary. Each size runs in a
+process and on a Ray of its own: `pipelines.token_chunks`, `pipelines.embed` with a BERT of two layers and width 32,
+whose weights are random, and `pipelines.index`, as in flows/corpus.toml. Told are, a document: seconds from beginning
+to end, in which the start of the workers counts and weighs most at 1x, and the CPU seconds of the steps, in which it
+does not; and the peak of the process that leads and of the largest worker. Ratios are to 1x of the same round. Beside
+them stand what holds neither start nor imports, between 1x and each other size: the seconds for each document more
+(`slope`), and the bytes for each chunk more in the process that leads (`driver_bytes_per_chunk`).
 """
 
 import tempfile
 import time
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +32,27 @@ from pipelines import embed, index, token_chunks
 from quire import hub
 
 TIMES = (1, 2, 4, 8)
-GROUP_ROWS = 100  # documents of a row group, which is a shard: 0.2 MB, so that 1x has enough for every core
-SHARD_BYTES = 300_000
+GROUP_ROWS = 100  # documents of a row group, 0.2 MB
+SHARDS = 7  # of 1x at least, so that it has enough for every core
+_APART = 211  # characters by which a pass is cut further on than the one before
 MEASURES = {"wall": "s/document", "cpu": "CPU s/document", "driver": "MB, driver", "worker": "MB, worker"}
 
 
-def documents(folder: str, megabytes: float) -> list[str]:
+def documents(folder: str, megabytes: float, passes: int) -> list[str]:
     """Documents of 8x. Raises SystemExit where the text is too short."""
     if not folder:
         texts = list(corpus(megabytes * TIMES[-1]))
     else:
         whole = "\n".join(file.read_text("utf-8", "replace") for file in sorted(Path(folder).rglob("*.txt")))
-        starts = range(0, min(len(whole), int(megabytes * TIMES[-1] * 10**6)), DOCUMENT_CHARS)
-        texts = [whole[start : start + DOCUMENT_CHARS] for start in starts]
+        most = int(megabytes * TIMES[-1] * 10**6)
+        starts = chain.from_iterable(range(_APART * number, len(whole), DOCUMENT_CHARS) for number in range(passes))
+        texts = [whole[start : start + DOCUMENT_CHARS] for start in islice(starts, -(-most // DOCUMENT_CHARS))]
     texts = [text for text in dict.fromkeys(texts) if text.strip()]  # beyond its end the corpus begins anew
     found = sum(map(len, texts)) / 1e6
     if found < 0.9 * megabytes * TIMES[-1]:
         raise SystemExit(
             f"--megabytes {megabytes}: 8x of that is more than the {found:.1f} MB of text; "
-            f"give {found / TIMES[-1]:.1f} or fewer, or a larger --folder"
+            f"give {found / TIMES[-1]:.1f} or fewer, a larger --folder, or more --passes"
         )
     return texts
 
@@ -82,14 +86,14 @@ def _write_model(folder: str) -> None:
     model.save(folder, create_model_card=False)
 
 
-def flow(root: str, times: int) -> dict[str, float]:
+def flow(root: str, times: int, shard_bytes: int) -> dict[str, float]:
     """Seconds and CPU seconds of all steps, and the number of chunks."""
     name, runtime = f"times-{times}", {"root": f"{root}/{time.monotonic_ns()}"}
     started = time.perf_counter()
     chunks = token_chunks.run(
         token_chunks.TokenChunksConfig(
             name=name,
-            source=token_chunks.Corpus(folder=f"{root}/source-{times}", key="id", shard_bytes=SHARD_BYTES),
+            source=token_chunks.Corpus(folder=f"{root}/source-{times}", key="id", shard_bytes=shard_bytes),
             model=f"{root}/model",
             runtime=runtime,
         )
@@ -100,8 +104,8 @@ def flow(root: str, times: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - started, "cpu": cpu, "chunks": chunks.manifest["rows_out"]}
 
 
-def measure(root: str, times: int, num_documents: int) -> dict[str, float]:
-    made, peaks = apart(on_ray, flow, root, times)
+def measure(root: str, times: int, num_documents: int, shard_bytes: int) -> dict[str, float]:
+    made, peaks = apart(on_ray, flow, root, times, shard_bytes)
     wall, cpu = made["seconds"] / num_documents, made["cpu"] / num_documents
     return {**made, "documents": num_documents, "wall": wall, "cpu": cpu, **peaks}
 
@@ -153,16 +157,19 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    asked = options(__doc__, folder="", megabytes=4.0, rounds=3)
-    texts = documents(asked.folder, asked.megabytes)
+    asked = options(__doc__, folder="", megabytes=4.0, passes=1, rounds=3)
+    texts = documents(asked.folder, asked.megabytes, asked.passes)
+    shard_bytes = min(token_chunks.Corpus.model_fields["shard_bytes"].default, int(asked.megabytes * 10**6 / SHARDS))
     found: dict[int, list[dict[str, float]]] = {times: [] for times in TIMES}
     with tempfile.TemporaryDirectory() as root:
         prepare(root, texts)
         for number in range(asked.rounds):
             for times in TIMES if number % 2 == 0 else TIMES[::-1]:
-                found[times].append(measure(root, times, len(texts) * times // TIMES[-1]))
+                found[times].append(measure(root, times, len(texts) * times // TIMES[-1], shard_bytes))
                 print(f"      round {number + 1} of {asked.rounds}, {times}x: {found[times][-1]}", flush=True)
-    result = {"bench": "growth", "documents": len(texts), "sizes": summed(found), **slopes(found), **where()}
+    name = "growth" if asked.passes == 1 else "growth-passes"
+    facts = {"documents": len(texts), "megabytes": asked.megabytes, "shard_bytes": shard_bytes}
+    result = {"bench": name, **facts, "sizes": summed(found), **slopes(found), **where()}
     show(result)
     keep(result)
 
