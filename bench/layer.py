@@ -36,12 +36,18 @@ _held: list[Any] = []  # what a plain process makes shards with
 def chunk_step(root: str, name: str, folder: str) -> Artifact:
     settings = token_chunks.TokenChunksConfig(
         name=name,
-        source=token_chunks.Corpus(folder=folder, key="id"),
+        source=token_chunks.Corpus(folder=folder, key="id", shard_bytes=_group_bytes(f"{folder}/texts.parquet")),
         max_tokens=source.MAX_TOKENS,
         overlap=source.OVERLAP,
         runtime=token_chunks.TokenChunksRuntime(root=root),
     )
     return token_chunks.run(settings)
+
+
+def _group_bytes(file: str) -> int:
+    """Of the largest row group, so that each is a shard."""
+    about = pq.ParquetFile(file).metadata
+    return max(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
 
 
 def embed_step(root: str, name: str, chunks: str) -> Artifact:
