@@ -159,7 +159,7 @@ def show(result: dict[str, Any]) -> None:
 def main() -> None:
     asked = options(__doc__, folder="", megabytes=4.0, passes=1, rounds=3)
     texts = documents(asked.folder, asked.megabytes, asked.passes)
-    shard_bytes = min(token_chunks.Corpus.model_fields["shard_bytes"].default, int(asked.megabytes * 10**6 / SHARDS))
+    shard_bytes = min(token_chunks.MOST_BYTES, int(asked.megabytes * 10**6 / SHARDS))
     found: dict[int, list[dict[str, float]]] = {times: [] for times in TIMES}
     with tempfile.TemporaryDirectory() as root:
         prepare(root, texts)

@@ -12,7 +12,7 @@ read is dropped with its file and place; too much of it stops the run.
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import pyarrow as pa
@@ -29,6 +29,7 @@ from quire import (
     hub,
     hub_sets,
     ledger,
+    many,
     readers,
     sampled,
     schema,
@@ -42,6 +43,9 @@ from quire.storage import Storage
 
 _BATCH_CHARS = 2**20
 _SAMPLE = 3  # pieces that an estimate reads
+# A shard is what one worker does and what a kill costs: of a small corpus each worker gets several, for its chunks are
+# encoded shard by shard, which on a CPU takes two minutes a megabyte.
+_SHARDS, _LEAST_BYTES, MOST_BYTES = 64, 2**18, 16 * 2**20
 
 
 class Corpus(config.Config):
@@ -60,7 +64,9 @@ class Corpus(config.Config):
     text: str = "text"
     key: str | None = Field(default=None, description="column of ids; default: the place in the file")
     keep: dict[str, str] = Field(default={}, description='columns to keep and their Arrow types: {url = "string"}')
-    shard_bytes: int = Field(default=16 * 2**20, gt=0, description="decompressed")
+    shard_bytes: int | None = Field(
+        default=None, gt=0, description="decompressed; default: 16 MiB, of a smaller folder a 64th, at least 256 KiB"
+    )
 
     @property
     def types(self) -> dict[str, pa.DataType]:
@@ -115,7 +121,9 @@ CONFIG = TokenChunksConfig
 def run(settings: TokenChunksConfig) -> Artifact:
     """Make the `chunks` artefact. Raises UserError when no chunk is left, or too many records cannot be read."""
     (storage, files, revision), tokenizer = _source(settings)
+    shard_bytes = _shard_bytes(settings.source, storage, files)
     recipe = config.recipe(settings)
+    recipe["source"]["shard_bytes"] = shard_bytes
     recipe["source"].pop("folder")  # where it lies does not matter, only what is in it
     recipe["source"]["revision"] = revision
     if settings.source.dataset is None:
@@ -126,7 +134,7 @@ def run(settings: TokenChunksConfig) -> Artifact:
     if draft.published:
         return draft.published
     storage = hub_sets.near(storage, files, draft.storage.below(f"{draft.folder}/{WORK}/source"))
-    pieces, most_bad = readers.cut(storage, files, settings.source.shard_bytes), settings.runtime.max_bad_share
+    pieces, most_bad = readers.cut(storage, files, shard_bytes), settings.runtime.max_bad_share
     token_drops.check_lost(draft, readers.lost_share(storage, files, pieces), pieces, most_bad)
     items = list(enumerate(pieces))
     arguments = (settings, tokenizer, storage, draft)
@@ -152,7 +160,8 @@ def run(settings: TokenChunksConfig) -> Artifact:
 def estimate(settings: TokenChunksConfig, drawn: dict[str, ledger.Drawn] | None = None) -> str:
     """What the whole would take, from a few of its pieces, evenly spaced, done here; their rows go into `drawn`."""
     (storage, files, _), tokenizer = _source(settings)
-    pieces, share = sampled.pieces(storage, files, settings.source.shard_bytes, _SAMPLE)
+    shard_bytes = _shard_bytes(settings.source, storage, files)
+    pieces, share = sampled.pieces(storage, files, shard_bytes, _SAMPLE)
     chosen = list(enumerate(pieces))
     with tempfile.TemporaryDirectory() as scratch:
         draft = artifact.begin(scratch, "chunks", settings.name, recipe={}, inputs={})
@@ -188,6 +197,16 @@ def _source(settings: TokenChunksConfig) -> tuple[hub_sets.Found, str]:
             if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
                 raise UserError(f"source.keep.{name} = {kind}: columns of CSV are strings ({file}); keep it as string")
     return found, _tokenizer(settings.model)
+
+
+def _shard_bytes(source: Corpus, storage: Storage, files: Sequence[str]) -> int:
+    """As set, or by how large the corpus is: the same for the same files."""
+    if source.shard_bytes is not None:
+        return source.shard_bytes
+    if storage.fetch_first:  # the hub's library fetches 5 MB around what is asked for
+        return MOST_BYTES
+    size = sum(many.each(storage.size, files, "sizes of files asked for"))
+    return min(max(size // _SHARDS, _LEAST_BYTES), MOST_BYTES)
 
 
 def _tokenizer(model: str) -> str:

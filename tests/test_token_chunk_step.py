@@ -267,6 +267,17 @@ def test_a_run_killed_while_it_drops_goes_on_to_the_same_bytes(
         assert made.manifest[key] == whole.manifest[key], key
 
 
+@pytest.mark.parametrize(("megabytes", "shard_bytes"), [(1, 2**18), (128, 2**21), (4096, 2**24)])
+def test_of_a_small_corpus_every_worker_gets_a_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, megabytes: int, shard_bytes: int
+) -> None:
+    monkeypatch.setattr(Storage, "size", lambda *_: megabytes * 2**20 // 4)
+    files = [f"{number}.jsonl" for number in range(4)]
+    source = step.Corpus(folder=str(tmp_path))
+    assert step._shard_bytes(source, Storage(str(tmp_path)), files) == shard_bytes
+    assert step._shard_bytes(source.model_copy(update={"shard_bytes": 7}), Storage(str(tmp_path)), files) == 7
+
+
 def test_text_files_are_documents_by_their_names(tmp_path: Path, model: str, serial: None) -> None:
     (tmp_path / "source").mkdir()
     for name, data in {"a.txt": b"w1  W2 w3", "b.txt": b""}.items():
