@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from pipelines.shards import gpus, most_cpus, on_a_worker, run_shards, speed
+from pipelines.shards import gpus, idle_cpus, on_a_worker, run_shards, speed
 from quire import artifact, config, grouping, index, index_cost, index_report, ledger, neighbors, sampled, schema
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.errors import UserError
@@ -79,8 +79,9 @@ def run(settings: IndexConfig) -> Artifact:
     options = {"num_workers": runtime.num_workers, "num_gpus": runtime.num_gpus}
     options |= {"can_use_gpus": neighbors.built_for_gpus()}
     if 0 not in draft.finished_shards():
-        num_cpus = most_cpus() if plan.method != "flat" else 1  # the training is one worker's, so it gets all of a node
-        memory = 2**30 + 8 * plan.training_rows * dim
+        memory, num_cpus = 2**30 + 8 * plan.training_rows * dim, 1
+        if plan.method != "flat":  # the training is one worker's, so it gets what a node has to spare
+            num_cpus = idle_cpus(memory=memory, GPU=gpus(runtime.num_gpus, neighbors.built_for_gpus()))
         run_shards(draft, cuts[:1], _worker, (*arguments, num_cpus), num_cpus=num_cpus, memory=memory, **options)
     # Twice: the vectors as they are read, and in the index.
     most = max(sum(sizes[part] for part in c.parts) for c in cuts[1:])

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray._private import services
+from ray._private.state import available_resources_per_node
 from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
@@ -182,13 +183,16 @@ def _first_failure(
     return None
 
 
-def most_cpus() -> int:
-    """Of one node of the cluster now, at least 1: as many as a shard that only one worker can make may hold.
+def idle_cpus(**needed: float) -> int:
+    """Of one node that has all that is `needed` beside (memory, GPU) to spare now, at least 1: as many as a shard that
+    only one worker can make may hold.
 
-    Connects to the cluster.
+    Those that a service or another job holds are left out: for them it would wait for ever. Connects to the cluster.
     """
     connect()
-    return max([1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])])
+    idle = available_resources_per_node().values()
+    fit = (node for node in idle if all(node.get(name, 0) >= amount for name, amount in needed.items()))
+    return max([1, *(int(node.get("CPU", 0)) for node in fit)])
 
 
 def gpus(asked: float | None, can_use: bool) -> float:

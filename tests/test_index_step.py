@@ -25,7 +25,8 @@ def serial(monkeypatch: pytest.MonkeyPatch) -> None:
             draft.write_shard(number, process(items[number]))
 
     monkeypatch.setattr(step, "run_shards", run_shards)
-    monkeypatch.setattr(step, "most_cpus", lambda: 2)
+    monkeypatch.setattr(step, "idle_cpus", lambda **_: 2)
+    monkeypatch.setattr(step, "gpus", lambda *_: 0.0)
 
 
 def embedded(root: Path, vectors: np.ndarray, part_rows: int) -> Artifact:
