@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from pipelines.shards import gpus, idle_cpus, on_a_worker, run_shards, speed
+from pipelines.shards import gpus, on_a_worker, run_shards, speed
+from pipelines.workers import cpus_held
 from quire import artifact, config, grouping, index, index_cost, index_report, ledger, neighbors, sampled, schema
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.errors import UserError
@@ -79,10 +80,8 @@ def run(settings: IndexConfig) -> Artifact:
     options = {"num_workers": runtime.num_workers, "num_gpus": runtime.num_gpus}
     options |= {"can_use_gpus": neighbors.built_for_gpus()}
     if 0 not in draft.finished_shards():
-        memory, num_cpus = 2**30 + 8 * plan.training_rows * dim, 1
-        if plan.method != "flat":  # the training is one worker's, so it gets what a node has to spare
-            num_cpus = idle_cpus(memory=memory, GPU=gpus(runtime.num_gpus, neighbors.built_for_gpus()))
-        run_shards(draft, cuts[:1], _worker, (*arguments, num_cpus), num_cpus=num_cpus, memory=memory, **options)
+        memory, trains = 2**30 + 8 * plan.training_rows * dim, plan.method != "flat"
+        run_shards(draft, cuts[:1], _worker, arguments, idle_node=trains, memory=memory, **options)
     # Twice: the vectors as they are read, and in the index.
     most = max(sum(sizes[part] for part in c.parts) for c in cuts[1:])
     run_shards(draft, cuts, _worker, arguments, memory=2**30 + 8 * most * dim, **options)
@@ -175,14 +174,12 @@ def cut(sizes: list[int], max_rows: int) -> list[Cut]:
     return [Cut(0, 0, tuple(range(len(sizes)))), *cuts]
 
 
-def _worker(
-    embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfig, num_threads: int = 1
-) -> Callable[[Cut], Shard]:
+def _worker(embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfig) -> Callable[[Cut], Shard]:
     held: dict[str, Any] = {}
 
     def process(item: Cut) -> Shard:
         if not item.number:
-            with _threads(num_threads):  # however many there are, the training has the same bytes
+            with _threads(cpus_held()):  # however many there are, the training has the same bytes
                 return _train(embeddings, draft, plan, settings)
         if not held:
             name = f"{draft.folder}/{TRAINED}"

@@ -80,7 +80,7 @@ def run_shards(
     num_workers: int | None = None,
     num_gpus: float | None = None,
     can_use_gpus: bool = False,
-    num_cpus: int = 1,
+    idle_node: bool = False,
     memory: int = 512 * 2**20,
     hopeless: Callable[[], str | None] = lambda: None,
 ) -> None:
@@ -88,8 +88,9 @@ def run_shards(
     turns an item into a `Shard`.
 
     Raises the UserError of a worker, and RuntimeError with the trace of whatever else it raises: a step that lost a
-    shard never ends well; and UserError when an interrupted run has cut its shards otherwise. One worker holds
-    `num_cpus` (and what `gpus` makes of `num_gpus`); `num_workers` is the most at a time, by default as many as the
+    shard never ends well; and UserError when an interrupted run has cut its shards otherwise. One worker holds one
+    CPU, or with `idle_node` what a node has to spare, for a shard that only one can make (`workers.cpus_held` tells it
+    how many), and what `gpus` makes of `num_gpus`; `num_workers` is the most at a time, by default as many as the
     cluster has or gets room for. `hopeless` is asked after 1, 2, 4 and so on of the shards: what it says instead of
     None ends the run as a UserError.
 
@@ -114,9 +115,10 @@ def run_shards(
     with bar:
         constructor = (make, arguments, draft, items, share)
         most = min(len(pending), num_workers or len(pending))
-        places = min(most, max(1, _places(share, num_workers, memory) // num_cpus))
+        places = min(most, _places(share, num_workers, memory))
         by_tasks = not (can_use_gpus or share)
         how = _by_tasks(constructor, most) if by_tasks else _by_actors(constructor, places, most)
+        num_cpus = _idle_cpus(memory=memory, GPU=share) if idle_node else 1
         held = _holding(share, can_use_gpus) | {"num_cpus": num_cpus, "memory": memory}
         with _reservations(not (by_tasks and _alone)):
             failed = _first_failure(pending, how | held, bar, hopeless)
@@ -183,13 +185,11 @@ def _first_failure(
     return None
 
 
-def idle_cpus(**needed: float) -> int:
-    """Of one node that has all that is `needed` beside (memory, GPU) to spare now, at least 1: as many as a shard that
-    only one worker can make may hold.
+def _idle_cpus(**needed: float) -> int:
+    """Of one node that has all that is `needed` beside (memory, GPU) to spare now, at least 1.
 
-    Those that a service or another job holds are left out: for them it would wait for ever. Connects to the cluster.
+    Those that a service or another job holds are left out: for them a worker would wait for ever.
     """
-    connect()
     idle = available_resources_per_node().values()
     fit = (node for node in idle if all(node.get(name, 0) >= amount for name, amount in needed.items()))
     return max([1, *(int(node.get("CPU", 0)) for node in fit)])

@@ -114,6 +114,13 @@ def by_lent(step: str, given: np.ndarray, batch: dict[str, Any]) -> dict[str, An
     return _lent(step, given, batch)
 
 
+def cpus_held() -> int:
+    """By the worker that makes a shard; 1 in any other process."""
+    if not ray.is_initialized() or (context := ray.get_runtime_context()).worker.mode != ray.WORKER_MODE:
+        return 1
+    return max(1, int(context.get_assigned_resources().get("CPU", 1)))
+
+
 def digest(item: Any) -> str:
     """By which a resumed run knows a shard's item again."""
     return hashlib.sha256(repr(item).encode()).hexdigest()

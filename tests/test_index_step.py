@@ -10,6 +10,7 @@ from test_index import DIM, brute_force, clustered, one_thread  # noqa: F401
 
 from pipelines import index as step
 from pipelines import search
+from pipelines.workers import cpus_held
 from quire import artifact, config, index, schema
 from quire.artifact import Artifact, Shard
 from quire.errors import UserError
@@ -25,8 +26,6 @@ def serial(monkeypatch: pytest.MonkeyPatch) -> None:
             draft.write_shard(number, process(items[number]))
 
     monkeypatch.setattr(step, "run_shards", run_shards)
-    monkeypatch.setattr(step, "idle_cpus", lambda **_: 2)
-    monkeypatch.setattr(step, "gpus", lambda *_: 0.0)
 
 
 def embedded(root: Path, vectors: np.ndarray, part_rows: int) -> Artifact:
@@ -183,17 +182,25 @@ def test_a_killed_run_goes_on_to_the_same_bytes_whatever_the_number_of_workers(t
 
 
 @pytest.mark.ray
-def test_the_worker_that_trains_holds_all_cpus_of_a_node_and_uses_them(
+def test_the_worker_that_trains_holds_all_idle_cpus_of_a_node(
     tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = []
-    run_shards = step.run_shards
-
-    def told(draft, items, make, arguments, **options) -> None:
-        held.append(options.get("num_cpus", 1))
-        run_shards(draft, items, make, arguments, **options)
-
-    monkeypatch.setattr(step, "run_shards", told)
     embedded(tmp_path, clustered(6_000), 2_000)
-    step.run(settings(tmp_path, "method=ivf"))
-    assert held == [2, 1]
+    asked = settings(tmp_path, "method=ivf")
+
+    def told(embeddings, draft, plan, given):
+        process = step._worker(embeddings, draft, plan, given)
+
+        def make(item):
+            draft.storage.write_json(f"threads/{item.number}.json", cpus_held())
+            return process(item)
+
+        return make
+
+    run_shards = step.run_shards
+    monkeypatch.setattr(
+        step, "run_shards", lambda draft, items, _, *given, **how: run_shards(draft, items, told, *given, **how)
+    )
+    made = step.run(asked)
+    held = [made.storage.read_json(name) for name in (f"threads/{number}.json" for number in range(2))]
+    assert held == [2, 1] and cpus_held() == 1

@@ -260,11 +260,10 @@ def test_a_worker_without_gpus_sees_none(tmp_path: Path, local_ray: None) -> Non
 def test_what_others_hold_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that asks for all CPUs of a node, where a service has one of them, would never begin."""
     nodes = {"head": {"memory": 9.0}, "a": {"CPU": 15.0, "memory": 9.0}, "b": {"CPU": 3.0, "GPU": 1.0, "memory": 5.0}}
-    monkeypatch.setattr(shards, "connect", lambda: None)
     monkeypatch.setattr(shards, "available_resources_per_node", lambda: nodes)
-    assert shards.idle_cpus() == shards.idle_cpus(memory=9.0, GPU=0.0) == 15
-    assert shards.idle_cpus(memory=4.0, GPU=1.0) == 3
-    assert shards.idle_cpus(memory=9.0, GPU=1.0) == 1  # waits for a node, as it would without
+    assert shards._idle_cpus() == shards._idle_cpus(memory=9.0, GPU=0.0) == 15
+    assert shards._idle_cpus(memory=4.0, GPU=1.0) == 3
+    assert shards._idle_cpus(memory=9.0, GPU=1.0) == 1  # waits for a node, as it would without
 
 
 @pytest.mark.system
