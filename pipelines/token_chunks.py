@@ -65,7 +65,7 @@ class Corpus(config.Config):
     key: str | None = Field(default=None, description="column of ids; default: the place in the file")
     keep: dict[str, str] = Field(default={}, description='columns to keep and their Arrow types: {url = "string"}')
     shard_bytes: int | None = Field(
-        default=None, gt=0, description="decompressed; default: 16 MiB, of a smaller folder a 64th, at least 256 KiB"
+        default=None, gt=0, description="decompressed; default: a 64th of the files, from 256 KiB to 16 MiB"
     )
 
     @property
@@ -203,7 +203,7 @@ def _shard_bytes(source: Corpus, storage: Storage, files: Sequence[str]) -> int:
     """As set, or by how large the corpus is: the same for the same files."""
     if source.shard_bytes is not None:
         return source.shard_bytes
-    if storage.fetch_first:  # the hub's library fetches 5 MB around what is asked for
+    if storage.fetch_first and not any(map(readers.is_read_through, files)):  # its library fetches 5 MB around a range
         return MOST_BYTES
     size = sum(many.each(storage.size, files, "sizes of files asked for"))
     return min(max(size // _SHARDS, _LEAST_BYTES), MOST_BYTES)

@@ -2,7 +2,8 @@
 
 `datasets` says which files make a subset and a split. Parquet and lines are read by ranges of bytes, by
 `quire.readers`, so that neither memory nor disk ever holds the set; files that are read from their beginning for every
-piece (compressed, CSV, Arrow) are fetched once, to where the step keeps its scratch.
+piece (compressed, CSV, Arrow) are fetched once, to where the step keeps its scratch, and all others of the set with
+them.
 """
 
 from collections.abc import Sequence
@@ -111,7 +112,7 @@ def find(dataset: str, subset: str | None, split: str, revision: str | None) -> 
 
 
 def near(storage: Storage, files: Sequence[str], scratch: Storage) -> Storage:
-    """Where to read the files: where they lie, or in `scratch`, once those that are not there yet are fetched to it.
+    """Where to read the files: where they lie, or in `scratch`, once those that are not there whole are fetched to it.
 
     Raises UserError for a file that arrives with another length.
     """
@@ -124,5 +125,7 @@ def near(storage: Storage, files: Sequence[str], scratch: Storage) -> Storage:
             scratch.delete(file)
             raise UserError(f"{storage.uri(file)}: arrived with another length; run the step again")
 
-    many.each(fetch, [file for file in files if not scratch.exists(file)], "files fetched")
+    # On S3 a process that is killed while it writes may leave half a file.
+    missing = [file for file in files if not scratch.exists(file) or scratch.size(file) != storage.size(file)]
+    many.each(fetch, missing, "files fetched")
     return scratch

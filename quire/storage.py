@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -66,7 +67,8 @@ class Storage:
         """The storage whose root is a folder of this one."""
         self.path(relative)  # raises for what is not below it
         address, sign, options = (self.root, "", "") if self.is_local else self.root.partition("?")
-        return Storage(f"{address.rstrip('/')}/{relative}{sign}{options}")
+        spelt = relative if self.is_local else quote(relative)
+        return Storage(f"{address.rstrip('/')}/{spelt}{sign}{options}")
 
     @property
     def filesystem(self) -> fs.FileSystem:
@@ -135,11 +137,15 @@ class Storage:
         folder = os.path.dirname(target)
         _make_folder(folder)
         temporary = f"{folder}/{_TEMPORARY}{os.getpid()}-{os.path.basename(target)}"
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
         _sync_folder(folder)
 
     def sha256(self, relative: str) -> str:

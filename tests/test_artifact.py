@@ -316,7 +316,11 @@ def test_a_storage_below_another_holds_copies_at_the_same_places(root: str, tmp_
     (tmp_path / "source/a").mkdir(parents=True)
     (tmp_path / "source/a/b.gz").write_bytes(b"12")
     below = Storage(root).below("chunks/books/_work")
-    below.copy("a/b.gz", Storage(str(tmp_path / "source")))
+    source = Storage(str(tmp_path / "source"))
+    below.copy("a/b.gz", source)
+    with pytest.raises(FileNotFoundError):
+        below.copy("a/c.gz", source)
+    assert Storage(root).below("chunks/bücher").files() == [] and below.files() == ["a/b.gz"]
     assert below.read_bytes("a/b.gz") == b"12" == Storage(root).read_bytes("chunks/books/_work/a/b.gz")
     with pytest.raises(UserError, match="leaves the root"):
         Storage(root).below("../other")

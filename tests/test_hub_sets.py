@@ -11,8 +11,9 @@ from hub_server import Hub
 from test_token_chunk_step import model, rows, serial, settings  # noqa: F401
 
 from pipelines import token_chunks as step
-from quire import artifact, config
+from quire import artifact, config, hub_sets
 from quire.errors import UserError
+from quire.storage import Storage
 
 CARD = b"""---
 configs:
@@ -131,3 +132,17 @@ def test_the_key_of_a_folder_is_what_it_was(tmp_path: Path, model: str, serial: 
     (tmp_path / "source/a.txt").write_text("w1")
     recipe = step.run(settings(tmp_path, model)).manifest["recipe"]
     assert set(recipe["source"]) == {"files", "text", "key", "keep", "shard_bytes"}
+
+
+def test_half_of_a_file_that_a_killed_run_left_is_fetched_again(tmp_path: Path) -> None:
+    far, scratch = Storage(str(tmp_path / "far")), Storage(str(tmp_path / "scratch"))
+    far.fetch_first = True
+    for name, data in (("a.csv", b"id,text\n1,one\n2,two\n"), ("b.csv", b"id,text\n3,three\n")):
+        far.write_bytes(name, data)
+    scratch.write_bytes("a.csv", b"id,text\n1,o")
+    assert hub_sets.near(far, ["a.csv", "b.csv"], scratch) is scratch
+    assert [scratch.read_bytes(name) for name in ("a.csv", "b.csv")] == [
+        far.read_bytes("a.csv"),
+        far.read_bytes("b.csv"),
+    ]
+    assert hub_sets.near(far, ["a.parquet"], scratch) is far

@@ -101,8 +101,9 @@ def test_the_same_sample_and_seed_train_the_same_bytes() -> None:
 @pytest.mark.parametrize("method", ["ivf", "ivf_pq"])
 def test_the_training_has_the_same_bytes_on_any_number_of_threads(method: str) -> None:
     plan, once = trained(method)
-    faiss.omp_set_num_threads(3)  # which `one_thread` takes back
+    faiss.omp_set_num_threads(3)
     again = index.train(plan, clustered(10_000))
+    faiss.omp_set_num_threads(1)  # as `one_thread` has it
     assert np.array_equal(*map(faiss.serialize_index, (once, again)))
 
 
