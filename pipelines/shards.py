@@ -188,7 +188,8 @@ def _first_failure(
 def _idle_cpus(**needed: float) -> int:
     """Of one node that has all that is `needed` beside (memory, GPU) to spare now, at least 1.
 
-    Those that a service or another job holds are left out: for them a worker would wait for ever.
+    Those that a service or another job holds now are left out, for which a worker might wait for ever; nothing keeps
+    the others free until it begins.
     """
     idle = available_resources_per_node().values()
     fit = (node for node in idle if all(node.get(name, 0) >= amount for name, amount in needed.items()))

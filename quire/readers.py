@@ -81,9 +81,9 @@ def cut(storage: Storage, files: Sequence[str], piece_bytes: int, *, strict: boo
     """Pieces that tile the files, each record in one of them, in the order of the files, text files last.
 
     A piece has about `piece_bytes` (decompressed), but for what is read from its beginning for every piece: of a
-    compressed file there are no more than 16 of less than 128 MiB, of a row group of Parquet 64. What a damaged file
-    still holds is read, and its damage is a piece of its own, whose one record is dropped as `damaged`; if `strict`, it
-    raises UserError. CSV, compressed lines and Arrow are read through once for it.
+    compressed file there are 16 at most, or as many of 128 MiB as it takes, of a row group of Parquet 64. What a
+    damaged file still holds is read, and its damage is a piece of its own, whose one record is dropped as `damaged`; if
+    `strict`, it raises UserError. CSV, compressed lines and Arrow are read through once for it.
     """
     pieces: list[Piece] = []
     records = [file for file in files if not file.endswith(".txt")]
