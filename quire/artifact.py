@@ -211,7 +211,8 @@ class Draft:
     def finished_shards(self) -> dict[int, dict[str, Any]]:
         """Records of the shards that this or an interrupted run has completed, by index.
 
-        Each is read once, and again when this draft has written it again: whoever else changes one begins a new draft.
+        Each is read once, and again when this draft has written it again. Whoever deletes records does so before any
+        is read.
         """
         names = {int(name.split(".")[0]): name for name in self.storage.files(f"{self.folder}/{SHARDS}")}
         new = [index for index in names if index not in self._records]
