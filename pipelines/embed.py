@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,12 +36,16 @@ from quire.errors import UserError
 from quire.packing import Budget
 
 _BLOCK = 8192  # rows prepared at once while those before them are encoded
+# One row alone in float32 costs up to ten times what it costs in bfloat16 and in company.
+_CHECKED, _MOST_CHECKED = 128, 16
 _SAMPLE_PARTS, _SAMPLE_ROWS = 3, {False: 96, True: 8192}  # what an estimate encodes, on a CPU and on a GPU
 
 
 class EmbedRuntime(config.GpuRuntime):
     max_batch_tokens: int | None = Field(default=None, gt=0, description="padded; default by device")
-    check_rows: int = Field(default=16, ge=0, description="of each shard, encoded again in float32")
+    check_rows: int | None = Field(
+        default=None, ge=0, description="of each shard, encoded again in float32; default: one in 128, from 1 to 16"
+    )
     min_cosine: float = Field(default=0.99, ge=-1, le=1, description="of those rows to what is stored")
 
 
@@ -112,49 +116,60 @@ def estimate(settings: EmbedConfig, drawn: Mapping[str, ledger.Drawn] | None = N
     num_gpus = gpus(settings.runtime.num_gpus, can_use=True)
     known = (drawn or {}).get(f"chunks/{settings.chunks}")
     size = _SAMPLE_ROWS[num_gpus > 0]
-    rows, num_rows = _of_drawn(settings, known, size) if known else _of_published(settings, size)
-    sample, embedded = on_a_worker(_sample, rows, num_rows, settings, num_gpus, num_gpus=num_gpus)
+    few = _of_drawn(settings, known, size) if known else _of_published(settings, size)
+    sample, embedded = on_a_worker(_sample, few, settings, num_gpus, num_gpus=num_gpus)
     if drawn is not None:
         drawn[f"embeddings/{settings.name}"] = ledger.Drawn(embedded, sample.share)
     return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
 
 
-def _of_published(settings: EmbedConfig, size: int) -> tuple[pa.Table, float]:
-    """About `size` chunks, and how many there are to encode."""
+class _Few(NamedTuple):
+    """Some chunks, how many there are to encode, and how many of them are a part."""
+
+    rows: pa.Table
+    num_rows: float
+    part_rows: float
+
+
+def _of_published(settings: EmbedConfig, size: int) -> _Few:
+    """About `size` chunks."""
     chunks = artifact.open_artifact(settings.runtime.root, "chunks", settings.chunks)
     parts = sampled.spaced(chunks.parts, _SAMPLE_PARTS)
     tables = [chunks.storage.read_table(part, ["chunk_id", "text"]) for part in parts]
     rows = pa.concat_tables(sampled.rows(table, size // len(tables) + 1) for table in tables)
     num_rows = _num_rows(chunks, settings.max_chunks)
-    return sampled.rows(rows, min(size, num_rows)), num_rows
+    return _Few(sampled.rows(rows, min(size, num_rows)), num_rows, num_rows / len(chunks.parts))
 
 
-def _of_drawn(settings: EmbedConfig, known: ledger.Drawn, size: int) -> tuple[pa.Table, float]:
+def _of_drawn(settings: EmbedConfig, known: ledger.Drawn, size: int) -> _Few:
     """`_of_published` of chunks that are not made yet."""
     rows = known.rows
     if settings.max_chunks is not None:
         rows = rows.take(pa.array(embeddings.spaced(rows["document_id"].to_pylist(), settings.max_chunks), pa.int64()))
     if not rows.num_rows:
         raise UserError(f"chunks = {settings.chunks!r}: the sample of the corpus gives no chunk; look at its estimate")
-    return sampled.rows(rows, size), rows.num_rows / known.share
+    return _Few(sampled.rows(rows, size), rows.num_rows / known.share, rows.num_rows / known.parts)
 
 
-def _sample(rows: pa.Table, num_rows: float, settings: EmbedConfig, num_gpus: float) -> tuple[ledger.Sample, pa.Table]:
-    """What it took, and the embeddings."""
-    texts = rows["text"].to_pylist()
+def _sample(few: _Few, settings: EmbedConfig, num_gpus: float) -> tuple[ledger.Sample, pa.Table]:
+    """What it took, the comparison with float32 included, and the embeddings."""
+    rows, texts = few.rows, few.rows["text"].to_pylist()
     model, prompt, budget = _model(settings)
-    encoder.encode_tokens(
-        model, encoder.tokenize(model, texts[:1], prompt=prompt), budget, autocast=torch.float32, prompt=prompt
-    )
-    wall, cpu = time.perf_counter(), time.process_time()
-    tokens = encoder.tokenize(model, texts, prompt=prompt)
-    vectors = encoder.encode_tokens(model, tokens, budget, autocast=torch.float32, prompt=prompt).astype(
-        settings.stored
-    )
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    exact = _exact(model, settings)
+    spent = []
+    for some in (rows.slice(0, 1), rows):  # what is done for the first time takes longer
+        begun = _clocks()
+        tokens = encoder.tokenize(model, some["text"].to_pylist(), prompt=prompt)
+        vectors = encoder.encode_tokens(model, tokens, budget, autocast=torch.float32, prompt=prompt)
+        vectors = vectors.astype(settings.stored)
+        encoded = _clocks()
+        checked = _checked(vectors, some, _to_check(few.part_rows, settings), exact, prompt, False, settings)
+        spent = [encoded - begun, (_clocks() - encoded) / max(1, len(checked["cosines"]))]
+    share_checked = min(1.0, _to_check(few.part_rows, settings) / max(1, few.part_rows))
+    cpu, wall = spent[0] + len(texts) * share_checked * spent[1]
     sizes = [len(ids) for ids in tokens]
     sample = ledger.Sample(
-        share=len(texts) / max(1, num_rows),
+        share=len(texts) / max(1, few.num_rows),
         rows=len(texts),
         tokens=sum(sizes),
         bytes_out=vectors.nbytes,
@@ -162,6 +177,11 @@ def _sample(rows: pa.Table, num_rows: float, settings: EmbedConfig, num_gpus: fl
         gpu=num_gpus * wall,
     )
     return sample, embeddings.table(rows["chunk_id"].to_pylist(), vectors, sizes)
+
+
+def _clocks() -> np.ndarray:
+    """(2,) seconds of the processor and of the clock."""
+    return np.asarray([time.process_time(), time.perf_counter()])
 
 
 def _num_rows(chunks: Artifact, max_chunks: int | None) -> int:
@@ -218,9 +238,7 @@ def _embedder(
     chunks: Artifact, settings: EmbedConfig, earlier: Earlier | None, precision: str
 ) -> Callable[[Any], Shard]:
     model, prompt, budget = _model(settings)
-    exact = model
-    if precision != "float32" and settings.runtime.check_rows:
-        exact = encoder.load_encoder(hub.model_folder(settings.model, settings.runtime.root), settings.max_seq_length)
+    exact = _exact(model, settings)
     with_ids = _holds_ids(chunks, model, prompt)
 
     def process(item: tuple[str, tuple[int, ...]]) -> Shard:
@@ -257,7 +275,7 @@ def _embedder(
             "precision": precision,
             "budget_lowered": budget.lowered - lowered,
             "prompt": prompt,
-            **_checked(vectors, rows, exact, prompt, with_ids, settings),
+            **_checked(vectors, rows, _to_check(rows.num_rows, settings), exact, prompt, with_ids, settings),
         }
         table = embeddings.table(ids, vectors, num_tokens)
         return Shard(table=table, rows_in=rows.num_rows, bytes_in=rows["text"].nbytes, facts=facts)
@@ -291,15 +309,34 @@ def _prepared(
             yield block, tokens, cut
 
 
+def _exact(model: Any, settings: EmbedConfig) -> Any:
+    """The model in float32, which it may be already."""
+    if _precision(settings) == "float32" or settings.runtime.check_rows == 0:
+        return model
+    return encoder.load_encoder(hub.model_folder(settings.model, settings.runtime.root), settings.max_seq_length)
+
+
+def _to_check(part_rows: float, settings: EmbedConfig) -> int:
+    """How many of a part's rows are compared with float32."""
+    asked = settings.runtime.check_rows
+    return min(max(int(part_rows) // _CHECKED, 1), _MOST_CHECKED) if asked is None else asked
+
+
 def _checked(
-    vectors: np.ndarray, rows: pa.Table, exact: Any, prompt: str, with_ids: bool, settings: EmbedConfig
+    vectors: np.ndarray,
+    rows: pa.Table,
+    count: int,
+    exact: Any,
+    prompt: str,
+    with_ids: bool,
+    settings: EmbedConfig,
 ) -> dict[str, Any]:
-    """Cosines of a sample to float32, encoded one by one. Raises UserError for one that is too low or not a number."""
+    """Cosines of `count` rows to float32, each encoded alone. Raises UserError for one too low or not a number."""
     ids, least = rows["chunk_id"].to_pylist(), settings.runtime.min_cosine
     if not np.isfinite(vectors).all():
         bad = ids[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]
         raise UserError(f"chunk {bad}: its embedding is not finite in {settings.precision}; set precision=float32")
-    chosen = embeddings.sample(ids, settings.runtime.check_rows)
+    chosen = embeddings.sample(ids, count)
     tokens = [ids for _, block, _ in _prepared(exact, rows, chosen, prompt, with_ids) for ids in block]
     again = encoder.encode_tokens(exact, tokens, Budget(1), autocast=torch.float32, prompt=prompt)
     found = embeddings.cosines(vectors[chosen], again)

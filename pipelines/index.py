@@ -20,7 +20,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines.shards import gpus, on_a_worker, run_shards, speed
-from pipelines.workers import cpus_held
+from pipelines.workers import free_cpus
 from quire import artifact, config, grouping, index, index_cost, index_report, ledger, neighbors, sampled, schema
 from quire.artifact import WORK, Artifact, Draft, Shard
 from quire.errors import UserError
@@ -80,8 +80,8 @@ def run(settings: IndexConfig) -> Artifact:
     options = {"num_workers": runtime.num_workers, "num_gpus": runtime.num_gpus}
     options |= {"can_use_gpus": neighbors.built_for_gpus()}
     if 0 not in draft.finished_shards():
-        memory, trains = 2**30 + 8 * plan.training_rows * dim, plan.method != "flat"
-        run_shards(draft, cuts[:1], _worker, arguments, idle_node=trains, memory=memory, **options)
+        memory = 2**30 + 8 * plan.training_rows * dim
+        run_shards(draft, cuts[:1], _worker, arguments, memory=memory, **options)
     # Twice: the vectors as they are read, and in the index.
     most = max(sum(sizes[part] for part in c.parts) for c in cuts[1:])
     run_shards(draft, cuts, _worker, arguments, memory=2**30 + 8 * most * dim, **options)
@@ -179,7 +179,7 @@ def _worker(embeddings: Artifact, draft: Draft, plan: Plan, settings: IndexConfi
 
     def process(item: Cut) -> Shard:
         if not item.number:
-            with _threads(cpus_held()):  # however many there are, the training has the same bytes
+            with _threads(free_cpus()):  # however many there are, the training has the same bytes
                 return _train(embeddings, draft, plan, settings)
         if not held:
             name = f"{draft.folder}/{TRAINED}"

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray._private import services
-from ray._private.state import available_resources_per_node
 from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
@@ -80,7 +79,6 @@ def run_shards(
     num_workers: int | None = None,
     num_gpus: float | None = None,
     can_use_gpus: bool = False,
-    idle_node: bool = False,
     memory: int = 512 * 2**20,
     hopeless: Callable[[], str | None] = lambda: None,
 ) -> None:
@@ -89,10 +87,9 @@ def run_shards(
 
     Raises the UserError of a worker, and RuntimeError with the trace of whatever else it raises: a step that lost a
     shard never ends well; and UserError when an interrupted run has cut its shards otherwise. One worker holds one
-    CPU, or with `idle_node` what a node has to spare, for a shard that only one can make (`workers.cpus_held` tells it
-    how many), and what `gpus` makes of `num_gpus`; `num_workers` is the most at a time, by default as many as the
-    cluster has or gets room for. `hopeless` is asked after 1, 2, 4 and so on of the shards: what it says instead of
-    None ends the run as a UserError.
+    CPU and what `gpus` makes of `num_gpus`; `num_workers` is the most at a time, by default as many as the cluster has
+    or gets room for. `hopeless` is asked after 1, 2, 4 and so on of the shards: what it says instead of None ends the
+    run as a UserError.
 
     A step that can use GPUs or is given some has actors. Any other is done by the processes that Ray keeps for tasks,
     which have begun and imported already: on 2 cores it begins in .4 s where actors took 2.4 (LOG, 2026-11-22).
@@ -118,8 +115,7 @@ def run_shards(
         places = min(most, _places(share, num_workers, memory))
         by_tasks = not (can_use_gpus or share)
         how = _by_tasks(constructor, most) if by_tasks else _by_actors(constructor, places, most)
-        num_cpus = _idle_cpus(memory=memory, GPU=share) if idle_node else 1
-        held = _holding(share, can_use_gpus) | {"num_cpus": num_cpus, "memory": memory}
+        held = _holding(share, can_use_gpus) | {"num_cpus": 1, "memory": memory}
         with _reservations(not (by_tasks and _alone)):
             failed = _first_failure(pending, how | held, bar, hopeless)
     if failed is None:
@@ -183,17 +179,6 @@ def _first_failure(
         if not bar.n & (bar.n - 1) and (message := hopeless()):
             return row | {"mistake": message}
     return None
-
-
-def _idle_cpus(**needed: float) -> int:
-    """Of one node that has all that is `needed` beside (memory, GPU) to spare now, at least 1.
-
-    Those that a service or another job holds now are left out, for which a worker might wait for ever; nothing keeps
-    the others free until it begins.
-    """
-    idle = available_resources_per_node().values()
-    fit = (node for node in idle if all(node.get(name, 0) >= amount for name, amount in needed.items()))
-    return max([1, *(int(node.get("CPU", 0)) for node in fit)])
 
 
 def gpus(asked: float | None, can_use: bool) -> float:

@@ -12,7 +12,7 @@ read is dropped with its file and place; too much of it stops the run.
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 import pyarrow as pa
@@ -36,13 +36,13 @@ from quire import (
     token_chunks,
     word_tokens,
 )
-from quire.artifact import WORK, Artifact, Draft, Shard
+from quire.artifact import FETCHED, WORK, Artifact, Draft, Shard
 from quire.errors import UserError
 from quire.readers import Dropped, Piece
 from quire.storage import Storage
 
 _BATCH_CHARS = 2**20
-_SAMPLE = 3  # pieces that an estimate reads
+_SAMPLE, _LOOK_BYTES = 3, 2**18  # pieces that an estimate reads; bytes of a file that is looked at before it is fetched
 # A shard is what one worker does and what a kill costs: of a small corpus each worker gets several, for its chunks are
 # encoded shard by shard, which on a CPU takes two minutes a megabyte.
 _SHARDS, _LEAST_BYTES, MOST_BYTES = 64, 2**18, 16 * 2**20
@@ -120,8 +120,9 @@ CONFIG = TokenChunksConfig
 
 def run(settings: TokenChunksConfig) -> Artifact:
     """Make the `chunks` artefact. Raises UserError when no chunk is left, or too many records cannot be read."""
-    (storage, files, revision), tokenizer = _source(settings)
-    shard_bytes = _shard_bytes(settings.source, storage, files)
+    found, tokenizer = _source(settings)
+    storage, files, revision = found
+    shard_bytes = _shard_bytes(settings.source, found)
     recipe = config.recipe(settings)
     recipe["source"]["shard_bytes"] = shard_bytes
     recipe["source"].pop("folder")  # where it lies does not matter, only what is in it
@@ -133,8 +134,11 @@ def run(settings: TokenChunksConfig) -> Artifact:
     draft = artifact.begin_step(settings, "chunks", inputs, recipe=recipe)
     if draft.published:
         return draft.published
-    storage = hub_sets.near(storage, files, draft.storage.below(f"{draft.folder}/{WORK}/source"))
-    pieces, most_bad = readers.cut(storage, files, shard_bytes), settings.runtime.max_bad_share
+    most_bad = settings.runtime.max_bad_share
+    if hub_sets.must_fetch(found):
+        scratch = draft.storage.below(f"{draft.folder}/{FETCHED}")
+        storage = hub_sets.fetched(found, scratch, before=lambda: _look(found, settings.source, most_bad))
+    pieces = readers.cut(storage, files, shard_bytes)
     token_drops.check_lost(draft, readers.lost_share(storage, files, pieces), pieces, most_bad)
     items = list(enumerate(pieces))
     arguments = (settings, tokenizer, storage, draft)
@@ -159,13 +163,12 @@ def run(settings: TokenChunksConfig) -> Artifact:
 
 def estimate(settings: TokenChunksConfig, drawn: dict[str, ledger.Drawn] | None = None) -> str:
     """What the whole would take, from a few of its pieces, evenly spaced, done here; their rows go into `drawn`."""
-    (storage, files, _), tokenizer = _source(settings)
-    shard_bytes = _shard_bytes(settings.source, storage, files)
-    pieces, share = sampled.pieces(storage, files, shard_bytes, _SAMPLE)
+    found, tokenizer = _source(settings)
+    pieces, share = sampled.pieces(found.storage, found.files, _shard_bytes(settings.source, found), _SAMPLE)
     chosen = list(enumerate(pieces))
     with tempfile.TemporaryDirectory() as scratch:
         draft = artifact.begin(scratch, "chunks", settings.name, recipe={}, inputs={})
-        process = _chunker(settings, tokenizer, storage, draft)
+        process = _chunker(settings, tokenizer, found.storage, draft)
         started = time.process_time()
         records = [draft.write_shard(index, process((index, piece))) for index, piece in chosen]
         cpu = time.process_time() - started
@@ -178,7 +181,7 @@ def estimate(settings: TokenChunksConfig, drawn: dict[str, ledger.Drawn] | None 
         cpu=cpu,
     )
     if drawn is not None:
-        drawn[f"chunks/{settings.name}"] = ledger.Drawn(pa.concat_tables(tables), share)
+        drawn[f"chunks/{settings.name}"] = ledger.Drawn(pa.concat_tables(tables), share, len(tables))
     return ledger.estimate(sample, settings.runtime.prices and settings.runtime.prices.model_dump())
 
 
@@ -199,13 +202,33 @@ def _source(settings: TokenChunksConfig) -> tuple[hub_sets.Found, str]:
     return found, _tokenizer(settings.model)
 
 
-def _shard_bytes(source: Corpus, storage: Storage, files: Sequence[str]) -> int:
+def _look(found: hub_sets.Found, source: Corpus, max_bad_share: float) -> None:
+    """Raises UserError where no record at the beginning of a few files can be used, before all files are fetched. Only
+    lines are looked at: a table says which columns it has."""
+    lines = [file for file in found.files if readers.has_lines(file)]
+    pieces = [
+        piece for file in sampled.spaced(lines, _SAMPLE) for piece in sampled.head(found.storage, file, _LOOK_BYTES)[0]
+    ]
+    records = [
+        one for piece in pieces for batch in _batches(readers.records(found.storage, piece), source) for one in batch
+    ]
+    bad = [(file, record) for file, _, record in records if isinstance(record, Dropped)]
+    if bad and len(bad) == len(records) and max_bad_share < 1:
+        file, first = bad[0]
+        raise UserError(
+            f"source.text = {source.text!r}, source.key = {source.key!r}: none of {len(bad):,} records that were "
+            f"looked at can be used; {file} begins with {first.reason} ({first.detail}); name columns that there are, "
+            "or set runtime.max_bad_share=1, which fetches the files and goes on"
+        )
+
+
+def _shard_bytes(source: Corpus, found: hub_sets.Found) -> int:
     """As set, or by how large the corpus is: the same for the same files."""
     if source.shard_bytes is not None:
         return source.shard_bytes
-    if storage.fetch_first and not any(map(readers.is_read_through, files)):  # its library fetches 5 MB around a range
+    if found.storage.fetch_first and not hub_sets.must_fetch(found):  # its library fetches 5 MB around a range
         return MOST_BYTES
-    size = sum(many.each(storage.size, files, "sizes of files asked for"))
+    size = sum(many.each(found.storage.size, found.files, "sizes of files asked for"))
     return min(max(size // _SHARDS, _LEAST_BYTES), MOST_BYTES)
 
 

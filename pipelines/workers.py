@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray._private.state import available_resources_per_node, total_resources_per_node
 
 from quire import heap
 from quire.artifact import Draft, Shard
@@ -114,11 +115,18 @@ def by_lent(step: str, given: np.ndarray, batch: dict[str, Any]) -> dict[str, An
     return _lent(step, given, batch)
 
 
-def cpus_held() -> int:
-    """By the worker that makes a shard; 1 in any other process."""
-    if not ray.is_initialized() or (context := ray.get_runtime_context()).worker.mode != ray.WORKER_MODE:
+def free_cpus() -> int:
+    """How many threads may run at once in this process: its own CPU, and those of its node that nobody holds now.
+
+    Others may take them meanwhile; then all go slower, and nobody waits.
+    """
+    if not ray.is_initialized():
         return 1
-    return max(1, int(context.get_assigned_resources().get("CPU", 1)))
+    node = ray.get_runtime_context().get_node_id()
+    idle, every = (
+        found.get(node, {}).get("CPU", 0) for found in (available_resources_per_node(), total_resources_per_node())
+    )
+    return max(1, int(min(1 + idle, every)))  # what is idle is known a moment late: this process may be among it
 
 
 def digest(item: Any) -> str:

@@ -43,7 +43,8 @@ MANIFEST = "manifest.json"
 DRAFT = "_draft.json"
 SHARDS = "_shards"
 WORK = "_work"  # scratch of an unfinished run (checkpoints); removed when the artefact is published
-_SCRATCH = (SHARDS, WORK, DRAFT)  # the draft goes last: while it is there, there may be more
+FETCHED = "_fetched"  # what an unfinished run has brought near; stays when another recipe takes its place
+_SCRATCH = (SHARDS, WORK, FETCHED, DRAFT)  # the draft goes last: while it is there, there may be more
 
 
 def fingerprint(recipe: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
@@ -343,7 +344,7 @@ def begin(
                 f"{storage.uri(folder)} {what} by another recipe or from other inputs:\n{lines}"
                 "Choose another name=, or delete that folder to make it again."
             )
-        storage.delete(folder)
+        _make_room(storage, folder)
         state = None
     if state is None:
         storage.write_json(f"{folder}/{DRAFT}", wanted | {"started": time.time()})
@@ -370,6 +371,15 @@ def _are_remade(found: Mapping[str, Any], inputs: Mapping[str, Artifact | str]) 
 
 def _is_empty(storage: Storage, folder: str) -> bool:
     return not any(storage.files(f"{folder}/{scratch}") for scratch in (SHARDS, WORK))
+
+
+def _make_room(storage: Storage, folder: str) -> None:
+    """For another recipe's draft: all but what was fetched goes, records of shards before what they speak of, and last
+    the draft that says there may be more."""
+    names = {name.split("/")[0] for name in storage.files(folder)} - {SHARDS, FETCHED, DRAFT}
+    for name in (SHARDS, *sorted(names), DRAFT):
+        storage.delete(f"{folder}/{name}")
+    storage.drop_half_written(folder)
 
 
 def _clear(storage: Storage, folder: str) -> None:

@@ -6,7 +6,7 @@ piece (compressed, CSV, Arrow) are fetched once, to where the step keeps its scr
 them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -79,10 +79,11 @@ def pinned(dataset: str, revision: str | None) -> str | None:
 
 
 def _not_had(where: str, error: Exception) -> UserError:
-    reason = str(error).strip().partition("\n")[0]
-    return UserError(
-        f"{where}: cannot be had ({type(error).__name__}: {reason}); name a data set of the hub or a folder of one"
-    )
+    return UserError(f"{where}: cannot be had ({_reason(error)}); name a data set of the hub or a folder of one")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def find(dataset: str, subset: str | None, split: str, revision: str | None) -> Found:
@@ -111,21 +112,33 @@ def find(dataset: str, subset: str | None, split: str, revision: str | None) -> 
     return Found(storage, [file.removeprefix(start) for file in by_split[split]], commit)
 
 
-def near(storage: Storage, files: Sequence[str], scratch: Storage) -> Storage:
-    """Where to read the files: where they lie, or in `scratch`, once those that are not there whole are fetched to it.
+def must_fetch(found: Found) -> bool:
+    """Whether the files are elsewhere, and some of them read from their beginning for every piece."""
+    return found.storage.fetch_first and any(map(readers.is_read_through, found.files))
 
-    Raises UserError for a file that arrives with another length.
+
+def fetched(found: Found, scratch: Storage, before: Callable[[], None] = lambda: None) -> Storage:
+    """`scratch`'s folder of the revision, once the files that are not there whole are fetched to it.
+
+    `before` is called if there are any. Raises UserError for a file that cannot be had or arrives with another length.
     """
-    if not storage.fetch_first or not any(readers.is_read_through(file) for file in files):
-        return storage
-
-    def fetch(file: str) -> None:
-        scratch.copy(file, storage)
-        if scratch.size(file) != storage.size(file):
-            scratch.delete(file)
-            raise UserError(f"{storage.uri(file)}: arrived with another length; run the step again")
-
-    # On S3 a process that is killed while it writes may leave half a file.
-    missing = [file for file in files if not scratch.exists(file) or scratch.size(file) != storage.size(file)]
-    many.each(fetch, missing, "files fetched")
-    return scratch
+    near, far = scratch.below(found.revision), found.storage
+    try:
+        # On S3 a process that is killed while it writes may leave half a file.
+        missing = [file for file in found.files if not near.exists(file) or near.size(file) != far.size(file)]
+        if missing:
+            before()
+        many.each(lambda file: near.copy(file, far), missing, "files fetched")
+        cut_off = [file for file in missing if near.size(file) != far.size(file)]
+    except UserError:
+        raise
+    except _TROUBLES as error:
+        raise UserError(
+            f"{far.uri()}: a file cannot be fetched ({_reason(error)}); run the step again, which goes on from the "
+            "files that are there"
+        ) from error
+    for file in cut_off:
+        near.delete(file)
+    if cut_off:
+        raise UserError(f"{far.uri(cut_off[0])}: arrived with another length; run the step again")
+    return near

@@ -47,6 +47,7 @@ class Drawn:
 
     rows: pa.Table
     share: float  # of all its rows, about
+    parts: int = 1  # of the artefact, as large as it will have them, that these rows are
 
 
 def estimate(sample: Sample, prices: Mapping[str, Any] | None) -> str:

@@ -28,7 +28,7 @@ FORMATS = (*TABLES, ".txt")
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _BATCH_ROWS, _BATCH_BYTES = 256, 16 * 2**20
 _READ_BYTES = 2**20  # at once of a Parquet column, instead of all that its row group has
-_RANGES, _ROW_RANGES = 16, 64  # of a compressed file, of a row group: all are read from its beginning
+_RANGES = 16  # of a compressed file or of a row group: all are read from its beginning
 _MOST_BYTES = 128 * 2**20  # of a range, decompressed, however many that makes: a worker holds all chunks of one
 
 Piece = dict[str, Any]
@@ -81,8 +81,8 @@ def cut(storage: Storage, files: Sequence[str], piece_bytes: int, *, strict: boo
     """Pieces that tile the files, each record in one of them, in the order of the files, text files last.
 
     A piece has about `piece_bytes` (decompressed), but for what is read from its beginning for every piece: of a
-    compressed file there are 16 at most, or as many of 128 MiB as it takes, of a row group of Parquet 64. What a
-    damaged file still holds is read, and its damage is a piece of its own, whose one record is dropped as `damaged`; if
+    compressed file or a row group of Parquet there are 16 at most, or as many of 128 MiB as it takes. What a damaged
+    file still holds is read, and its damage is a piece of its own, whose one record is dropped as `damaged`; if
     `strict`, it raises UserError. CSV, compressed lines and Arrow are read through once for it.
     """
     pieces: list[Piece] = []
@@ -124,9 +124,13 @@ def csv_delimiter(file: str) -> str | None:
 
 
 def _step(file: str, size: int, piece_bytes: int) -> int:
-    """A compressed file is read from its beginning for every range: more of them cost more than they give."""
-    compressed = file.endswith(tuple(streams.CODECS))
-    return max(piece_bytes, min(-(-size // _RANGES), _MOST_BYTES)) if compressed else piece_bytes
+    """Bytes of a range of a file, decompressed."""
+    return _from_beginning(size, piece_bytes) if file.endswith(tuple(streams.CODECS)) else piece_bytes
+
+
+def _from_beginning(size: int, piece_bytes: int) -> int:
+    """Bytes of a range where every range is read from the beginning: more of them cost more than they give."""
+    return max(piece_bytes, min(-(-size // _RANGES), _MOST_BYTES))
 
 
 def _csv(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], str | None]:
@@ -158,7 +162,7 @@ def _parquet(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece]
             for number in range(about.num_row_groups):
                 group = about.row_group(number)
                 size, rows = max(1, group.total_byte_size), group.num_rows
-                step = max(1, rows * piece_bytes // size, -(-rows // _ROW_RANGES))
+                step = max(1, -(-rows * _from_beginning(size, piece_bytes) // size))
                 ranges = [[number, at, min(at + step, rows)] for at in range(0, rows, step)]
                 if len(ranges) == 1 and size <= room:
                     pieces[-1]["rows"] += ranges

@@ -29,8 +29,8 @@ def pieces(storage: Storage, files: Sequence[str], piece_bytes: int, count: int)
     for group in chosen:
         first = group[0]
         if _compressed(first) and _text_bytes(first, sizes) > piece_bytes:
-            head, share = _head(storage, first, piece_bytes)
-            found, read = found + head, read + share * sizes[first]
+            beginning, share = head(storage, first, piece_bytes)
+            found, read = found + beginning, read + share * sizes[first]
             continue
         cut = readers.cut(storage, group, piece_bytes)
         few = cut if len(group) > 1 else spaced(cut, each)
@@ -57,8 +57,13 @@ def rows(table: pa.Table, count: int) -> pa.Table:
     return table.take(pa.array(evenly(table.num_rows, count)))
 
 
-def _head(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], float]:
-    size, share = streams.head(storage, file, piece_bytes)
+def head(storage: Storage, file: str, piece_bytes: int) -> tuple[list[Piece], float]:
+    """The beginning of a file of lines or of CSV, compressed or not, as pieces, and its share of the file's bytes."""
+    if _compressed(file):
+        size, share = streams.head(storage, file, piece_bytes)
+    else:
+        size = min(piece_bytes, whole := storage.size(file))
+        share = size / max(1, whole)
     delimiter = readers.csv_delimiter(file)
     if not delimiter:
         return [{"file": file, "start": 0, "end": size}], share

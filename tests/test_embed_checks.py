@@ -1,9 +1,11 @@
 """What an embedding run counts, compares and refuses; shards one after another in this process."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import tiny
@@ -172,3 +174,27 @@ def test_ids_out_are_the_ids_in(
     monkeypatch.setattr(embed.embeddings, "table", tampered)
     with pytest.raises(UserError, match=r"embeddings/bad: part 0 has other ids than chunks/c/part-00000.parquet"):
         made(root, encoder_folder, "bad", *changes)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(0, 1), (5, 1), (300, 2), (1e6, 16)])
+def test_a_small_part_is_not_compared_as_often_as_a_large_one(rows: float, count: int) -> None:
+    asked = [config.load(embed.CONFIG, None, ["name=e", "chunks=c", *more]) for more in ([], ["runtime.check_rows=3"])]
+    assert [embed._to_check(rows, settings) for settings in asked] == [count, 3]
+
+
+def test_an_estimate_counts_the_comparison_with_float32(
+    root: Path, encoder_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sample is encoded in 100 s and two of its rows are compared in 8."""
+    chunks = artifact.open_artifact(str(root), "chunks", "c")
+    rows, parts = chunks.manifest["rows_out"], len(chunks.parts)
+    given = ["name=e", "chunks=c", f"model={encoder_folder}", f"runtime.root={root}", "runtime.prices.cpu_hour=3600"]
+
+    def money(check_rows: int) -> float:
+        ticks = iter([0, 1, 2, 0, 100, 108])
+        monkeypatch.setattr(embed, "_clocks", lambda: np.full(2, float(next(ticks))))
+        told = embed.estimate(config.load(embed.CONFIG, None, [*given, f"runtime.check_rows={check_rows}"]))
+        return float(re.search(r"money: ([\d.]+)", told)[1])
+
+    assert rows > 2 * parts and money(0) == 100
+    assert money(2) == pytest.approx(100 + 2 * parts * 4, rel=0.05)  # in two digits

@@ -1,5 +1,7 @@
 """A data set of the hub to token chunks: read where it lies, pinned, the same as from a folder."""
 
+import gzip
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -49,9 +51,6 @@ for words in {runs!r}:
 
 def write_set(folder: Path) -> dict[str, bytes]:
     """Two Parquet files with a column that nobody asks for, and compressed lines, cut off."""
-    import gzip
-    import json
-
     (folder / "data").mkdir(parents=True)
     (folder / "other").mkdir()
     table = pa.Table.from_pylist(rows(60))
@@ -101,8 +100,9 @@ def test_a_data_set_is_read_where_it_lies_and_pinned(tmp_path: Path, model: str,
         assert far.manifest["dropped"] == near.manifest["dropped"]
         assert far.manifest["recipe"]["source"]["revision"] == pinned
         assert not (root / far.folder / "_work").exists()
-    assert len(far.parts) > 5  # what is compressed is cut as it is near by, and is fetched once
-    assert asked_for[next(r for r in asked_for if r.startswith("GET") and r.endswith("test.jsonl.gz"))] == 1
+        assert not (root / far.folder / "_fetched").exists()
+    assert len(far.parts) > 5  # what is compressed is cut as it is near by: looked at, and fetched
+    assert asked_for[next(r for r in asked_for if r.startswith("GET") and r.endswith("test.jsonl.gz"))] <= 4
     assert far.manifest["dropped"]["damaged"] == 1
 
 
@@ -134,15 +134,48 @@ def test_the_key_of_a_folder_is_what_it_was(tmp_path: Path, model: str, serial: 
     assert set(recipe["source"]) == {"files", "text", "key", "keep", "shard_bytes"}
 
 
-def test_half_of_a_file_that_a_killed_run_left_is_fetched_again(tmp_path: Path) -> None:
-    far, scratch = Storage(str(tmp_path / "far")), Storage(str(tmp_path / "scratch"))
+def far_and_scratch(folder: Path, **files: bytes) -> tuple[hub_sets.Found, Storage]:
+    """CSV files of a storage that is to be fetched from, revision `r`."""
+    far = Storage(str(folder / "far"))
     far.fetch_first = True
-    for name, data in (("a.csv", b"id,text\n1,one\n2,two\n"), ("b.csv", b"id,text\n3,three\n")):
-        far.write_bytes(name, data)
-    scratch.write_bytes("a.csv", b"id,text\n1,o")
-    assert hub_sets.near(far, ["a.csv", "b.csv"], scratch) is scratch
-    assert [scratch.read_bytes(name) for name in ("a.csv", "b.csv")] == [
-        far.read_bytes("a.csv"),
-        far.read_bytes("b.csv"),
-    ]
-    assert hub_sets.near(far, ["a.parquet"], scratch) is far
+    for name, data in files.items():
+        far.write_bytes(f"{name}.csv", data)
+    return hub_sets.Found(far, [f"{name}.csv" for name in files], "r"), Storage(str(folder / "scratch"))
+
+
+def test_half_of_a_file_that_a_killed_run_left_is_fetched_again(tmp_path: Path) -> None:
+    files = {"a": b"id,text\n1,one\n2,two\n", "b": b"id,text\n3,three\n"}
+    found, scratch = far_and_scratch(tmp_path, **files)
+    scratch.write_bytes("r/a.csv", b"id,text\n1,o")
+    near = hub_sets.fetched(found, scratch)
+    assert {name: near.read_bytes(f"{name}.csv") for name in files} == files
+    assert hub_sets.must_fetch(found) and not hub_sets.must_fetch(found._replace(files=["a.parquet"]))
+
+
+def test_a_file_that_cannot_be_fetched_is_told_and_the_others_stay(tmp_path: Path) -> None:
+    found, scratch = far_and_scratch(tmp_path, a=b"id,text\n", b=b"id,text\n")
+    found.storage.delete("b.csv")
+    with pytest.raises(UserError, match=r"a file cannot be fetched \(.*b\.csv.*goes on from the files that are there"):
+        hub_sets.fetched(found, scratch)
+    assert scratch.files() == ["r/a.csv"]
+
+
+def test_what_was_fetched_is_fetched_once_whatever_becomes_of_the_run(tmp_path: Path, model: str) -> None:  # noqa: F811
+    """A wrong column shows before anything is fetched; a run that is given up leaves the files to the next recipe."""
+    found = ({"id": row, "text": None if row > 90 else f"w{row % 9}"} for row in range(200))
+    records = "".join(f"{json.dumps(record)}\n" for record in found)
+    card = b"---\nconfigs:\n- {config_name: default, data_files: a.jsonl.gz}\n---\n"
+    root = tmp_path / "root"
+    with Hub({"datasets/me/set": {"a.jsonl.gz": gzip.compress(records.encode()), "README.md": card}}) as hub:
+        asked = words(root, model, "x", "source.dataset=me/set", "source.shard_bytes=200")
+        done = hub.python(RUN.format(runs=[[*asked, "source.text=body"]]), tmp_path / "home").stdout
+        assert "source.text = 'body', source.key = 'id': none of 200 records" in done and "no_text" in done
+        assert not (root / "chunks/x/_fetched").exists()
+        done = hub.python(RUN.format(runs=[[*asked, "runtime.max_bad_share=0.1"]]), tmp_path / "home").stdout
+        assert "more records than that cannot be read" in done
+        assert (root / f"chunks/x/_fetched/{hub.repos['datasets/me/set'].sha}/a.jsonl.gz").exists()
+        hub.requests.clear()
+        done = hub.python(RUN.format(runs=[[*asked, "overlap=1", "runtime.max_bad_share=0.9"]]), tmp_path / "home")
+        assert "made chunks/x" in done.stdout, done
+    assert not any(request.endswith("jsonl.gz") for request in hub.requests)
+    assert not (root / "chunks/x/_fetched").exists()

@@ -1,16 +1,21 @@
 """Embeddings to an index: the same bytes and answers however it is made, its recall measured, nothing lost silently."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 from test_index import DIM, brute_force, clustered, one_thread  # noqa: F401
 
 from pipelines import index as step
 from pipelines import search
-from pipelines.workers import cpus_held
+from pipelines.workers import free_cpus
 from quire import artifact, config, index, schema
 from quire.artifact import Artifact, Shard
 from quire.errors import UserError
@@ -182,25 +187,44 @@ def test_a_killed_run_goes_on_to_the_same_bytes_whatever_the_number_of_workers(t
 
 
 @pytest.mark.ray
-def test_the_worker_that_trains_holds_all_idle_cpus_of_a_node(
+def test_an_index_is_trained_by_the_cpus_of_a_node_that_nobody_holds(
     tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedded(tmp_path, clustered(6_000), 2_000)
-    asked = settings(tmp_path, "method=ivf")
 
-    def told(embeddings, draft, plan, given):
-        process = step._worker(embeddings, draft, plan, given)
+    def watched(embeddings, draft, plan, given):
+        process, train = step._worker(embeddings, draft, plan, given), index.train
+
+        def told(*args, **how):
+            draft.storage.write_json("threads.json", faiss.omp_get_max_threads())
+            return train(*args, **how)
 
         def make(item):
-            draft.storage.write_json(f"threads/{item.number}.json", cpus_held())
-            return process(item)
+            before = faiss.omp_get_max_threads()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(index, "train", told)
+                shard = process(item)
+            assert faiss.omp_get_max_threads() == before
+            return shard
 
         return make
 
     run_shards = step.run_shards
     monkeypatch.setattr(
-        step, "run_shards", lambda draft, items, _, *given, **how: run_shards(draft, items, told, *given, **how)
+        step, "run_shards", lambda draft, items, _, *given, **how: run_shards(draft, items, watched, *given, **how)
     )
-    made = step.run(asked)
-    held = [made.storage.read_json(name) for name in (f"threads/{number}.json" for number in range(2))]
-    assert held == [2, 1] and cpus_held() == 1
+    with held_cpu():
+        assert step.run(settings(tmp_path, "method=ivf")).storage.read_json("threads.json") == 1
+    assert step.run(settings(tmp_path, "method=ivf", "name=j")).storage.read_json("threads.json") == 2
+    assert free_cpus() == 2
+
+
+@contextmanager
+def held_cpu() -> Iterator[None]:
+    """One CPU of the node in use."""
+    held = placement_group([{"CPU": 1}])
+    ray.get(held.ready())
+    yield
+    remove_placement_group(held)
+    while ray.available_resources().get("CPU", 0) < 2:
+        time.sleep(0.05)

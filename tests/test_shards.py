@@ -257,15 +257,6 @@ def test_a_worker_without_gpus_sees_none(tmp_path: Path, local_ray: None) -> Non
         shards.on_a_worker(seen, num_gpus=1)
 
 
-def test_what_others_hold_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that asks for all CPUs of a node, where a service has one of them, would never begin."""
-    nodes = {"head": {"memory": 9.0}, "a": {"CPU": 15.0, "memory": 9.0}, "b": {"CPU": 3.0, "GPU": 1.0, "memory": 5.0}}
-    monkeypatch.setattr(shards, "available_resources_per_node", lambda: nodes)
-    assert shards._idle_cpus() == shards._idle_cpus(memory=9.0, GPU=0.0) == 15
-    assert shards._idle_cpus(memory=4.0, GPU=1.0) == 3
-    assert shards._idle_cpus(memory=9.0, GPU=1.0) == 1  # waits for a node, as it would without
-
-
 @pytest.mark.system
 def test_a_stage_begins_on_a_cluster_without_workers_and_grows_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
