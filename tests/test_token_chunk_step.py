@@ -20,6 +20,7 @@ from pipelines import token_drops
 from quire import artifact, config, token_chunks
 from quire.artifact import Artifact, Shard
 from quire.errors import UserError
+from quire.hub_sets import Found
 from quire.storage import Storage
 
 WORDS = [f"w{i}" for i in range(50)]
@@ -272,10 +273,10 @@ def test_of_a_small_corpus_every_worker_gets_a_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, megabytes: int, shard_bytes: int
 ) -> None:
     monkeypatch.setattr(Storage, "size", lambda *_: megabytes * 2**20 // 4)
-    files = [f"{number}.jsonl" for number in range(4)]
+    found = Found(Storage(str(tmp_path)), [f"{number}.jsonl" for number in range(4)], None)
     source = step.Corpus(folder=str(tmp_path))
-    assert step._shard_bytes(source, Storage(str(tmp_path)), files) == shard_bytes
-    assert step._shard_bytes(source.model_copy(update={"shard_bytes": 7}), Storage(str(tmp_path)), files) == 7
+    assert step._shard_bytes(source, found) == shard_bytes
+    assert step._shard_bytes(source.model_copy(update={"shard_bytes": 7}), found) == 7
 
 
 def test_text_files_are_documents_by_their_names(tmp_path: Path, model: str, serial: None) -> None:
