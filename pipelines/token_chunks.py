@@ -212,7 +212,7 @@ def _look(found: hub_sets.Found, source: Corpus, max_bad_share: float) -> None:
     records = [
         one for piece in pieces for batch in _batches(readers.records(found.storage, piece), source) for one in batch
     ]
-    bad = [(file, record) for file, _, record in records if isinstance(record, Dropped)]
+    bad = [(file, record) for file, _, record in records if isinstance(record, Dropped) and token_drops.is_bad(record)]
     if bad and len(bad) == len(records) and max_bad_share < 1:
         file, first = bad[0]
         raise UserError(

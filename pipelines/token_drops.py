@@ -15,7 +15,7 @@ import xxhash
 from pipelines.shards import drop_all
 from quire import chunk_statistics, manifest, readers, schema
 from quire.artifact import WORK, Draft
-from quire.readers import Piece
+from quire.readers import Dropped, Piece
 from quire.storage import Storage
 
 _READ = ("empty_text", "no_token", "repeated_id")  # reasons that say nothing against the source's files
@@ -67,6 +67,11 @@ def check(draft: Draft, source: str | None, max_bad_share: float) -> None:
 def _bad(totals: dict[str, Any]) -> dict[str, int]:
     """How many of the records read so far are bad, by reason."""
     return {reason: count for reason, count in totals["dropped"].items() if reason not in _READ}
+
+
+def is_bad(dropped: Dropped) -> bool:
+    """Whether it counts against the source's files."""
+    return dropped.reason not in _READ
 
 
 def _told(draft: Draft, totals: dict[str, Any]) -> str:
