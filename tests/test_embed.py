@@ -93,7 +93,8 @@ def test_embeddings_are_those_of_the_users_library_one_a_chunk(corpus: Corpus, e
     first = np.asarray(rows["index"]) == 0  # later ones may begin within a word, whose ids are then others
     np.testing.assert_allclose(found[first], theirs[first], atol=1e-5)
     facts = made.manifest["facts"]
-    assert facts["cosine_to_float32"]["min"] > 0.99999 and facts["cosine_to_float32"]["rows"] >= len(made.parts)
+    with_rows = [part for part in made.parts if made.storage.read_table(part).num_rows]
+    assert facts["cosine_to_float32"]["min"] > 0.99999 and facts["cosine_to_float32"]["rows"] >= len(with_rows) > 1
     page = made.storage.read_bytes(f"{made.folder}/index.html").decode()
     one = corpus.embeddings("one", "chunks=c", "runtime.num_workers=1")
     names = list(made.manifest["files"])
