@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from quire import plots, report
+from quire import decision_plots, plots, report
 from quire.artifact import Artifact
 from quire.report import Section
 
@@ -164,15 +164,15 @@ def figures(
     shown = {title(name): (labels, rankings[name]) for name in _PLOTTED if name in rankings}
     made = [a for a in ancestry if "history.json" in a.manifest["files"]]
     histories = {a.name: a.read_json("history.json")["history"] for a in made}
-    scores = plots.score_histograms(labels, kinds, probabilities["two_stage"])
+    scores = decision_plots.score_histograms(labels, kinds, probabilities["two_stage"])
     drawn = [
-        ("ROC", plots.roc(shown), "The further to the upper left, the better; the diagonal is guessing."),
+        ("ROC", decision_plots.roc(shown), decision_plots.READ_ROC),
         (
             "Precision and recall",
-            plots.precision_recall(shown),
+            decision_plots.precision_recall(shown),
             "How many are right among those called the same book, as more are found.",
         ),
-        ("Reliability", plots.reliability(trained), "On the diagonal, a stated probability is what happens."),
+        ("Reliability", decision_plots.reliability(trained), decision_plots.READ_RELIABILITY),
         ("Scores by negative type", scores, "Two-stage probabilities; negatives far to the right are the mistakes."),
         (
             "Losses",

@@ -226,15 +226,17 @@ def figures(runs: Sequence[Run], pretrained: Baseline | None = None) -> dict[str
     made = {}
     real = [run for run in runs if not run.control]
     for measure in ("first", "own"):
-        series = {}
+        series, levels = {}, {}
         for control in sorted({run.control for run in runs}):
             part = counted([run for run in runs if run.control == control], measure)
-            values = curves(part, measure).mean(1).tolist()
+            k, seeds, values = [run.k for run in part], seeds_of(part), curves(part, measure).mean(1)
             name = "labels shuffled" if control else "categories"
-            series[name] = list(zip([run.k for run in part], seeds_of(part), values, strict=True))
+            series[name] = list(zip(k, seeds, values.tolist(), strict=True))
+            level = k_effect.levels(k, seeds, values)
+            levels[name] = dict(zip(level.k, level.means, strict=True))
         made[f"loss_against_k_{measure}"] = report.Plot(
             f"Loss against K, {MEASURES[measure]}",
-            plots.against_k(series, "test loss, nats a token"),
+            plots.against_k(series, levels, "test loss, nats a token"),
             "A point is one model, a thin line one seed, the thick line the level of each K.",
         )
         read = counted(real, measure)

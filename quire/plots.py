@@ -1,7 +1,4 @@
-"""Plots as inline SVG: the same data gives the same bytes, and several share a page.
-
-`systems` maps a name to (labels (n,), probabilities (n,)).
-"""
+"""Plots as inline SVG: the same data gives the same bytes, and several share a page."""
 
 import hashlib
 import io
@@ -13,55 +10,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve, roc_curve
-
-from quire import k_effect
-from quire.metrics import calibration_bins
 
 # Okabe & Ito 2008: eight colours that colour-blind readers tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-Systems = Mapping[str, tuple[np.ndarray, np.ndarray]]
-
-
-def roc(systems: Systems) -> str:
-    """True positive rate against false positive rate."""
-
-    def draw(axes: Axes) -> None:
-        for name, (labels, probabilities) in systems.items():
-            false, true, _ = roc_curve(labels, probabilities)
-            axes.plot(false, true, label=_label(name))
-        axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
-        axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01))
-        axes.legend(loc="lower right")
-
-    return _svg("roc", draw)
-
-
-def precision_recall(systems: Systems) -> str:
-    """Precision against recall."""
-
-    def draw(axes: Axes) -> None:
-        for name, (labels, probabilities) in systems.items():
-            precision, recall, _ = precision_recall_curve(labels, probabilities)
-            axes.plot(recall, precision, label=_label(name))
-        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.01))
-        axes.legend(loc="lower left")
-
-    return _svg("pr", draw)
-
-
-def reliability(systems: Systems, positives: str = "the same book") -> str:
-    """Observed share of positives against mean probability, in equal-mass bins."""
-
-    def draw(axes: Axes) -> None:
-        for name, (labels, probabilities) in systems.items():
-            predicted, observed, _ = calibration_bins(labels, probabilities)
-            axes.plot(predicted, observed, marker="o", markersize=4, label=_label(name))
-        axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
-        axes.set(xlabel="predicted probability", ylabel=f"observed share of {positives}", xlim=(0, 1), ylim=(0, 1))
-        axes.legend(loc="upper left")
-
-    return _svg("reliability", draw)
 
 
 def losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "auc") -> str:
@@ -75,7 +26,7 @@ def losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "
             -1, 2
         )
         axes.plot(trained[:, 0], trained[:, 1], color=COLORS[0], linewidth=1)
-        axes.set(title=_label(name), xlabel="optimiser step")
+        axes.set(title=label(name), xlabel="optimiser step")
         axes.set_ylabel("training loss", color=COLORS[0])
         other = axes.twinx()
         other.plot(evaluated[:, 0], evaluated[:, 1], color=COLORS[1], marker="o")
@@ -83,39 +34,18 @@ def losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "
     return _render("losses", figure)
 
 
-def score_histograms(labels: np.ndarray, negative_types: np.ndarray, probabilities: np.ndarray) -> str:
-    """Distribution of the probability for positives and for each type of negative."""
-
-    def draw(axes: Axes) -> None:
-        kinds = {"same book": labels == 1}
-        kinds |= {kind: (labels == 0) & (negative_types == kind) for kind in sorted(set(negative_types[labels == 0]))}
-        for name, chosen in kinds.items():
-            axes.hist(
-                probabilities[chosen],
-                bins=np.linspace(0, 1, 26),
-                density=True,
-                histtype="step",
-                linewidth=1.8,
-                label=_label(name),
-            )
-        axes.set(xlabel="probability of the same book", ylabel="density", xlim=(0, 1))
-        axes.legend(loc="upper center")
-
-    return _svg("scores", draw)
-
-
 def bands(x: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarray | None]], xlabel: str, ylabel: str) -> str:
     """Curves (points,) over a logarithmic x (points,), each in a band of so much (points,) to both sides."""
 
     def draw(axes: Axes) -> None:
         for name, (curve, half) in curves.items():
-            (line,) = axes.plot(x, curve, label=_label(name), linewidth=1.4)
+            (line,) = axes.plot(x, curve, label=label(name), linewidth=1.4)
             if half is not None:
                 axes.fill_between(x, curve - half, curve + half, color=line.get_color(), alpha=0.15, linewidth=0)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
         axes.legend(loc="upper right")
 
-    return _svg("bands", draw)
+    return svg("bands", draw)
 
 
 def bars(name: str, edges: Sequence[float], counts: Sequence[int], xlabel: str) -> str:
@@ -125,7 +55,7 @@ def bars(name: str, edges: Sequence[float], counts: Sequence[int], xlabel: str) 
         axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=COLORS[0], edgecolor="white", linewidth=0.6)
         axes.set(xlabel=xlabel, ylabel="chunks")
 
-    return _svg(name, draw)
+    return svg(name, draw)
 
 
 def strips(groups: Mapping[str, Sequence[float]], xlabel: str) -> str:
@@ -134,33 +64,34 @@ def strips(groups: Mapping[str, Sequence[float]], xlabel: str) -> str:
     def draw(axes: Axes) -> None:
         for row, (name, values) in enumerate(groups.items()):
             height = -row + np.linspace(-0.28, 0.28, max(2, len(values)))[: len(values)]
-            axes.scatter(np.sort(values), height, s=22, alpha=0.8, label=_label(name))
+            axes.scatter(np.sort(values), height, s=22, alpha=0.8, label=label(name))
         axes.axvline(0, color="#999999", linestyle=":", linewidth=1)
         axes.set(xlabel=xlabel)
-        axes.set_yticks([-row for row in range(len(groups))], [_label(name) for name in groups])
+        axes.set_yticks([-row for row in range(len(groups))], [label(name) for name in groups])
 
-    return _svg("strips", draw)
+    return svg("strips", draw)
 
 
-def against_k(series: Mapping[str, Sequence[tuple[int, int, float]]], ylabel: str) -> str:
+def against_k(
+    series: Mapping[str, Sequence[tuple[int, int, float]]], levels: Mapping[str, Mapping[int, float]], ylabel: str
+) -> str:
     """Points (K, seed, value) of several series over log2 K: thin lines are seeds, the thick one each K's level."""
 
     def draw(axes: Axes) -> None:
         every: set[int] = set()
         for name, points in series.items():
             k, seeds, values = (np.asarray(column) for column in zip(*points, strict=True))
-            level = k_effect.levels(k, seeds, values)
-            (line,) = axes.plot(level.k, level.means, label=_label(name), linewidth=2.4)
+            (line,) = axes.plot(*zip(*levels[name].items(), strict=True), label=label(name), linewidth=2.4)
             for seed in np.unique(seeds):
                 of_seed = np.flatnonzero(seeds == seed)[np.argsort(k[seeds == seed])]
                 axes.plot(k[of_seed], values[of_seed], ".-", color=line.get_color(), alpha=0.45, linewidth=0.8)
-            every |= set(level.k)
+            every |= set(levels[name])
         axes.set(xlabel="K, categories in the mixture", ylabel=ylabel)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(every), [str(k) for k in sorted(every)])
         axes.legend(loc="best")
 
-    return _svg("k", draw)
+    return svg("k", draw)
 
 
 def against_level(
@@ -172,7 +103,7 @@ def against_level(
         for place, (name, points) in enumerate(lines.items()):
             k, values = zip(*points, strict=True)
             style = "-" if place < len(COLORS) else "--"  # colours begin anew
-            (line,) = axes.plot(k, values, style, marker="o", markersize=4, linewidth=1.6, label=_label(name))
+            (line,) = axes.plot(k, values, style, marker="o", markersize=4, linewidth=1.6, label=label(name))
             if name in intervals:
                 low, high = zip(*intervals[name], strict=True)
                 axes.fill_between(k, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
@@ -182,14 +113,16 @@ def against_level(
         axes.set_xticks(every, [str(k) for k in every])
         axes.legend(loc="lower right", fontsize=7)
 
-    return _svg("level", draw)
+    return svg("level", draw)
 
 
-def _label(name: str) -> str:
-    return name.replace("$", r"\$")  # a pair of dollar signs would open matplotlib's mathematics
+def label(name: str) -> str:
+    """The name as it is read: a pair of dollar signs would open matplotlib's mathematics."""
+    return name.replace("$", r"\$")
 
 
-def _svg(name: str, draw: Callable[[Axes], None]) -> str:
+def svg(name: str, draw: Callable[[Axes], None]) -> str:
+    """What `draw` puts on axes, as an <svg> element; `name` tells it from the others of a page."""
     figure = Figure(figsize=(5.4, 4.0), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=COLORS)
@@ -205,10 +138,10 @@ def _render(name: str, figure: Figure) -> str:
         {"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.5}
     ):
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
-    svg = sink.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    drawn = sink.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
     # Two plots of one kind differ in content, so the prefix holds its hash. Tags only: a name may read like an id.
-    prefix = f"{name}-{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
-    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", tag[0]), svg)
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', svg, count=1)
+    prefix = f"{name}-{hashlib.sha256(drawn.encode()).hexdigest()[:8]}-"
+    drawn = re.sub(r"<[^>]+>", lambda tag: re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", tag[0]), drawn)
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', drawn, count=1)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from quire import metrics, plots, report
+from quire import decision_plots, metrics, report
 from quire.report import Plot, Report, Section
 from quire.style_pairs import AuthorPairs
 from quire.style_similarity import StyleSpec
@@ -24,7 +24,6 @@ FITTED = (
     "How each level was calibrated: Brier score and log-loss of both curves on authors left out of their fit, two "
     "folds at a time, so that neither author of a judged pair stands in training."
 )
-RELIABLE = "On the diagonal, a stated probability is what happens."
 
 
 def measured(
@@ -73,6 +72,7 @@ def page(
     first = levels["1"]
     reading = "names masked" if spec.mask_names else "names as they are"
     drawn = {f"{level} passages" if level != "1" else "1 passage": both for level, both in curves.items()}
+    reliability = decision_plots.reliability(drawn, "pairs of one author")
     return report.render(
         Report(
             title=f"Style similarity: {name}",
@@ -84,8 +84,8 @@ def page(
             ),
             tables=[_level_section(levels), *_system_sections(systems)],
             plots=[
-                Plot("Reliability", plots.reliability(drawn, "pairs of one author"), RELIABLE),
-                Plot("ROC", plots.roc(drawn), "The further to the upper left, the better; the diagonal is guessing."),
+                Plot("Reliability", reliability, decision_plots.READ_RELIABILITY),
+                Plot("ROC", decision_plots.roc(drawn), decision_plots.READ_ROC),
             ],
             sections=[_fitted_section(spec)],
             details=details,

@@ -32,7 +32,9 @@ def test_for_a_tokenizer_no_weights_are_fetched(tmp_path: Path) -> None:
     assert nobody.startswith("model 'me/other': neither a folder nor a model on the hub"), online.stdout
 
 
-def test_a_worker_that_cuts_texts_into_tokens_loads_no_torch(tmp_path: Path) -> None:
-    code = "import sys\nfrom pipelines import token_chunks, tokenize\nprint({'torch', 'transformers'} & {*sys.modules})"
+def test_a_worker_that_cuts_texts_into_tokens_loads_nothing_that_learns(tmp_path: Path) -> None:
+    heavy = {"torch", "transformers", "sklearn", "scipy"}
+    code = f"import sys\nfrom pipelines import token_chunks\nprint({heavy} & {{*sys.modules}})"
+    code += "\nfrom pipelines import tokenize\nprint({'torch', 'transformers'} & {*sys.modules})"
     with Hub() as hub:
-        assert hub.python(code, tmp_path).stdout == "set()\n"
+        assert hub.python(code, tmp_path).stdout == "set()\nset()\n"

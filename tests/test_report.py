@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from quire import metrics, plots, report
+from quire import decision_plots, metrics, plots, report
 
 VOID = {"meta", "br", "img", "path", "use", "rect", "line", "circle", "polyline"}
 EVIL = "<script>alert('x')</script>"
@@ -31,11 +31,11 @@ def page() -> tuple[str, dict]:
         {"step": 2, "eval_auc": 0.75},
     ]
     figures = [
-        report.Plot("ROC", plots.roc(pairs), "read me"),
-        report.Plot("PR", plots.precision_recall(pairs), "read me"),
-        report.Plot("Reliability", plots.reliability(pairs), "read me"),
+        report.Plot("ROC", decision_plots.roc(pairs), "read me"),
+        report.Plot("PR", decision_plots.precision_recall(pairs), "read me"),
+        report.Plot("Reliability", decision_plots.reliability(pairs), "read me"),
         report.Plot("Losses", plots.losses({"bi": history}), "read me"),
-        report.Plot("Scores", plots.score_histograms(labels, kinds, systems["good"]), "read me"),
+        report.Plot("Scores", decision_plots.score_histograms(labels, kinds, systems["good"]), "read me"),
     ]
     made = report.Report(
         title=f"Report {EVIL}",
@@ -120,7 +120,7 @@ def test_a_system_without_a_stratum_is_left_out_there_alone() -> None:
 def test_two_plots_of_one_kind_share_no_ids_and_names_are_shown_as_they_are() -> None:
     labels = np.asarray([0, 1, 0, 1])
     names = ["costs $5_{ or $6", 'id="x"']
-    drawn = [plots.roc({name: (labels, np.linspace(0, 1, 4))}) for name in names]
+    drawn = [decision_plots.roc({name: (labels, np.linspace(0, 1, 4))}) for name in names]
     ids = [set(re.findall(r'\bid="([^"]+)"', re.sub(r">[^<]*<", "><", svg))) for svg in drawn]
     assert ids[0] and not ids[0] & ids[1]
     assert all(f">{name}<" in svg for name, svg in zip(names, drawn, strict=True))
@@ -128,5 +128,7 @@ def test_two_plots_of_one_kind_share_no_ids_and_names_are_shown_as_they_are() ->
 
 def test_a_constant_prediction_is_one_point_of_the_reliability_plot() -> None:
     labels = np.asarray([1] * 30 + [0] * 70)
-    constant, spread = (plots.reliability({"c": (labels, p)}) for p in (np.full(100, 0.3), np.linspace(0, 1, 100)))
+    constant, spread = (
+        decision_plots.reliability({"c": (labels, p)}) for p in (np.full(100, 0.3), np.linspace(0, 1, 100))
+    )
     assert spread.count("<use ") - constant.count("<use ") == metrics.NUM_BINS - 1
