@@ -34,6 +34,8 @@ _RESTARTS = 5
 # Whether this process has started the Ray that it is attached to, and no other node can join it. A `runtime_env` wants
 # processes of its own: a flow's first step began 1.4 s later for it, each other .5 s (LOG, 2026-11-22).
 _alone = False
+# Ray Data keeps a tally of what is run for those who make Ray, in an actor of its own that imports for seconds.
+_NO_TALLY = "RAY_DATA_USAGE_DISABLED"
 # A worker's bars about loading a model say nothing here.
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
 # Ray sets this for a worker that holds GPUs, but leaves one that holds none every GPU of its node: torch would take the
@@ -44,6 +46,7 @@ _HIDDEN = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
 def connect() -> None:
     """Attach to the cluster of RAY_ADDRESS or of the job, or start a local Ray; nothing when already attached."""
     global _alone
+    os.environ.setdefault(_NO_TALLY, "1")
     if not ray.is_initialized():
         _alone = services.canonicalize_bootstrap_address(None) is None  # as ray.init looks for one that runs
         if _alone:  # workers inherit what this process hands to the Ray that it starts

@@ -13,6 +13,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
 os.environ["RAY_AUTH_MODE"] = "disabled"  # tests start private clusters and tear them down
 os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # an actor that looks for clouds that take nodes back
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"  # so often Ray Train looks whether workers are done; else 2
 
 import matchers  # noqa: E402
@@ -41,9 +42,14 @@ def books_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_books(tmp_path_factory.mktemp("books"))
 
 
-@pytest.fixture(scope="module")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share the Ray of `local_ray` come first: it is started once, and gone before others start theirs."""
+    items.sort(key=lambda item: "local_ray" not in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
 def local_ray(tmp_path_factory: pytest.TempPathFactory):
-    """A private two-CPU Ray, shut down after the module."""
+    """A private two-CPU Ray for all tests that ask for it."""
     import ray
 
     root = str(Path(__file__).parents[1])
@@ -58,6 +64,14 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory):
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_ray_of_others(request: pytest.FixtureRequest) -> None:
+    """A test that does not ask for `local_ray` does not find it running."""
+    ray = sys.modules.get("ray")
+    if ray and ray.is_initialized() and "local_ray" not in request.fixturenames:
+        ray.shutdown()
 
 
 @pytest.fixture(autouse=True, scope="session")
