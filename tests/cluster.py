@@ -115,12 +115,12 @@ def head(folder: Path, cwd: Path = ROOT, **environment: str):
     finally:
         left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
-        for child in left:
+        for child in left:  # for which the head would wait half a minute
             try:
                 child.kill()
             except psutil.NoSuchProcess:
                 continue
+        process.wait(60)
         log.close()
 
 

@@ -1,11 +1,11 @@
 """Processes that Ray lends to one step after another: each loads a step once, and lets go of it."""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
@@ -73,14 +73,14 @@ def test_one_step_after_another_is_done_by_the_processes_that_are_there(tmp_path
     def make() -> Callable[[int], Shard]:
         def process(item: int) -> Shard:
             time.sleep(0.3)
-            return Shard(facts={"process": os.getpid()})
+            return Shard(facts={"process_begun": psutil.Process().create_time()})
 
         return process
 
-    def processes(name: str) -> set[int]:
+    def begins(name: str) -> set[float]:
         draft = begun(tmp_path / name)
         shards.run_shards(draft, list(range(6)), make)
-        return {record["facts"]["process"] for record in draft.finished_shards().values()}
+        return {record["facts"]["process_begun"] for record in draft.finished_shards().values()}
 
-    first = processes("first")
-    assert len(first) == 2 and processes("second") == first
+    first, second = begins("first"), time.time()
+    assert len(first) == len(again := begins("second")) == 2 and max(again) < second
