@@ -114,8 +114,8 @@ def head(folder: Path, cwd: Path = ROOT, **environment: str):
         yield started
     finally:
         left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        os.killpg(process.pid, signal.SIGTERM)
-        for child in left:  # for which the head would wait half a minute
+        os.killpg(process.pid, signal.SIGKILL)  # asked to end, it would wait half a minute
+        for child in left:
             try:
                 child.kill()
             except psutil.NoSuchProcess:

@@ -72,15 +72,15 @@ def test_a_lent_process_tells_what_kept_it_from_loading_and_loads_again(tmp_path
 def test_one_step_after_another_is_done_by_the_processes_that_are_there(tmp_path: Path, local_ray: None) -> None:
     def make() -> Callable[[int], Shard]:
         def process(item: int) -> Shard:
-            time.sleep(0.3)
+            time.sleep(0.2)
             return Shard(facts={"process_begun": psutil.Process().create_time()})
 
         return process
 
-    def begins(name: str) -> set[float]:
+    def begins(name: str, count: int) -> set[float]:
         draft = begun(tmp_path / name)
-        shards.run_shards(draft, list(range(6)), make)
+        shards.run_shards(draft, list(range(count)), make)
         return {record["facts"]["process_begun"] for record in draft.finished_shards().values()}
 
-    first, second = begins("first"), time.time()
-    assert len(first) == len(again := begins("second")) == 2 and max(again) < second
+    first, second = begins("first", 30), time.time()  # so many that there is time for two processes to begin
+    assert len(first) >= 2 and max(begins("second", 6)) < second
